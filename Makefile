@@ -1,0 +1,67 @@
+# Each target works alone from a fresh clone: it makes what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+NATIVE := build/native
+HEADERS = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torch/include
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test native-tests bench wheel cuda lint format gpu-check clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(VENV)/.installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt torch setuptools cmake ninja
+	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt \
+		-e ".[experiments,test,lint]"
+	touch $@
+
+build: $(VENV)/.installed # the native libraries, in place; only what changed is compiled
+	$(RUN) python setup.py --quiet build_ext --inplace
+
+setup: build ## virtual environment, pinned requirements, native build
+
+demo: setup ## train on generated street scenes by CE and U-CE; tables and pictures in runs/demo
+	$(RUN) segunc demo
+
+native-tests: setup # the CUDA kernels and the math headers, built for the host
+	$(RUN) cmake -S . -B build/tests -G Ninja -DSEGUNC_CPU=OFF -DSEGUNC_BUILD_TESTS=ON \
+		-DSEGUNC_TORCH_INCLUDE="$(HEADERS)" -DSEGUNC_PYTHON="$(CURDIR)/$(BIN)/python" \
+		--log-level=WARNING
+	$(RUN) cmake --build build/tests
+
+test: setup native-tests ## every test that needs no GPU
+	$(RUN) SEGUNC_NATIVE_DIR="$(CURDIR)/build/tests/native" python -m pytest -m "not cuda"
+
+bench: setup ## time the kernels against the references; table and plot in benchmarks/results
+	$(RUN) python -m benchmarks
+
+wheel: setup ## one wheel in dist/, with CUDA code where nvcc is found, smoke-tested
+	$(RUN) sh cmake/wheel.sh
+
+cuda: setup ## compile the CUDA library for every target and print what its kernels use
+	$(RUN) sh cmake/cuda.sh "$(HEADERS)"
+
+lint: setup ## ruff, mypy, clang-format, import-linter
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) clang-format --dry-run --Werror $(CXX_FILES)
+	$(RUN) lint-imports
+
+format: setup ## let ruff and clang-format rewrite the files
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+	$(RUN) clang-format -i $(CXX_FILES)
+
+CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu')
+
+gpu-check: ## on a machine with a GPU: install the wheel, test, sanitize, benchmark; one JSON
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check
+
+clean: ## remove what was built, but not the virtual environment
+	rm -rf build dist *.egg-info segunc_ops/*.so

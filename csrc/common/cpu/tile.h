@@ -1,0 +1,265 @@
+// Tiles of pixels on a CPU: C rows of T pixels in the accumulate type, whatever the layout in
+// memory, so that every formula is a plain loop over pixels that the compiler vectorises.
+#pragma once
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <memory>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "../class_map.h"
+#include "../element.h"
+#include "units.h"
+
+namespace segunc {
+inline namespace SEGUNC_VARIANT {
+namespace tiles {
+
+// Results larger than this bypass the cache on their way to memory.
+constexpr int64_t kStreamBytes = 16 << 20;
+
+constexpr int kAlignment = 64;
+
+// Cache-line aligned scratch of one thread.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<T*>(std::aligned_alloc(kAlignment, bytes_for(count)))) {}
+  T* get() const { return data_.get(); }
+
+ private:
+  static size_t bytes_for(int64_t count) {
+    return (size_t(count) * sizeof(T) + kAlignment) / kAlignment * kAlignment;
+  }
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+// Copies past the cache where the processor can; ragged ends go the ordinary way.
+inline void stream_copy(void* to, const void* from, int64_t bytes) {
+#if defined(__SSE2__)
+  auto* d = static_cast<char*>(to);
+  auto* s = static_cast<const char*>(from);
+  const int64_t head = std::min<int64_t>(-reinterpret_cast<intptr_t>(d) & (kAlignment - 1), bytes);
+  std::memcpy(d, s, head);
+  d += head, s += head, bytes -= head;
+  for (; bytes >= kAlignment; d += kAlignment, s += kAlignment, bytes -= kAlignment) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(d), _mm512_loadu_si512(s));
+#elif defined(__AVX__)
+    for (int i = 0; i < kAlignment; i += 32)
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(d + i),
+                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s + i)));
+#else
+    for (int i = 0; i < kAlignment; i += 16)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(d + i),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(s + i)));
+#endif
+  }
+  std::memcpy(d, s, bytes);
+#else
+  std::memcpy(to, from, bytes);
+#endif
+}
+
+// Streamed stores are weakly ordered: to be called before another thread may read them.
+inline void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+// NaN never replaces the maximum; it comes back through exp(v - maximum).
+template <class A>
+SEGUNC_HD A maximum_of(A maximum, A v) {
+  return v > maximum ? v : maximum;
+}
+
+#if defined(__GNUC__)
+typedef float Float8 __attribute__((vector_size(32), aligned(4)));
+typedef int32_t Int8 __attribute__((vector_size(32)));
+
+// Columns of eight rows of eight become rows.
+SEGUNC_HD void transpose(Float8 (&r)[8]) {
+  Float8 a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = __builtin_shuffle(r[i], r[i + 1], Int8{0, 8, 2, 10, 4, 12, 6, 14});
+    a[i + 1] = __builtin_shuffle(r[i], r[i + 1], Int8{1, 9, 3, 11, 5, 13, 7, 15});
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int k = 0; k < 2; ++k) {
+      b[i + k] = __builtin_shuffle(a[i + k], a[i + k + 2], Int8{0, 1, 8, 9, 4, 5, 12, 13});
+      b[i + k + 2] = __builtin_shuffle(a[i + k], a[i + k + 2], Int8{2, 3, 10, 11, 6, 7, 14, 15});
+    }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = __builtin_shuffle(b[i], b[i + 4], Int8{0, 1, 2, 3, 8, 9, 10, 11});
+    r[i + 4] = __builtin_shuffle(b[i], b[i + 4], Int8{4, 5, 6, 7, 12, 13, 14, 15});
+  }
+}
+#endif
+
+// One run of channels-last pixels to rows: in[j * C + c] -> tile[c * T + j].
+template <int T, class S, class A>
+SEGUNC_HD void rows_from_channels(const S* __restrict in, int C, int n, A* __restrict tile) {
+  int j = 0;
+  if constexpr (std::is_same_v<A, float>) {
+    if (C >= 8) {
+      for (; j + 8 <= n; j += 8)
+        for (int c = 0; c < C; c += 8) {
+          const int first = std::min(c, C - 8);  // the last block overlaps the one before
+          Float8 block[8];
+          for (int i = 0; i < 8; ++i)
+            for (int k = 0; k < 8; ++k) block[i][k] = to_accumulate(in[(j + i) * C + first + k]);
+          transpose(block);
+          for (int k = 0; k < 8; ++k)
+            *reinterpret_cast<Float8*>(tile + (first + k) * T + j) = block[k];
+        }
+    }
+  }
+  for (int c = 0; c < C; ++c)
+    for (int i = j; i < n; ++i) tile[c * T + i] = to_accumulate(in[i * C + c]);
+}
+
+// The way back.
+template <int T, class S, class A>
+SEGUNC_HD void channels_from_rows(const A* __restrict tile, int C, int n, S* __restrict out) {
+  int j = 0;
+  if constexpr (std::is_same_v<A, float>) {
+    if (C >= 8) {
+      for (; j + 8 <= n; j += 8)
+        for (int c = 0; c < C; c += 8) {
+          const int first = std::min(c, C - 8);
+          Float8 block[8];
+          for (int k = 0; k < 8; ++k)
+            block[k] = *reinterpret_cast<const Float8*>(tile + (first + k) * T + j);
+          transpose(block);
+          for (int i = 0; i < 8; ++i)
+            for (int k = 0; k < 8; ++k) out[(j + i) * C + first + k] = from_accumulate<S>(block[i][k]);
+        }
+    }
+  }
+  for (int i = j; i < n; ++i)
+    for (int c = 0; c < C; ++c) out[i * C + c] = from_accumulate<S>(tile[c * T + i]);
+}
+
+// Reads n <= T pixels of one image into rows, and their maximum over the classes.
+template <int T, class S, class A>
+SEGUNC_HD void read_tile(const ClassMap& map, const S* data, int64_t image, int64_t pixel, int n,
+                         A* __restrict tile, A* __restrict maximum) {
+  const int C = int(map.classes);
+  const S* start = data + image * map.image_stride;
+  for (int j = 0; j < n; ++j) maximum[j] = -std::numeric_limits<A>::infinity();
+  if (map.layout == Layout::planar) {
+    for (int c = 0; c < C; ++c) {
+      const S* __restrict row = start + c * map.class_stride + pixel;
+      A* __restrict to = tile + c * T;
+      for (int j = 0; j < n; ++j) {
+        const A v = to_accumulate(row[j]);
+        to[j] = v;
+        maximum[j] = maximum_of(maximum[j], v);
+      }
+    }
+    return;
+  }
+  if (map.layout == Layout::channels_last) {
+    rows_from_channels<T>(start + pixel * C, C, n, tile);
+  } else {
+    int64_t offset[T];
+    for (int j = 0; j < n; ++j) offset[j] = pixel_offset(map, pixel + j);
+    for (int c = 0; c < C; ++c)
+      for (int j = 0; j < n; ++j)
+        tile[c * T + j] = to_accumulate(start[c * map.class_stride + offset[j]]);
+  }
+  for (int c = 0; c < C; ++c)
+    for (int j = 0; j < n; ++j) maximum[j] = maximum_of(maximum[j], tile[c * T + j]);
+}
+
+// Where write_tile collects what goes to memory together.
+template <class S>
+struct WriteBuffer {
+  S* data;      // room for a row of T, or C rows of T in channels_last
+  bool stream;  // past the cache
+};
+
+template <class S>
+SEGUNC_HD void write_run(S* to, const S* from, int64_t count, bool stream) {
+  if (stream)
+    stream_copy(to, from, count * int64_t(sizeof(S)));
+  else
+    std::memcpy(to, from, count * sizeof(S));
+}
+
+// Writes value(c, j, tile[c * T + j]) for n <= T pixels; the tile is used up.
+template <int T, class S, class A, class Value>
+SEGUNC_HD void write_tile(const ClassMap& map, S* data, int64_t image, int64_t pixel, int n,
+                          A* __restrict tile, const WriteBuffer<S>& buffer, Value value) {
+  const int C = int(map.classes);
+  S* start = data + image * map.image_stride;
+  if (map.layout == Layout::planar) {
+    for (int c = 0; c < C; ++c) {
+      S* __restrict out = buffer.data;
+      for (int j = 0; j < n; ++j) out[j] = from_accumulate<S>(value(c, j, tile[c * T + j]));
+      write_run(start + c * map.class_stride + pixel, out, n, buffer.stream);
+    }
+    return;
+  }
+  for (int c = 0; c < C; ++c)
+    for (int j = 0; j < n; ++j) tile[c * T + j] = value(c, j, tile[c * T + j]);
+  if (map.layout == Layout::channels_last) {
+    channels_from_rows<T>(tile, C, n, buffer.data);
+    write_run(start + pixel * C, buffer.data, int64_t(n) * C, buffer.stream);
+    return;
+  }
+  int64_t offset[T];
+  for (int j = 0; j < n; ++j) offset[j] = pixel_offset(map, pixel + j);
+  for (int c = 0; c < C; ++c)
+    for (int j = 0; j < n; ++j)
+      start[c * map.class_stride + offset[j]] = from_accumulate<S>(tile[c * T + j]);
+}
+
+// Calls body(image, first pixel, n) for the tiles of a unit; n is the constant T for full tiles.
+template <int T, class Body>
+SEGUNC_HD void for_tiles(int64_t unit, int64_t pixels, Body&& body) {
+  const int64_t per_image = units_of(pixels), image = unit / per_image;
+  int64_t pixel = unit % per_image * kUnitPixels;
+  const int64_t end = std::min(pixels, pixel + kUnitPixels);
+  for (; pixel + T <= end; pixel += T) body(image, pixel, std::integral_constant<int, T>{});
+  if (pixel < end) body(image, pixel, int(end - pixel));
+}
+
+// Calls run(S{}) with the element type.
+template <class Run>
+SEGUNC_HD void with_dtype(Dtype dtype, Run&& run) {
+  switch (dtype) {
+    case Dtype::f64:
+      return run(double{});
+    case Dtype::f32:
+      return run(float{});
+    case Dtype::bf16:
+      return run(bfloat16{});
+    case Dtype::f16:
+      return run(float16{});
+  }
+}
+
+// Calls run(Y{}) with the type of the targets.
+template <class Run>
+SEGUNC_HD void with_index_type(IndexType type, Run&& run) {
+  switch (type) {
+    case IndexType::i64:
+      return run(int64_t{});
+    case IndexType::i32:
+      return run(int32_t{});
+    case IndexType::u8:
+      return run(uint8_t{});
+  }
+}
+
+}  // namespace tiles
+}  // namespace SEGUNC_VARIANT
+}  // namespace segunc

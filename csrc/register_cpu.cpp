@@ -1,0 +1,117 @@
+// Who implements the operators on a CPU.
+#include <climits>
+
+#include "common/cpu/isa.h"
+#include "common/cpu/memory.h"
+#include "common/cpu/units.h"
+#include "cross_entropy/binding.h"
+#include "scale/binding.h"
+#include "statistics/binding.h"
+
+SEGUNC_CPU_ENTRY(cross_entropy_units, CrossEntropyParams)
+SEGUNC_CPU_ENTRY(normalizer_units, NormalizerParams)
+SEGUNC_CPU_ENTRY(scale_elements, ScaleParams)
+SEGUNC_CPU_ENTRY(statistics_units, StatisticsParams)
+SEGUNC_CPU_ENTRY(accumulate_units, AccumulateParams)
+SEGUNC_CPU_ENTRY(finalize_units, FinalizeParams)
+
+namespace segunc {
+namespace {
+
+// Runs units of work on torch's threads.
+template <class Params>
+void parallel(int64_t units, void (*run)(const Params&, int64_t, int64_t), const Params& params,
+              int64_t grain = 1) {
+  torch::stable::parallel_for(0, units, grain,
+                              [&](int64_t begin, int64_t end) { run(params, begin, end); });
+}
+
+double ordered_sum(const double* partial, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += partial[i];
+  return sum;
+}
+
+struct Cpu {
+  explicit Cpu(const Tensor&) {}
+
+  static void prepare(void* fresh, int64_t bytes) { cpu::advise_huge_pages(fresh, bytes); }
+
+  void fill(Tensor& scalar, double value) const {
+    *static_cast<double*>(scalar.mutable_data_ptr()) = value;
+  }
+
+  int64_t normalizer_partials(const NormalizerParams& p) const { return units_of(p.count); }
+  void normalizer(const NormalizerParams& p, double* normalizer) const {
+    parallel(normalizer_partials(p), cpu::normalizer_units, p);
+    *normalizer = ordered_sum(p.partial, normalizer_partials(p));
+  }
+
+  int64_t cross_entropy_partials(const CrossEntropyParams& p) const {
+    return p.map.images * units_of(p.map.pixels);
+  }
+  void cross_entropy(CrossEntropyParams& p) const {
+    int64_t bad_pixel = INT64_MAX;
+    p.bad_target = &bad_pixel;
+    parallel(cross_entropy_partials(p), cpu::cross_entropy_units, p);
+    if (bad_pixel != INT64_MAX)
+      throw std::out_of_range("target: expected a class in [0, " + std::to_string(p.map.classes) +
+                              ") or " + std::to_string(p.ignore_index) + ", got " +
+                              std::to_string(load_index(p.target, p.target_type, bad_pixel)));
+  }
+  void finish_loss(const double* partial, int64_t count, const double* normalizer, void* loss,
+                   Dtype dtype) const {
+    const double sum = ordered_sum(partial, count) / (normalizer ? *normalizer : 1);
+    if (dtype == Dtype::f64)
+      *static_cast<double*>(loss) = sum;
+    else
+      *static_cast<float*>(loss) = float(sum);
+  }
+
+  void scale(const ScaleParams& p) const {
+    const double factor = p.factor_dtype == Dtype::f64 ? *static_cast<const double*>(p.factor)
+                                                       : *static_cast<const float*>(p.factor);
+    if (factor != 1) parallel(p.count, cpu::scale_elements, p, 1 << 15);
+  }
+
+  void statistics(const StatisticsParams& p) const {
+    parallel(p.map.images * units_of(p.map.pixels), cpu::statistics_units, p);
+  }
+  void accumulate(const AccumulateParams& p) const {
+    parallel(p.map.images * units_of(p.map.pixels), cpu::accumulate_units, p);
+  }
+  void finalize(const FinalizeParams& p) const {
+    parallel(p.images * units_of(p.pixels), cpu::finalize_units, p);
+  }
+};
+
+std::string cpu_isa() { return cpu::name(cpu::isa()); }
+
+std::string cpu_isas() {
+  std::string names;
+#if defined(__x86_64__)
+  for (const auto isa : {cpu::Isa::x86_64_v2, cpu::Isa::x86_64_v3, cpu::Isa::x86_64_v4})
+#else
+  for (const auto isa : {cpu::Isa::baseline})
+#endif
+    names += std::string(names.empty() ? "" : " ") + cpu::name(isa);
+  return names;
+}
+
+}  // namespace
+}  // namespace segunc
+
+STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CPU, m) {
+  using namespace segunc;
+  m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy_forward<Cpu>));
+  m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward<Cpu>));
+  m.impl("scale_", TORCH_BOX(&scale<Cpu>));
+  m.impl("predictive_statistics", TORCH_BOX(&predictive_statistics<Cpu>));
+  m.impl("accumulate_statistics_", TORCH_BOX(&accumulate_statistics<Cpu>));
+  m.impl("finalize_statistics", TORCH_BOX(&finalize_statistics<Cpu>));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&segunc::cpu_isa));
+  m.impl("cpu_isas", TORCH_BOX(&segunc::cpu_isas));
+}

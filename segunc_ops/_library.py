@@ -1,0 +1,210 @@
+"""Loads the native libraries, describes their operators to tracing, chooses native or reference."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._version import __version__
+from .reference import accumulate_dtype
+
+_NAMES = {"cpu": "segunc_ops_cpu.so", "cuda": "segunc_ops_cuda.so"}
+_BACKENDS = ("auto", "native", "reference")
+
+ops: Any = torch.ops.segunc_ops
+
+
+def _load() -> dict[str, str | None]:
+    """Loads what there is; per library None, or why it could not be loaded."""
+    folder = Path(__file__).parent
+    failures: dict[str, str | None] = {}
+    for device, name in _NAMES.items():
+        if device == "cuda":
+            if torch.version.cuda is None:
+                failures[device] = "this torch is built without CUDA"
+                continue
+            if failures["cpu"] is not None:
+                failures[device] = "it needs the CPU library"
+                continue
+        try:
+            torch.ops.load_library(str(folder / name))
+            failures[device] = None
+        except OSError as error:
+            missing = not (folder / name).exists()
+            failures[device] = f"{name} was not built" if missing else str(error)
+    return failures
+
+
+_failures = _load()
+for _device in ("cpu",) if torch.version.cuda is None else _NAMES:
+    if _failures[_device] is not None:
+        warnings.warn(
+            f"segunc_ops: no native kernels on {_device} ({_failures[_device]}); the slower "
+            "pure-PyTorch reference is used there",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+class _Choice(threading.local):
+    backend: str | None = None
+
+
+_choice = _Choice()
+
+
+def _check_backend(name: str, where: str) -> str:
+    if name not in _BACKENDS:
+        raise ValueError(f"{where}: expected one of {_BACKENDS}, got {name!r}")
+    return name
+
+
+_default_backend = _check_backend(
+    os.environ.get("SEGUNC_OPS_BACKEND", "auto"), "SEGUNC_OPS_BACKEND"
+)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Chooses who computes, for the calls of this thread inside the ``with`` block.
+
+    ``"auto"`` takes the native kernels where there are any (the default, which the environment
+    variable ``SEGUNC_OPS_BACKEND`` changes), ``"native"`` insists on them, ``"reference"`` takes
+    the pure-PyTorch specification.
+    """
+    before = _choice.backend
+    _choice.backend = _check_backend(name, "backend")
+    try:
+        yield
+    finally:
+        _choice.backend = before
+
+
+def is_native(device: torch.device) -> bool:
+    """Whether a call on ``device`` goes to the native kernels."""
+    chosen = _choice.backend or _default_backend
+    if chosen == "reference":
+        return False
+    available = _failures.get(device.type, "there are no kernels for it") is None
+    if chosen == "native" and not available:
+        why = _failures.get(device.type, "there are no kernels for it")
+        raise RuntimeError(f"backend 'native': no native kernels on {device.type} ({why})")
+    return available
+
+
+def check() -> None:
+    """Raises the :class:`IndexError` of an out-of-range target that a CUDA kernel has met.
+
+    Kernels never synchronise: such a pixel's loss is NaN and the error is raised by the next
+    call of any operation. This function asks without one, after waiting for the device.
+    """
+    if _failures["cuda"] is None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+        ops.check()
+
+
+def build_info() -> dict[str, Any]:
+    """Versions, the CPU instruction set in use, CUDA targets and what is loaded."""
+    native_cpu = _failures["cpu"] is None
+    native_cuda = _failures["cuda"] is None
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "backend": _choice.backend or _default_backend,
+        "cpu": "native" if native_cpu else f"reference ({_failures['cpu']})",
+        "cpu_isa": ops.cpu_isa() if native_cpu else None,
+        "cpu_isas": ops.cpu_isas().split() if native_cpu else [],
+        "cuda": "native" if native_cuda else f"reference ({_failures['cuda']})",
+        "cuda_targets": ops.cuda_targets().split() if native_cuda else [],
+    }
+
+
+def _register_fakes() -> None:
+    """Shapes and strides of the results, for torch.compile, torch.export and meta tensors."""
+
+    def empty_like_logits(input: Tensor, wanted: bool) -> Tensor:
+        return torch.empty_like(input) if wanted else input.new_empty((0,))
+
+    @torch.library.register_fake("segunc_ops::cross_entropy_forward")
+    def _(
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        pixel_weight: Tensor | None,
+        ignore_index: int,
+        reduction: int,
+        label_smoothing: float,
+        grad_input: bool,
+        grad_pixel_weight: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        dtype = accumulate_dtype(input.dtype)
+        return (
+            input.new_empty(target.shape if reduction == 0 else (), dtype=dtype),
+            input.new_empty((), dtype=torch.float64),
+            empty_like_logits(input, grad_input),
+            input.new_empty(target.shape if grad_pixel_weight else (0,), dtype=dtype),
+        )
+
+    @torch.library.register_fake("segunc_ops::cross_entropy_backward")
+    def _(
+        grad_output: Tensor,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        pixel_weight: Tensor | None,
+        normalizer: Tensor,
+        ignore_index: int,
+        reduction: int,
+        label_smoothing: float,
+        grad_input: bool,
+        grad_pixel_weight: bool,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = accumulate_dtype(input.dtype)
+        return (
+            empty_like_logits(input, grad_input),
+            input.new_empty(target.shape if grad_pixel_weight else (0,), dtype=dtype),
+        )
+
+    @torch.library.register_fake("segunc_ops::scale_")
+    def _(self: Tensor, factor: Tensor) -> None:
+        return None
+
+    def maps(like: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
+        dtype = accumulate_dtype(like.dtype)
+        return [like.new_empty(shape, dtype=torch.int64)] + [
+            like.new_empty(shape, dtype=dtype) for _ in range(5)
+        ]
+
+    @torch.library.register_fake("segunc_ops::predictive_statistics")
+    def _(samples: list[Tensor], return_mean: bool) -> tuple[Tensor, ...]:
+        first = samples[0]
+        mean = first.new_empty(
+            first.shape if return_mean else (0,), dtype=accumulate_dtype(first.dtype)
+        )
+        return (*maps(first, (first.shape[0], *first.shape[2:])), mean)
+
+    @torch.library.register_fake("segunc_ops::accumulate_statistics_")
+    def _(
+        mean: Tensor, squared_deviations: Tensor, entropy_sum: Tensor, logits: Tensor, count: int
+    ) -> None:
+        return None
+
+    @torch.library.register_fake("segunc_ops::finalize_statistics")
+    def _(
+        mean: Tensor, squared_deviations: Tensor, entropy_sum: Tensor, count: int
+    ) -> tuple[Tensor, ...]:
+        return tuple(maps(mean, tuple(entropy_sum.shape)))
+
+
+if _failures["cpu"] is None:
+    _register_fakes()

@@ -1,0 +1,326 @@
+"""The ``segunc`` command: ``demo``, ``train`` and ``info``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ._library import build_info
+
+if TYPE_CHECKING:
+    from .experiments.experiment import Experiment
+    from .experiments.training import TrainingConfig
+
+_USAGE_ERROR = 2
+_INTERRUPTED = 130
+
+# A few minutes on two CPU cores, both trainings and the evaluation included.
+_DEMO_SIZE = (160, 240)
+_DEMO_TRAIN_SCENES = 240
+_DEMO_VAL_SCENES = 48
+
+
+def _whole(minimum: int) -> type[int]:
+    """An argparse type: integers of at least `minimum`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"expected at least {minimum}, got {value}")
+        return value
+
+    return parse  # type: ignore[return-value]
+
+
+def _real(minimum: float, maximum: float = float("inf")) -> type[float]:
+    """An argparse type: numbers in [minimum, maximum)."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+        if not minimum <= value < maximum:
+            raise argparse.ArgumentTypeError(
+                f"expected a number in [{minimum:g}, {maximum:g}), got {text}"
+            )
+        return value
+
+    return parse  # type: ignore[return-value]
+
+
+def _device(text: str) -> str:
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise argparse.ArgumentTypeError(f"{text!r} asked for, but torch finds no CUDA device")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise argparse.ArgumentTypeError(
+                f"{text!r} asked for, but there are {torch.cuda.device_count()} CUDA devices"
+            )
+    return text
+
+
+def _run_name(text: str) -> str:
+    if not text or Path(text).name != text or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"expected a plain folder name, got {text!r}")
+    return text
+
+
+def _common_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--loss",
+        nargs="+",
+        choices=("ce", "uce"),
+        default=["ce", "uce"],
+        help="losses to train alike and compare (default: ce uce)",
+    )
+    length = group.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=_whole(1), help="updates")
+    length.add_argument("--epochs", type=_whole(1), help="passes over the training images")
+    group.add_argument("--batch-size", type=_whole(2), default=8, metavar="N")
+    group.add_argument("--crop", type=_whole(32), nargs=2, metavar=("H", "W"))
+    group.add_argument("--lr", type=_real(0), default=0.01, help="of the encoder (default: 0.01)")
+    group.add_argument(
+        "--dropout", type=_real(0, 1), default=0.2, help="after each stage (default: 0.2)"
+    )
+    group.add_argument("--seed", type=_whole(0), default=0)
+    uncertainty = parser.add_argument_group("uncertainty")
+    uncertainty.add_argument(
+        "--samples",
+        type=_whole(2),
+        default=10,
+        metavar="S",
+        help="Monte-Carlo dropout samples per U-CE step and in the evaluation (default: 10)",
+    )
+    uncertainty.add_argument(
+        "--alpha", type=_real(0), default=10.0, help="exponent of U-CE's weight (default: 10)"
+    )
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
+    machine.add_argument(
+        "--amp",
+        nargs="?",
+        const="bf16",
+        choices=("bf16", "fp16"),
+        help="autocast; fp16 scales gradients and needs CUDA (without a value: bf16)",
+    )
+    machine.add_argument("--channels-last", action="store_true")
+    machine.add_argument("--compile", action="store_true", help="torch.compile the network")
+    machine.add_argument(
+        "--workers", type=_whole(1), default=1, help="threads that prepare batches (default: 1)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", type=Path, default=Path("runs"), help="default: runs")
+    output.add_argument("--name", type=_run_name, help="folder in it (default: the command)")
+    output.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="segunc", description="Uncertainty-aware semantic segmentation."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = _common_options()
+    demo = commands.add_parser(
+        "demo",
+        parents=[common],
+        help="train on generated street scenes by CE and U-CE, print a table, write pictures",
+    )
+    demo.set_defaults(parser=demo)
+    train = commands.add_parser(
+        "train",
+        parents=[common],
+        help="the same on a folder of images and label maps",
+        description="Trains on DIR, laid out as train/ trainannot/ val/ valannot/ or as "
+        "images/{train,val} labels/{train,val}: images in any format, label maps as one-channel "
+        "PNG with the same stem.",
+    )
+    train.set_defaults(parser=train)
+    train.add_argument("--data", type=Path, required=True, metavar="DIR")
+    train.add_argument("--classes", type=_whole(1), metavar="C", help="default: as labelled")
+    train.add_argument("--class-names", nargs="+", metavar="NAME")
+    train.add_argument(
+        "--ignore-index", type=int, default=255, metavar="LABEL", help="default: 255"
+    )
+    train.add_argument(
+        "--overwrite", action="store_true", help="start again where a run left a checkpoint"
+    )
+    info = commands.add_parser(
+        "info", help="versions, instruction set, CUDA targets, what is loaded"
+    )
+    info.set_defaults(parser=info)
+    return parser
+
+
+def _config(
+    arguments: argparse.Namespace, *, crop: tuple[int, int], default_steps: int, num_images: int
+) -> TrainingConfig:
+    from .experiments.training import TrainingConfig
+
+    if arguments.amp == "fp16" and torch.device(arguments.device).type == "cpu":
+        arguments.parser.error("argument --amp: fp16 needs --device cuda; use bf16 on the CPU")
+    steps = arguments.steps or default_steps
+    if arguments.epochs is not None:
+        steps = arguments.epochs * max(1, num_images // arguments.batch_size)
+    return TrainingConfig(
+        loss="ce",
+        steps=steps,
+        batch_size=arguments.batch_size,
+        crop=crop if arguments.crop is None else tuple(arguments.crop),
+        learning_rate=arguments.lr,
+        dropout=arguments.dropout,
+        samples=arguments.samples,
+        alpha=arguments.alpha,
+        seed=arguments.seed,
+        device=arguments.device,
+        amp=arguments.amp,
+        channels_last=arguments.channels_last,
+        compile=arguments.compile,
+        workers=arguments.workers,
+        validate_every=max(1, steps // 8),
+    )
+
+
+def _demo(arguments: argparse.Namespace) -> Experiment:
+    from tqdm.auto import tqdm
+
+    from .experiments.datasets import SceneDataset
+    from .experiments.experiment import Experiment
+
+    seed = 2 * arguments.seed
+    train = SceneDataset(_DEMO_TRAIN_SCENES, seed=seed, size=_DEMO_SIZE)
+    validation = SceneDataset(_DEMO_VAL_SCENES, seed=seed + 1, size=_DEMO_SIZE, label_noise=False)
+    with tqdm(total=len(train) + len(validation), desc="generate scenes", unit="image") as bar:
+        for dataset in (train, validation):
+            for index in range(len(dataset)):
+                dataset[index]
+                bar.update()
+    return Experiment(
+        config=_config(arguments, crop=(128, 192), default_steps=300, num_images=len(train)),
+        losses=list(dict.fromkeys(arguments.loss)),
+        train=train,
+        validation=validation,
+        folder=arguments.output / (arguments.name or "demo"),
+        eval_samples=arguments.samples,
+        resume=arguments.resume,
+    )
+
+
+def _train(arguments: argparse.Namespace) -> Experiment:
+    from tqdm.auto import tqdm
+
+    from .experiments.datasets import DatasetError, FolderDataset, find_split
+    from .experiments.experiment import Experiment
+
+    error = arguments.parser.error
+    names = arguments.class_names
+    if names and arguments.classes and len(names) != arguments.classes:
+        error(f"argument --class-names: expected {arguments.classes} names, got {len(names)}")
+    splits: list[FolderDataset] = []
+    try:
+        for split in ("train", "val"):
+            dataset = FolderDataset(
+                *find_split(arguments.data, split),
+                # Validation labels must be classes that training knows.
+                num_classes=splits[0].num_classes if splits else arguments.classes,
+                class_names=names,
+                ignore_index=arguments.ignore_index,
+            )
+            with tqdm(total=len(dataset), desc=f"check {split}", unit="image") as bar:
+                dataset.scan(bar.update)
+            splits.append(dataset)
+    except DatasetError as problem:
+        error(f"argument --data: {problem}")
+    train, validation = splits
+    folder = arguments.output / (arguments.name or "train")
+    experiment = Experiment(
+        config=_config(arguments, crop=(256, 256), default_steps=2000, num_images=len(train)),
+        losses=list(dict.fromkeys(arguments.loss)),
+        train=train,
+        validation=validation,
+        folder=folder,
+        eval_samples=arguments.samples,
+        resume=arguments.resume,
+    )
+    existing = [loss for loss in experiment.losses if experiment.checkpoint(loss).exists()]
+    if existing and not (arguments.resume or arguments.overwrite):
+        error(
+            f"argument --name: {experiment.checkpoint(existing[0])} exists; pass --resume to "
+            "continue it, --overwrite to start again, or another --name"
+        )
+    return experiment
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from .experiments import MissingExtrasError, require_extras
+
+    try:
+        require_extras()
+    except MissingExtrasError as problem:
+        print(f"segunc: error: {problem}", file=sys.stderr)
+        return 1
+    from .experiments.experiment import run
+    from .experiments.training import CheckpointError, DivergedError
+
+    started = time.perf_counter()
+    experiment = _demo(arguments) if arguments.command == "demo" else _train(arguments)
+    try:
+        table = run(experiment)
+    except CheckpointError as problem:
+        arguments.parser.error(f"argument --resume: {problem}")
+    except DivergedError as problem:
+        print(f"segunc: error: {problem}", file=sys.stderr)
+        return 1
+    print(f"\n{table}")
+    pictures = ", ".join(sorted(path.name for path in experiment.folder.glob("*.png")))
+    seconds = time.perf_counter() - started
+    print(f"Written to {experiment.folder}: table.md, table.json, {pictures} ({seconds:.0f} s).")
+    return 0
+
+
+def _info() -> int:
+    for name, value in build_info().items():
+        if isinstance(value, (list, tuple)):
+            value = " ".join(map(str, value)) or None
+        print(f"{name + ':':14}{'-' if value is None else value}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: its arguments; None takes those of the process.
+
+    Returns:
+        The exit status: 0, 1 after an error, 130 after Ctrl-C. Wrong arguments exit with 2.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        return _info() if arguments.command == "info" else _run(arguments)
+    except KeyboardInterrupt:
+        print("\nsegunc: interrupted; the same command with --resume continues", file=sys.stderr)
+        return _INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,391 @@
+"""Stateless functions: what the arguments mean and which are valid.
+
+Shapes: N images, C classes, ``*`` any number of spatial axes, S samples. Computation is in
+float32 (float64 for float64 logits), whatever type the logits are stored in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import autograd, reference
+from ._library import is_native, ops
+from .reference import accumulate_dtype
+
+__all__ = [
+    "PredictiveStatistics",
+    "Reduction",
+    "accumulate_statistics",
+    "cross_entropy",
+    "finalize_statistics",
+    "predictive_statistics",
+]
+
+Reduction = Literal["none", "mean", "sum", "mean_all"]
+
+_LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
+# A kernel addresses three spatial axes; more are rare enough to be copied together.
+_MAX_DIMS = 5
+
+
+class PredictiveStatistics(NamedTuple):
+    """Per-pixel statistics of S samples' class probabilities; entropies in nats.
+
+    With p_s = softmax(z_s) and m = mean_s p_s, each of shape ``(N, *)``:
+    """
+
+    prediction: Tensor
+    """argmax_c m, the lowest class on ties (int64)."""
+    confidence: Tensor
+    """m at the prediction."""
+    std: Tensor
+    """Unbiased standard deviation over the samples of p_s at the prediction; NaN for S = 1."""
+    entropy: Tensor
+    """H[m], the predictive entropy."""
+    expected_entropy: Tensor
+    """mean_s H[p_s]."""
+    mutual_information: Tensor
+    """H[m] - mean_s H[p_s]."""
+    mean: Tensor | None = None
+    """m, of shape ``(N, C, *)``, if asked for."""
+
+
+def _describe(value: object) -> str:
+    return f"{type(value).__name__}" if not isinstance(value, Tensor) else str(value.dtype)
+
+
+def _check_logits(name: str, logits: Tensor) -> None:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {_describe(logits)}")
+    if logits.dtype not in _LOGITS_DTYPES:
+        raise TypeError(
+            f"{name}: expected float32, bfloat16, float16 or float64, got {logits.dtype}"
+        )
+
+
+def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{name}: expected device {device} like input, got {tensor.device}")
+
+
+def _check_target(input: Tensor, target: Tensor) -> None:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target: expected a tensor, got {_describe(target)}")
+    expected = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
+    if target.shape != expected:
+        if target.shape == input.shape and target.is_floating_point():
+            raise ValueError(
+                f"target: expected class indices of shape {tuple(expected)}, got probabilities of "
+                f"shape {tuple(target.shape)}; pass target.argmax(1)"
+            )
+        if target.dim() == input.dim() > 1 and target.shape[1] == 1:
+            raise ValueError(
+                f"target: expected shape {tuple(expected)}, got {tuple(target.shape)}; "
+                "pass target.squeeze(1)"
+            )
+        raise ValueError(
+            f"target: expected shape {tuple(expected)} for input of shape {tuple(input.shape)}, "
+            f"got {tuple(target.shape)}"
+        )
+    if target.dtype not in _TARGET_DTYPES:
+        raise TypeError(f"target: expected int64, int32 or uint8, got {target.dtype}")
+    if target.device != input.device:
+        _check_device("target", target, input.device)
+
+
+def _check_weight(input: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise TypeError(f"weight: expected a floating-point tensor, got {_describe(weight)}")
+    num_classes = input.shape[1] if input.dim() > 1 else input.shape[0]
+    if weight.shape != (num_classes,):
+        raise ValueError(
+            f"weight: expected shape ({num_classes},), one per class, got {tuple(weight.shape)}"
+        )
+    _check_device("weight", weight, input.device)
+    if weight.requires_grad:
+        raise ValueError(
+            "weight: expected class weights that need no gradient; pass weight.detach()"
+        )
+    return weight.to(dtype).contiguous()
+
+
+def _check_pixel_weight(target: Tensor, pixel_weight: Tensor, dtype: torch.dtype) -> Tensor:
+    if not isinstance(pixel_weight, Tensor) or not pixel_weight.is_floating_point():
+        raise TypeError(
+            f"pixel_weight: expected a floating-point tensor, got {_describe(pixel_weight)}"
+        )
+    _check_device("pixel_weight", pixel_weight, target.device)
+    if pixel_weight.shape != target.shape:
+        shape = pixel_weight.shape
+        aligned = zip(reversed(shape), reversed(target.shape), strict=False)
+        if len(shape) > target.dim() or any(p not in (1, t) for p, t in aligned):
+            raise ValueError(
+                f"pixel_weight: expected the target's shape {tuple(target.shape)} or one that "
+                f"broadcasts to it, got {tuple(shape)}"
+            )
+        pixel_weight = pixel_weight.expand(target.shape)
+    return pixel_weight.to(dtype).contiguous()
+
+
+def _result_dtype(input: Tensor) -> torch.dtype:
+    """torch's: that of the input, but float32 under autocast."""
+    if input.dtype != torch.float64 and torch.is_autocast_enabled(input.device.type):
+        return torch.float32
+    return input.dtype
+
+
+def _addressable(logits: Tensor) -> Tensor:
+    return logits.contiguous() if logits.dim() > _MAX_DIMS else logits
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    pixel_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Cross-entropy between logits and class indices, weighted by class and by pixel.
+
+    With p = softmax(z), label y, class weights w, pixel weight u and smoothing e the loss of a
+    pixel is torch's, times u:
+
+    .. math:: l = u \left[(1 - e)\, w_y (-\log p_y) + \tfrac{e}{C} \sum_c w_c (-\log p_c)\right]
+
+    Args:
+        input: logits, ``(N, C, *)``, ``(N, C)`` or ``(C,)``; float32, bfloat16, float16 or
+            float64, of any strides (contiguous and ``channels_last`` are fastest).
+        target: class indices, ``(N, *)`` (``()`` for ``(C,)``); int64, int32 or uint8.
+        weight: class weights w, ``(C,)``, without gradient.
+        pixel_weight: u, of the target's shape or broadcast to it, any float type. It gets a
+            gradient if it requires one.
+        ignore_index: pixels with this target add nothing; whatever logits and pixel weights
+            hold there is never read and their gradient is 0.
+        reduction: ``"none"``: the loss per pixel, 0 where ignored; ``"sum"``; ``"mean"``: the sum
+            divided by the sum of w_y over the valid pixels, as in torch (without `weight` their
+            number; u is not in the denominator; no valid pixel gives NaN); ``"mean_all"``: the
+            sum divided by the number of all pixels, ignored ones too.
+        label_smoothing: e, in [0, 1].
+
+    Returns:
+        A scalar, or ``(N, *)`` for ``"none"``; of the input's type, float32 under autocast.
+
+    Raises:
+        ValueError: on shapes, devices, a reduction or a smoothing that do not fit.
+        TypeError: on types that do not fit.
+        IndexError: on a target outside [0, C) that is not `ignore_index`; on CUDA by the next
+            call of any operation (see :func:`segunc_ops.check`), that pixel's loss being NaN.
+    """
+    _check_logits("input", input)
+    if input.dim() < 1 or (input.dim() > 1 and input.shape[1] == 0) or input.shape == (0,):
+        raise ValueError(
+            f"input: expected shape (N, C, *) or (C,) with C > 0, got {tuple(input.shape)}"
+        )
+    _check_target(input, target)
+    if reduction not in autograd.REDUCTIONS:
+        raise ValueError(
+            f"reduction: expected one of {tuple(autograd.REDUCTIONS)}, got {reduction!r}"
+        )
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    dtype = accumulate_dtype(input.dtype)
+    if weight is not None:
+        weight = _check_weight(input, weight, dtype)
+    if pixel_weight is not None:
+        pixel_weight = _check_pixel_weight(target, pixel_weight, dtype)
+    result_dtype = _result_dtype(input)
+
+    single = input.dim() == 1
+    if single:
+        input, target = input.unsqueeze(0), target.unsqueeze(0)
+        pixel_weight = None if pixel_weight is None else pixel_weight.unsqueeze(0)
+    if is_native(input.device):
+        loss = autograd.cross_entropy(
+            _addressable(input),
+            target.contiguous(),
+            weight,
+            pixel_weight,
+            ignore_index,
+            reduction,
+            label_smoothing,
+        )
+    else:
+        loss = reference.cross_entropy(
+            input,
+            target,
+            weight,
+            pixel_weight=pixel_weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    if single and reduction == "none":
+        loss = loss.squeeze(0)
+    return loss if loss.dtype == result_dtype else loss.to(result_dtype)
+
+
+def _check_samples(samples: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(samples, Tensor):
+        _check_logits("samples", samples)
+        if samples.dim() < 3:
+            raise ValueError(
+                f"samples: expected shape (S, N, C, *), got {tuple(samples.shape)}"
+            )
+        if samples.shape[2] == 0:
+            raise ValueError(f"samples: expected C > 0, got shape {tuple(samples.shape)}")
+        each = list(samples.unbind(0))
+    else:
+        each = list(samples)
+        for i, sample in enumerate(each):
+            name = f"samples[{i}]"
+            _check_logits(name, sample)
+            if sample.dim() < 2 or sample.shape[1] == 0:
+                raise ValueError(
+                    f"{name}: expected shape (N, C, *) with C > 0, got {tuple(sample.shape)}"
+                )
+            if sample.shape != each[0].shape:
+                raise ValueError(
+                    f"{name}: expected shape {tuple(each[0].shape)} like the first, got "
+                    f"{tuple(sample.shape)}"
+                )
+            if sample.dtype != each[0].dtype:
+                raise TypeError(
+                    f"{name}: expected {each[0].dtype} like the first, got {sample.dtype}"
+                )
+            _check_device(name, sample, each[0].device)
+    if not each:
+        raise ValueError("samples: expected at least one sample, got none")
+    return each
+
+
+@torch.no_grad()
+def predictive_statistics(
+    samples: Tensor | Sequence[Tensor], *, return_mean: bool = False
+) -> PredictiveStatistics:
+    """Statistics of the class probabilities of S samples, in one pass over the logits.
+
+    The samples are stochastic forward passes (Monte-Carlo dropout) or the members of an
+    ensemble. Never differentiable. Maps are float32 (float64 for float64 logits) even for
+    half-precision logits: a standard deviation of 1e-3 would lose most of its digits there.
+
+    Args:
+        samples: logits, ``(S, N, C, *)`` or a sequence of S tensors ``(N, C, *)``; float32,
+            bfloat16, float16 or float64. NaN logits give NaN maps.
+        return_mean: whether to return the mean probabilities too.
+
+    Returns:
+        :class:`PredictiveStatistics` of ``(N, *)`` maps.
+
+    Raises:
+        ValueError: no sample, or shapes or devices that do not fit.
+        TypeError: types that do not fit.
+    """
+    each = _check_samples(samples)
+    if not is_native(each[0].device):
+        maps = reference.predictive_statistics(each, return_mean=return_mean)
+        return PredictiveStatistics(*maps)
+    if any(sample.stride() != each[0].stride() for sample in each):
+        each = [sample.contiguous() for sample in each]
+    *maps, mean = ops.predictive_statistics([_addressable(s) for s in each], return_mean)
+    return PredictiveStatistics(*maps, mean if return_mean else None)
+
+
+@torch.no_grad()
+def accumulate_statistics(
+    mean: Tensor, squared_deviations: Tensor, entropy_sum: Tensor, logits: Tensor, count: int
+) -> None:
+    """Adds one sample's softmax to a running state, in place.
+
+    Args:
+        mean: running mean of the probabilities, ``(N, C, *)``, contiguous, float32 (float64 for
+            float64 logits).
+        squared_deviations: their running sum of squared deviations from the mean, likewise.
+        entropy_sum: the sum of the samples' entropies in nats, ``(N, *)``, likewise.
+        logits: the sample, ``(N, C, *)``, of any float type and strides.
+        count: the number of samples including this one. At 1 the state is overwritten unread.
+
+    Raises:
+        ValueError: shapes, devices or a count that do not fit.
+        TypeError: types that do not fit.
+    """
+    _check_logits("logits", logits)
+    if logits.dim() < 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits: expected shape (N, C, *) with C > 0, got {tuple(logits.shape)}")
+    if count < 1:
+        raise ValueError(f"count: expected at least 1, got {count}")
+    pixels = logits.shape[:1] + logits.shape[2:]
+    _check_state(
+        logits.device,
+        accumulate_dtype(logits.dtype),
+        mean=(mean, logits.shape),
+        squared_deviations=(squared_deviations, logits.shape),
+        entropy_sum=(entropy_sum, pixels),
+    )
+    if is_native(logits.device):
+        ops.accumulate_statistics_(
+            mean, squared_deviations, entropy_sum, _addressable(logits), count
+        )
+    else:
+        reference.accumulate_statistics(mean, squared_deviations, entropy_sum, logits, count)
+
+
+@torch.no_grad()
+def finalize_statistics(
+    mean: Tensor,
+    squared_deviations: Tensor,
+    entropy_sum: Tensor,
+    count: int,
+    *,
+    return_mean: bool = False,
+) -> PredictiveStatistics:
+    """The statistics of a state that :func:`accumulate_statistics` has filled.
+
+    Args:
+        mean, squared_deviations, entropy_sum: the state.
+        count: the number of samples in it.
+        return_mean: whether to return a copy of the mean probabilities too.
+
+    Returns:
+        :class:`PredictiveStatistics` of ``(N, *)`` maps.
+
+    Raises:
+        ValueError: shapes, devices or a count that do not fit.
+        TypeError: types that do not fit.
+    """
+    if count < 1:
+        raise ValueError(f"count: expected at least 1, got {count}")
+    if mean.dim() < 2 or mean.shape[1] == 0:
+        raise ValueError(f"mean: expected shape (N, C, *) with C > 0, got {tuple(mean.shape)}")
+    pixels = mean.shape[:1] + mean.shape[2:]
+    _check_state(
+        mean.device,
+        accumulate_dtype(mean.dtype),
+        mean=(mean, mean.shape),
+        squared_deviations=(squared_deviations, mean.shape),
+        entropy_sum=(entropy_sum, pixels),
+    )
+    run = ops if is_native(mean.device) else reference
+    maps = run.finalize_statistics(mean, squared_deviations, entropy_sum, count)
+    return PredictiveStatistics(*maps, mean.clone() if return_mean else None)
+
+
+def _check_state(
+    device: torch.device, dtype: torch.dtype, **state: tuple[Tensor, torch.Size]
+) -> None:
+    for name, (tensor, shape) in state.items():
+        if tensor.shape != shape or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name}: expected a contiguous tensor of shape {tuple(shape)}, got shape "
+                f"{tuple(tensor.shape)} with strides {tensor.stride()}"
+            )
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}")
+        _check_device(name, tensor, device)

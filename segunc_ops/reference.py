@@ -1,0 +1,164 @@
+"""Every operation once more in plain PyTorch: the specification that the kernels are tested against.
+
+The functions here take arguments that :mod:`segunc_ops.functional` has validated, compute in
+float32 (float64 for float64 input) and are differentiable by autograd as often as one likes.
+They also run where no kernel exists: ``with segunc_ops.backend("reference")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "accumulate_statistics",
+    "cross_entropy",
+    "finalize_statistics",
+    "predictive_statistics",
+]
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that logits of ``dtype`` are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _labels(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Which pixels count, and every pixel's class with 0 where it does not."""
+    valid = target != ignore_index
+    labels = torch.where(valid, target, torch.zeros_like(target)).long()
+    # Reading the values would synchronise a GPU or break a compiled graph; there gather checks.
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = (labels < 0) | (labels >= num_classes)
+        if outside.any():
+            value = labels[outside][0].item()
+            raise IndexError(
+                f"target: expected a class in [0, {num_classes}) or {ignore_index}, got {value}"
+            )
+    return valid, labels
+
+
+def reduce_loss(
+    loss: Tensor, valid: Tensor, normalizer_terms: Tensor | None, reduction: str
+) -> Tensor:
+    """Reduces per-pixel losses that are 0 where ignored; DESIGN's four reductions."""
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    if reduction == "mean_all":
+        return total / loss.numel()
+    if normalizer_terms is None:
+        return total / valid.sum()
+    return total / torch.where(valid, normalizer_terms, 0).sum()
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    pixel_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Weighted cross-entropy; see :func:`segunc_ops.functional.cross_entropy`.
+
+    With p = softmax(z), label y, class weights w, smoothing e and pixel weight u::
+
+        l = u * ((1 - e) * w_y * -log p_y + e / C * sum_c w_c * -log p_c)
+    """
+    num_classes = input.shape[1]
+    valid, labels = _labels(target, num_classes, ignore_index)
+    dtype = accumulate_dtype(input.dtype)
+    # Whatever ignored pixels hold is never read: a NaN there would come back as 0 * NaN.
+    logits = torch.where(valid.unsqueeze(1), input, torch.zeros_like(input)).to(dtype)
+    negative_log_p = -torch.log_softmax(logits, dim=1)
+    loss = negative_log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
+    target_weight = None
+    if weight is not None:
+        weight = weight.to(dtype)
+        target_weight = weight[labels]
+        loss = loss * target_weight
+    if label_smoothing > 0:
+        shape = (1, num_classes) + (1,) * (input.dim() - 2)
+        spread = negative_log_p if weight is None else negative_log_p * weight.view(shape)
+        loss = (1 - label_smoothing) * loss + label_smoothing / num_classes * spread.sum(1)
+    if pixel_weight is not None:
+        scale = torch.where(valid, pixel_weight.to(dtype), torch.zeros((), dtype=dtype).to(input.device))
+        loss = loss * scale
+    loss = torch.where(valid, loss, torch.zeros_like(loss))
+    return reduce_loss(loss, valid, target_weight, reduction)
+
+
+def _entropy(p: Tensor, dim: int) -> Tensor:
+    return torch.special.entr(p).sum(dim)
+
+
+def _maps(
+    mean: Tensor, variance_at: Tensor, prediction: Tensor, expected_entropy: Tensor
+) -> tuple[Tensor, ...]:
+    entropy = _entropy(mean, 1)
+    confidence = mean.gather(1, prediction.unsqueeze(1)).squeeze(1)
+    # Jensen's inequality makes it non-negative; rounding alone would not.
+    mutual_information = (entropy - expected_entropy).clamp(min=0)
+    return (
+        prediction,
+        confidence,
+        variance_at.sqrt(),
+        entropy,
+        expected_entropy,
+        mutual_information,
+    )
+
+
+def predictive_statistics(
+    samples: Tensor | Sequence[Tensor], *, return_mean: bool = False
+) -> tuple[Tensor, ...]:
+    """Statistics of S samples; see :func:`segunc_ops.functional.predictive_statistics`.
+
+    Returns prediction, confidence, std, entropy, expected entropy and mutual information, then
+    the mean if asked.
+    """
+    stacked = samples if isinstance(samples, Tensor) else torch.stack(list(samples))
+    p = stacked.to(accumulate_dtype(stacked.dtype)).softmax(2)
+    mean = p.mean(0)
+    prediction = mean.argmax(1)
+    chosen = p.gather(2, prediction[None, :, None].expand(p.shape[0], -1, -1, *prediction.shape[1:]))
+    chosen = chosen.squeeze(2)
+    squares = (chosen - chosen.mean(0)).square().sum(0)
+    # Divided as tensors: a single sample gives 0 / 0 = NaN, as in torch.std.
+    variance = squares / squares.new_tensor(p.shape[0] - 1)
+    maps = _maps(mean, variance, prediction, _entropy(p, 2).mean(0))
+    return (*maps, mean) if return_mean else maps
+
+
+def accumulate_statistics(
+    mean: Tensor, squared_deviations: Tensor, entropy_sum: Tensor, logits: Tensor, count: int
+) -> None:
+    """Updates a running state in place by the ``count``-th sample (Welford's recurrence)."""
+    p = logits.to(mean.dtype).softmax(1)
+    entropy = _entropy(p, 1)
+    if count == 1:
+        mean.copy_(p)
+        squared_deviations.zero_()
+        entropy_sum.copy_(entropy)
+        return
+    delta = p - mean
+    mean.add_(delta / count)
+    squared_deviations.add_(delta * (p - mean))
+    entropy_sum.add_(entropy)
+
+
+def finalize_statistics(
+    mean: Tensor, squared_deviations: Tensor, entropy_sum: Tensor, count: int
+) -> tuple[Tensor, ...]:
+    """The maps of :func:`predictive_statistics` from a running state."""
+    prediction = mean.argmax(1)
+    squares = squared_deviations.gather(1, prediction.unsqueeze(1)).squeeze(1)
+    variance = squares / squares.new_tensor(count - 1)
+    return _maps(mean, variance, prediction, entropy_sum / count)
