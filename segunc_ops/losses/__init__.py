@@ -1,0 +1,6 @@
+"""Losses as modules, in place of :class:`torch.nn.CrossEntropyLoss`; a file for each paper."""
+
+from .cross_entropy import CrossEntropyLoss
+from .uncertainty_aware import UncertaintyAwareCrossEntropyLoss
+
+__all__ = ["CrossEntropyLoss", "UncertaintyAwareCrossEntropyLoss"]

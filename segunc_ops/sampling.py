@@ -1,0 +1,459 @@
+"""Samples of a model's logits by Monte-Carlo dropout, and their statistics from a stream.
+
+The samples never exist together: each is folded into a running state whose size does not depend
+on their number.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
+
+from .functional import PredictiveStatistics, accumulate_statistics, finalize_statistics
+from .reference import accumulate_dtype
+
+__all__ = [
+    "BatchNormMode",
+    "PredictiveAccumulator",
+    "mc_dropout",
+    "sample_logits",
+    "sample_statistics",
+]
+
+BatchNormMode = Literal["batch", "running"]
+
+_DROPOUT = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+# Layers that drop inside their own forward pass, with the probability in `dropout`.
+_DROPOUT_INSIDE = (nn.MultiheadAttention, nn.RNNBase)
+
+
+class _State(NamedTuple):
+    mean: Tensor
+    squared_deviations: Tensor
+    entropy_sum: Tensor
+
+
+class PredictiveAccumulator:
+    """The :class:`~segunc_ops.PredictiveStatistics` of samples that come one at a time.
+
+    The state is the probabilities' running mean and sum of squared deviations (Welford), both
+    ``(N, C, *)``, and the sum of the samples' entropies, ``(N, *)``, in float32 (float64 for
+    float64 logits), however many samples there are. Up to rounding the result is that of
+    :func:`segunc_ops.functional.predictive_statistics` on all samples at once. It can be pickled
+    and copied, and two accumulators of different samples can be merged.
+
+    Example:
+        >>> accumulator = PredictiveAccumulator()
+        >>> for member in ensemble:
+        ...     accumulator.update(member(image))
+        >>> uncertainty = accumulator.compute().entropy
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._state: _State | None = None
+        self._dtype: torch.dtype | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of samples so far."""
+        return self._count
+
+    def update(self, logits: Tensor) -> PredictiveAccumulator:
+        """Adds one sample.
+
+        Args:
+            logits: ``(N, C, *)``; float32, bfloat16, float16 or float64, of any strides. Shape,
+                type and device are those of the first sample. No gradient flows.
+
+        Returns:
+            The accumulator itself.
+
+        Raises:
+            ValueError: if shape or device differ from the first sample's.
+            TypeError: if the type does, or is no type of logits.
+        """
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
+        state = self._state
+        if state is None:
+            state = self._allocate(logits)
+        else:
+            self._check_fits("logits", logits.shape, logits.dtype, logits.device)
+        accumulate_statistics(*state, logits, self._count + 1)
+        self._state, self._dtype, self._count = state, logits.dtype, self._count + 1
+        return self
+
+    def compute(self, return_mean: bool = False) -> PredictiveStatistics:
+        """The statistics of the samples so far; more may follow.
+
+        Args:
+            return_mean: whether to return the mean probabilities ``(N, C, *)`` too.
+
+        Returns:
+            Maps of shape ``(N, *)``, float32 (float64 for float64 logits). With one sample `std`
+            is NaN.
+
+        Raises:
+            RuntimeError: if there is no sample yet.
+        """
+        if self._state is None:
+            raise RuntimeError("compute: expected at least one sample, got none; call update first")
+        return finalize_statistics(*self._state, self._count, return_mean=return_mean)
+
+    def merge(self, other: PredictiveAccumulator) -> PredictiveAccumulator:
+        """Adds the samples of another accumulator, which stays as it is; either may be empty.
+
+        Means, squared deviations and entropies are combined by the exact pairwise formulas of
+        Chan et al. (1979), so any partition of the samples gives the same result up to rounding.
+
+        Args:
+            other: an accumulator of samples of the same shape, type and device.
+
+        Returns:
+            The accumulator itself.
+
+        Raises:
+            ValueError: if shapes or devices differ.
+            TypeError: if types differ, or `other` is no accumulator.
+        """
+        if not isinstance(other, PredictiveAccumulator):
+            raise TypeError(f"other: expected a PredictiveAccumulator, got {type(other).__name__}")
+        theirs = other._state
+        if theirs is None or other._dtype is None:
+            return self
+        if self._state is None:
+            with torch.inference_mode(False):
+                self._state = _State(*(tensor.clone() for tensor in theirs))
+            self._dtype, self._count = other._dtype, other._count
+            return self
+        self._check_fits("other", theirs.mean.shape, other._dtype, theirs.mean.device)
+        count = self._count + other._count
+        mine = self._state
+        delta = theirs.mean - mine.mean
+        mine.mean.add_(delta, alpha=other._count / count)
+        mine.squared_deviations.add_(theirs.squared_deviations)
+        mine.squared_deviations.add_(delta.square_(), alpha=self._count * other._count / count)
+        mine.entropy_sum.add_(theirs.entropy_sum)
+        self._count = count
+        return self
+
+    def reset(self) -> PredictiveAccumulator:
+        """Forgets all samples, their shape and type, and frees the memory; returns itself."""
+        self._count, self._state, self._dtype = 0, None, None
+        return self
+
+    def __repr__(self) -> str:
+        if self._state is None:
+            return "PredictiveAccumulator(count=0)"
+        shape = tuple(self._state.mean.shape)
+        return f"PredictiveAccumulator(count={self._count}, shape={shape}, dtype={self._dtype})"
+
+    @staticmethod
+    def _allocate(logits: Tensor) -> _State:
+        # A tensor made in inference mode could not be updated outside it.
+        with torch.inference_mode(False):
+            dtype = accumulate_dtype(logits.dtype)
+            mean = torch.empty(logits.shape, dtype=dtype, device=logits.device)
+            pixels = logits.shape[:1] + logits.shape[2:]
+            return _State(mean, torch.empty_like(mean), mean.new_empty(pixels))
+
+    def _check_fits(
+        self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        assert self._state is not None
+        mean = self._state.mean
+        if shape != mean.shape:
+            raise ValueError(
+                f"{name}: expected shape {tuple(mean.shape)} like the samples so far, got "
+                f"{tuple(shape)}; call reset() before samples of another shape"
+            )
+        if dtype != self._dtype:
+            raise TypeError(f"{name}: expected {self._dtype} like the samples so far, got {dtype}")
+        if device != mean.device:
+            raise ValueError(
+                f"{name}: expected device {mean.device} like the samples so far, got {device}"
+            )
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether training mode makes this very module drop something."""
+    if isinstance(module, _DROPOUT):
+        return module.p > 0
+    return isinstance(module, _DROPOUT_INSIDE) and module.dropout > 0
+
+
+def _dropout_changes(model: nn.Module) -> list[tuple[nn.Module, str, object]]:
+    changes: list[tuple[nn.Module, str, object]] = [
+        (module, "training", True) for module in model.modules() if _drops(module)
+    ]
+    if not changes:
+        raise ValueError(
+            f"model: expected at least one dropout layer of torch.nn with p > 0, got none in "
+            f"{type(_unwrap(model)).__name__}; torch.nn.functional.dropout cannot be switched from "
+            "outside, use a torch.nn.Dropout module instead"
+        )
+    # In eval mode this layer's fast path skips the dropout modules below it; nothing else there
+    # depends on its mode.
+    changes += [
+        (module, "training", True)
+        for module in model.modules()
+        if isinstance(module, nn.TransformerEncoderLayer)
+    ]
+    return changes
+
+
+def _normalization_changes(
+    model: nn.Module, batch_norm: BatchNormMode
+) -> Iterator[tuple[nn.Module, str, object]]:
+    model_training = _unwrap(model).training
+    for module in model.modules():
+        tracking = isinstance(module, _BatchNorm | _InstanceNorm) and module.track_running_stats
+        if not tracking and not isinstance(module, _BatchNorm):
+            continue
+        if batch_norm == "running":
+            yield module, "training", False
+        elif model_training and not module.training:
+            continue  # frozen on purpose: the training pass does not use its batch either
+        else:
+            yield module, "training", True
+            if isinstance(module, _BatchNorm):
+                # Without tracking it passes no running statistics to be updated.
+                yield module, "track_running_stats", False
+            else:
+                # An instance norm always passes them, so they have to be absent.
+                yield module, "running_mean", None
+                yield module, "running_var", None
+
+
+@contextmanager
+def _changed(changes: Iterable[tuple[nn.Module, str, object]]) -> Iterator[None]:
+    """Sets attributes of modules and puts the old values back, whatever happens."""
+    before: list[tuple[nn.Module, str, object]] = []
+    try:
+        for module, name, value in changes:
+            before.append((module, name, getattr(module, name)))
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in reversed(before):
+            setattr(module, name, value)
+
+
+@contextmanager
+def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
+    """Makes the dropout layers of a model random inside the ``with`` block, and nothing else.
+
+    These are torch.nn's ``Dropout``, ``Dropout1d``, ``Dropout2d``, ``Dropout3d``,
+    ``AlphaDropout`` and ``FeatureAlphaDropout`` with p > 0, and the dropout inside
+    ``MultiheadAttention`` and recurrent layers. All other modules keep their mode, the model
+    itself too. Afterwards every mode is what it was, also after an exception.
+
+    Out of reach is ``torch.nn.functional.dropout`` called in a module's own ``forward``: it
+    follows that module's mode.
+
+    Args:
+        model: a module in any mode, compiled or wrapped in DistributedDataParallel or not.
+
+    Yields:
+        The model.
+
+    Raises:
+        ValueError: if no layer of the model would drop anything.
+
+    Example:
+        >>> model.eval()
+        >>> with mc_dropout(model), torch.no_grad():
+        ...     sample = model(image)
+    """
+    with _changed(_dropout_changes(model)):
+        yield model
+
+
+@contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    # Under no_grad torch 2.10 caches weights cast without their gradient, which the caller's next
+    # training pass in the same autocast region would then use.
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile's and DistributedDataParallel's wrappers."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _without_ddp(model: nn.Module) -> nn.Module:
+    """The model without DistributedDataParallel, still compiled where it was below that.
+
+    A forward pass through the wrapper broadcasts rank 0's buffers and, under no_grad, cancels the
+    broadcast that the next training pass would do.
+    """
+    while isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    inner = getattr(model, "_orig_mod", None)
+    if isinstance(inner, nn.parallel.DistributedDataParallel):
+        return _without_ddp(inner)
+    return model
+
+
+def _pick_logits(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        for key in ("out", "logits"):
+            if key in output:
+                logits: Tensor = output[key]
+                return logits
+        got = f"a mapping with {sorted(map(str, output))}"
+    else:
+        got = type(output).__name__
+    raise TypeError(
+        "output: expected the model to return a tensor or a mapping with 'out' or 'logits', got "
+        f"{got}; pass output= to pick the logits"
+    )
+
+
+def _call(model: nn.Module, input: Any) -> Any:
+    if isinstance(input, Mapping):
+        return model(**input)
+    if isinstance(input, tuple):
+        return model(*input)
+    return model(input)
+
+
+def _draw(
+    model: nn.Module, input: Any, batch_norm: BatchNormMode, pick: Callable[[Any], Tensor]
+) -> Tensor:
+    with (
+        torch.no_grad(),
+        _without_autocast_cache(),
+        mc_dropout(model),
+        _changed(_normalization_changes(model, batch_norm)),
+    ):
+        logits = pick(_call(model, input))
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"output: expected the logits as a tensor, got {type(logits).__name__}")
+    return logits
+
+
+def sample_logits(
+    model: nn.Module,
+    input: Any,
+    num_samples: int = 10,
+    *,
+    batch_norm: BatchNormMode = "batch",
+    output: Callable[[Any], Tensor] | None = None,
+) -> Generator[Tensor, None, None]:
+    """Logits of stochastic forward passes, one at a time and without gradients.
+
+    Every pass runs under :func:`mc_dropout`; all other modules are in the mode they are in. The
+    model is touched during a pass alone: between two samples its modes are its own, so it may be
+    trained meanwhile, and a generator that is dropped halfway leaves nothing behind. Running
+    statistics of torch.nn's batch and instance normalisation are never updated. (Other modules
+    that write to their buffers in training mode, such as spectral normalisation, still do.)
+
+    Args:
+        model: any module, in training or eval mode. A compiled model stays compiled. Of
+            DistributedDataParallel the module inside is called: no buffers are broadcast.
+        input: the argument of the model; a tuple is passed as positional, a mapping as keyword
+            arguments.
+        num_samples: how many passes.
+        batch_norm: ``"batch"``: batch normalisation uses the batch's own statistics, as it does
+            in the training pass of U-CE (Landgraf et al. 2023, Algorithm 1); layers in eval mode
+            in a model in training mode are frozen and use their running statistics.
+            ``"running"``: it uses the running statistics, as in eval mode. Instance
+            normalisation that tracks running statistics follows; SyncBatchNorm with ``"batch"``
+            synchronises, so all ranks must draw as many samples.
+        output: picks the logits from what the model returns. By default that is a tensor, or a
+            mapping with ``"out"`` (torchvision) or ``"logits"`` (transformers).
+
+    Returns:
+        A generator of `num_samples` tensors of the shape and type that the model gives.
+
+    Raises:
+        ValueError: at once, if the model has no dropout or has uninitialised lazy parameters, or
+            `num_samples` or `batch_norm` is out of range.
+        TypeError: if no logits are found in what the model returns.
+
+    Example:
+        >>> for logits in sample_logits(model, images, 10):
+        ...     accumulator.update(logits)
+    """
+    num_samples = operator.index(num_samples)
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    if batch_norm not in get_args(BatchNormMode):
+        raise ValueError(
+            f"batch_norm: expected one of {get_args(BatchNormMode)}, got {batch_norm!r}"
+        )
+    if any(is_lazy(p) for p in model.parameters()) or any(is_lazy(b) for b in model.buffers()):
+        raise ValueError(
+            f"model: expected initialised parameters, got lazy ones in "
+            f"{type(_unwrap(model)).__name__}; run it once before sampling"
+        )
+    model = _without_ddp(model)
+    _dropout_changes(model)
+    pick = _pick_logits if output is None else output
+    return (_draw(model, input, batch_norm, pick) for _ in range(num_samples))
+
+
+def sample_statistics(
+    model: nn.Module,
+    input: Any,
+    num_samples: int = 10,
+    *,
+    batch_norm: BatchNormMode = "batch",
+    return_mean: bool = False,
+    output: Callable[[Any], Tensor] | None = None,
+) -> PredictiveStatistics:
+    """Predictive statistics of Monte-Carlo dropout; memory does not grow with the samples.
+
+    The first half of a step of U-CE (Landgraf et al. 2023, Algorithm 1); its `std` is the sigma of
+    :class:`segunc_ops.losses.UncertaintyAwareCrossEntropyLoss`.
+
+    Args:
+        model, input, num_samples, batch_norm, output: as for :func:`sample_logits`.
+        return_mean: whether to return the mean probabilities ``(N, C, *)`` too.
+
+    Returns:
+        Maps of shape ``(N, *)``, float32 (float64 for float64 logits). With one sample `std` is
+        NaN.
+
+    Raises:
+        ValueError, TypeError: as :func:`sample_logits` and :class:`PredictiveAccumulator`.
+
+    Example:
+        >>> statistics = sample_statistics(model, images, 10)
+        >>> loss = criterion(model(images), labels, statistics)
+    """
+    accumulator = PredictiveAccumulator()
+    for logits in sample_logits(model, input, num_samples, batch_norm=batch_norm, output=output):
+        accumulator.update(logits)
+        del logits  # else it would live on through the next forward pass
+    return accumulator.compute(return_mean)
