@@ -1,0 +1,1 @@
+"""Benchmarks of the fused operations against plain PyTorch; `python -m benchmarks --help`."""

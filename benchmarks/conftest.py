@@ -1,0 +1,89 @@
+"""Connects the measurements to pytest-benchmark: options, parameters, and the clock.
+
+All implementations of a case are timed together, interleaved, when the first of them is asked
+for. Each test then hands its own samples to pytest-benchmark through a clock that advances by
+exactly the measured times, so that its table, comparison and JSON hold them like any others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from .cases import SUITES, Case, cases
+from .measure import Measurement, measure
+from .timing import ReplayClock
+
+_CLOCK = ReplayClock()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("segunc_ops benchmarks")
+    group.addoption("--suite", choices=SUITES, default="default", help="how many cases to run")
+    group.addoption("--device", default="cpu", help="cpu or cuda")
+    group.addoption("--budget", type=float, default=3.0, help="seconds of timed rounds per case")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "implementation" not in metafunc.fixturenames:
+        return
+    device = torch.device(metafunc.config.getoption("--device"))
+    op = metafunc.module.OP
+    metafunc.parametrize(
+        ("case", "implementation"),
+        [
+            pytest.param(
+                case, name, id=f"{case.id}-{name}", marks=pytest.mark.benchmark(timer=_CLOCK)
+            )
+            for case in cases(metafunc.config.getoption("--suite"), device, op)
+            for name in case.implementations
+        ],
+    )
+
+
+@pytest.fixture(scope="session")
+def _measure(pytestconfig: pytest.Config) -> Callable[[Case], dict[str, Measurement]]:
+    device = torch.device(pytestconfig.getoption("--device"))
+    latest: dict[Case, dict[str, Measurement] | Exception] = {}
+
+    def measured(case: Case) -> dict[str, Measurement]:
+        if case not in latest:
+            latest.clear()
+            try:
+                latest[case] = measure(case, device, budget=pytestconfig.getoption("--budget"))
+            except Exception as error:
+                # Kept, so that a failing case is not measured again for each implementation.
+                latest[case] = error
+        result = latest[case]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return measured
+
+
+@pytest.fixture
+def record(
+    benchmark: BenchmarkFixture, _measure: Callable[[Case], dict[str, Measurement]]
+) -> Callable[[Case, str], Measurement]:
+    """Measures a case and gives one implementation's samples to pytest-benchmark."""
+
+    def recorded(case: Case, implementation: str) -> Measurement:
+        measured = _measure(case)
+        if implementation not in measured:
+            pytest.skip("its compiler does not work here, see the captured stderr of the case")
+        measurement = measured[implementation]
+        samples = iter(measurement.samples.seconds)
+        benchmark.group = case.id
+        benchmark.extra_info.update(measurement.row)
+        benchmark.pedantic(
+            _CLOCK.advance,
+            setup=lambda: ((next(samples),), {}),
+            rounds=len(measurement.samples.seconds),
+        )
+        return measurement
+
+    return recorded

@@ -1,0 +1,93 @@
+"""Small calls of every CUDA kernel, for compute-sanitizer to watch.
+
+Sizes are awkward on purpose: one pixel, one more than a vector or a block, odd class counts,
+slices that are not aligned. Results are compared elsewhere; here only the accesses count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import segunc_ops
+import segunc_ops.functional as sf
+
+_IGNORE_INDEX = 255
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_REDUCTIONS: tuple[sf.Reduction, ...] = ("none", "mean", "sum", "mean_all")
+# (classes, height, width)
+_SIZES = ((2, 1, 1), (3, 5, 7), (19, 16, 33), (33, 3, 129), (150, 4, 17))
+
+
+def _logits(size: tuple[int, int, int], dtype: torch.dtype, layout: str, device: str) -> Tensor:
+    c, h, w = size
+    logits = torch.randn(2, c, h, w, device=device).to(dtype)
+    if layout == "channels_last":
+        return logits.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        return torch.randn(2, c, h, w + 1, device=device).to(dtype)[..., 1:]
+    return logits
+
+
+def _cross_entropy(logits: Tensor, reduction: sf.Reduction, target_dtype: torch.dtype) -> None:
+    n, c, h, w = logits.shape
+    target = torch.randint(0, c, (n, h, w), device=logits.device)
+    target[torch.rand(n, h, w, device=logits.device) < 0.2] = _IGNORE_INDEX
+    weight = torch.rand(c, device=logits.device) + 0.5
+    for weighted, smoothing in ((False, 0.0), (True, 0.1)):
+        leaf = logits.detach().requires_grad_(True)
+        pixel_weight = torch.rand(n, h, w, device=logits.device, requires_grad=weighted)
+        loss = sf.cross_entropy(
+            leaf,
+            target.to(target_dtype),
+            weight if weighted else None,
+            pixel_weight=pixel_weight,
+            ignore_index=_IGNORE_INDEX,
+            reduction=reduction,
+            label_smoothing=smoothing,
+        )
+        # Not one, so that the stored gradient is rescaled too.
+        loss.backward(torch.full_like(loss, 2.0))
+    with torch.no_grad():
+        sf.cross_entropy(logits, target, ignore_index=_IGNORE_INDEX, reduction=reduction)
+
+
+def _statistics(samples: Sequence[Tensor]) -> None:
+    sf.predictive_statistics(list(samples), return_mean=True)
+    accumulator = segunc_ops.PredictiveAccumulator()
+    for sample in samples:
+        accumulator.update(sample)
+    accumulator.compute(return_mean=True)
+
+
+def run(device: str) -> int:
+    """Runs all cases on `device`; returns how many."""
+    torch.manual_seed(0)
+    layouts = ("nchw", "channels_last", "sliced")
+    target_dtypes = itertools.cycle((torch.int64, torch.int32, torch.uint8))
+    reductions = itertools.cycle(_REDUCTIONS)
+    count = 0
+    for size, dtype, layout in itertools.product(_SIZES, _DTYPES, layouts):
+        _cross_entropy(_logits(size, dtype, layout, device), next(reductions), next(target_dtypes))
+        _statistics([_logits(size, dtype, layout, device) for _ in range(1 + count % 4)])
+        count += 2
+    if device == "cuda":
+        torch.cuda.synchronize()
+        segunc_ops.check()
+    return count
+
+
+def main() -> int:
+    """Runs every kernel on small inputs."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    print(f"{run(parser.parse_args().device)} calls")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
