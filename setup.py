@@ -27,7 +27,9 @@ def torch_include() -> Path | None:
 
     pip builds in an isolated environment, but sysconfig still names the outer one's folders.
     """
-    candidates = [Path(sysconfig.get_path(key)) / "torch" / "include" for key in ("purelib", "platlib")]
+    candidates = [
+        Path(sysconfig.get_path(key)) / "torch" / "include" for key in ("purelib", "platlib")
+    ]
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin:
         candidates.insert(0, Path(spec.origin).parent / "include")
@@ -77,15 +79,24 @@ class CMakeBuild(build_ext):
         definitions = [f"-D{name}={value}" for name, value in options.items()]
         configure = ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *definitions]
         subprocess.run(configure, check=True)
-        log = subprocess.run(
+        compile_ = subprocess.run(
             ["cmake", "--build", build], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        if log.returncode:
-            raise RuntimeError(f"the native build failed:\n{log.stdout}")
-        if "ptxas info" in log.stdout:
-            report = [sys.executable, ROOT / "cmake" / "resource_report.py"]
-            subprocess.run(report, input=log.stdout, text=True, check=True)
-        subprocess.run(["cmake", "--install", build, "--prefix", package], check=True)
+        if compile_.returncode:
+            raise RuntimeError(f"the native build failed:\n{compile_.stdout}")
+        if "ptxas info" in compile_.stdout:
+            log = build / "build.log"
+            log.write_text(compile_.stdout)
+            report = [sys.executable, ROOT / "cmake" / "resource_report.py", log]
+            sources = sorted(ROOT.glob("csrc/*/cuda.cu"))
+            subprocess.run([*report, "--sources", *sources], check=True)
+        staged = build / "staged"
+        subprocess.run(["cmake", "--install", build, "--prefix", staged], check=True)
+        package.mkdir(parents=True, exist_ok=True)
+        for library in staged.glob("*.so"):
+            # By rename, because overwriting a library that a process has loaded crashes it.
+            fresh = shutil.copy(library, package / f".{library.name}")
+            os.replace(fresh, package / library.name)
 
 
 class Wheel(bdist_wheel):

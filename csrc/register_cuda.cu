@@ -1,10 +1,9 @@
 // Who implements the operators on a GPU.
 #include <cuda_runtime.h>
 // Before the other stable headers, which need what it defines for CUDA.
-#include <torch/csrc/stable/macros.h>
-
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
 
 #include "cross_entropy/binding.h"
 #include "cross_entropy/cuda.h"
@@ -28,8 +27,8 @@ volatile int64_t* bad_target() {
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     check_cuda(cudaThreadExchangeStreamCaptureMode(&mode));
     void* mapped = nullptr;
-    check_cuda(cudaHostAlloc(&mapped, 2 * sizeof(int64_t),
-                             cudaHostAllocMapped | cudaHostAllocPortable));
+    check_cuda(
+        cudaHostAlloc(&mapped, 2 * sizeof(int64_t), cudaHostAllocMapped | cudaHostAllocPortable));
     check_cuda(cudaThreadExchangeStreamCaptureMode(&mode));
     auto* words = static_cast<int64_t*>(mapped);
     words[0] = words[1] = 0;
@@ -42,9 +41,8 @@ void raise_pending() {
   volatile int64_t* flag = bad_target();
   if (flag[0] == 0) return;
   flag[0] = 0;
-  throw std::out_of_range(
-      "target: an earlier call on CUDA met the out-of-range class " + std::to_string(flag[1]) +
-      "; the loss is NaN at such pixels");
+  throw std::out_of_range("target: an earlier call on CUDA met the out-of-range class " +
+                          std::to_string(flag[1]) + "; the loss is NaN at such pixels");
 }
 
 struct Cuda {

@@ -15,9 +15,9 @@ enum class Layout : int { planar, channels_last, strided };
 // unused axes come first and have size 1. In a planar or channels_last map the spatial axes are
 // merged into the last.
 struct ClassMap {
-  int64_t images, classes, pixels;         // N, C, P
+  int64_t images, classes, pixels;  // N, C, P
   int64_t image_stride, class_stride;
-  int64_t size[3], stride[3];              // of the spatial axes
+  int64_t size[3], stride[3];  // of the spatial axes
   Layout layout;
 };
 

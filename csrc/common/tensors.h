@@ -122,7 +122,8 @@ inline ClassMap class_map_of(const char* name, const Tensor& tensor, bool fold_i
       axes.emplace_back(sizes[i], strides[i]);
   }
   if (axes.size() > 3)
-    fail(std::string(name) + ": expected at most 3 separate spatial axes; pass a contiguous tensor");
+    fail(std::string(name) +
+         ": expected at most 3 separate spatial axes; pass a contiguous tensor");
   if (fold_images && map.pixels == 1 && map.images > 1) {
     axes.assign(1, {map.images, map.image_stride});
     map.pixels = map.images, map.images = 1;

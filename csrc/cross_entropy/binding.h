@@ -35,9 +35,8 @@ std::pair<Tensor, Tensor> allocate_gradients(CrossEntropyParams& p, const Tensor
                                              const Tensor& target, bool grad_input,
                                              bool grad_pixel_weight) {
   Tensor of_input = grad_input ? allocate_like(input) : allocate(input, {0}, input.scalar_type());
-  Tensor of_weight =
-      grad_pixel_weight ? allocate(input, target.sizes(), accumulate_type(input))
-                        : allocate(input, {0}, accumulate_type(input));
+  Tensor of_weight = grad_pixel_weight ? allocate(input, target.sizes(), accumulate_type(input))
+                                       : allocate(input, {0}, accumulate_type(input));
   if (grad_input) {
     p.grad_input = of_input.mutable_data_ptr();
     p.grad_map = class_map_of("gradient", of_input, true);
@@ -59,8 +58,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
   const Backend backend(input);
   const auto reduction = Reduction(reduction_index);
   const ScalarType type = accumulate_type(input);
-  CrossEntropyParams p = cross_entropy_params(input, target, weight, pixel_weight, ignore_index,
-                                              label_smoothing);
+  CrossEntropyParams p =
+      cross_entropy_params(input, target, weight, pixel_weight, ignore_index, label_smoothing);
   auto [of_input, of_weight] =
       allocate_gradients<Backend>(p, input, target, grad_input, grad_pixel_weight);
 
@@ -68,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
   Tensor normalizer = allocate(input, {}, ScalarType::Double);
   auto* divisor = static_cast<double*>(normalizer.mutable_data_ptr());
   if (reduction == Reduction::mean) {
-    NormalizerParams n{p.target,     p.weight,       nullptr,       target.numel(),
+    NormalizerParams n{p.target,      p.weight,       nullptr,       target.numel(),
                        p.map.classes, p.ignore_index, p.target_type, p.dtype};
     Tensor partial = allocate(input, {backend.normalizer_partials(n)}, ScalarType::Double);
     n.partial = static_cast<double*>(partial.mutable_data_ptr());
@@ -95,15 +94,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
 
 // The gradients, recomputed from the logits: of a loss per pixel, or of a scalar loss of fp16.
 template <class Backend>
-std::tuple<Tensor, Tensor> cross_entropy_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& target,
-    std::optional<Tensor> weight, std::optional<Tensor> pixel_weight, const Tensor& normalizer,
-    int64_t ignore_index, int64_t reduction_index, double label_smoothing, bool grad_input,
-    bool grad_pixel_weight) {
+std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad_output, const Tensor& input,
+                                                  const Tensor& target,
+                                                  std::optional<Tensor> weight,
+                                                  std::optional<Tensor> pixel_weight,
+                                                  const Tensor& normalizer, int64_t ignore_index,
+                                                  int64_t reduction_index, double label_smoothing,
+                                                  bool grad_input, bool grad_pixel_weight) {
   const Backend backend(input);
   const auto reduction = Reduction(reduction_index);
-  CrossEntropyParams p = cross_entropy_params(input, target, weight, pixel_weight, ignore_index,
-                                              label_smoothing);
+  CrossEntropyParams p =
+      cross_entropy_params(input, target, weight, pixel_weight, ignore_index, label_smoothing);
   p.upstream_is_scalar = reduction != Reduction::none;
   const std::vector<int64_t> scalar;
   check_dense("grad_output", grad_output, p.upstream_is_scalar ? Sizes(scalar) : target.sizes(),

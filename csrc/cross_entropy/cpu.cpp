@@ -148,8 +148,7 @@ void run_units(const CrossEntropyParams& p, int64_t begin, int64_t end) {
     for (int j = 0; j < n; ++j) {
       const A log_sum = math::log_positive(px.sum[j]);
       const A smooth = spread_total * log_sum - px.smooth[j];
-      const A value =
-          math::cross_entropy(px.on_target[j], smooth, px.target_shifted[j], log_sum);
+      const A value = math::cross_entropy(px.on_target[j], smooth, px.target_shifted[j], log_sum);
       const A weighted = where_valid(px.valid[j], px.weight[j] * value);
       lane[j] += weighted;
       px.slope[j] = px.weight[j] * px.upstream[j];

@@ -35,12 +35,12 @@ struct CrossEntropyParams {
 
 // sum of weight[target] over the valid pixels, the denominator of Reduction::mean.
 struct NormalizerParams {
-  const void* target;   // [count] of target_type
-  const void* weight;   // [classes] of A, or null: then pixels are counted
-  double* partial;      // [partials]
+  const void* target;  // [count] of target_type
+  const void* weight;  // [classes] of A, or null: then pixels are counted
+  double* partial;     // [partials]
   int64_t count, classes, ignore_index;
   IndexType target_type;
-  Dtype dtype;          // of the logits: tells A
+  Dtype dtype;  // of the logits: tells A
 };
 
 }  // namespace segunc

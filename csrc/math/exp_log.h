@@ -25,7 +25,7 @@ SEGUNC_HD float exp_nonpositive(float x) {
   const float middle = 8.3334519073e-3f * r + 4.1665795894e-2f;
   const float low = 1.6666665459e-1f * r + 5.0000001201e-1f;
   const float p = ((high * r2 + middle) * r2 + low) * r2 + (r + 1.f);
-  const int32_t scaled = bit_cast<int32_t>(p) + (bit_cast<int32_t>(shifted) << 23);
+  const uint32_t scaled = bit_cast<uint32_t>(p) + (bit_cast<uint32_t>(shifted) << 23);
   return x < -87.f ? 0.f : bit_cast<float>(scaled);
 #endif
 }
@@ -36,10 +36,10 @@ SEGUNC_HD float log_positive(float x) {
 #ifdef __CUDA_ARCH__
   return logf(x);
 #else
-  constexpr int32_t kSqrtHalf = 0x3f3504f3;
-  const int32_t i = bit_cast<int32_t>(x) - kSqrtHalf;
+  constexpr uint32_t kSqrtHalf = 0x3f3504f3;
+  const int32_t i = bit_cast<int32_t>(bit_cast<uint32_t>(x) - kSqrtHalf);
   const float n = float(i >> 23);
-  const float f = bit_cast<float>((i & 0x7fffff) + kSqrtHalf) - 1.f;
+  const float f = bit_cast<float>((uint32_t(i) & 0x7fffff) + kSqrtHalf) - 1.f;
   const float z = f * f;
   float p = 7.0376836292e-2f;
   p = p * f - 1.1514610310e-1f;

@@ -13,8 +13,7 @@ void scale_elements(const ScaleParams& p, int64_t begin, int64_t end) {
     using A = accumulate_t<S>;
     S* __restrict data = static_cast<S*>(p.data);
     const A by = A(factor);
-    for (int64_t i = begin; i < end; ++i)
-      data[i] = from_accumulate<S>(to_accumulate(data[i]) * by);
+    for (int64_t i = begin; i < end; ++i) data[i] = from_accumulate<S>(to_accumulate(data[i]) * by);
   });
 }
 

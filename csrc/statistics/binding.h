@@ -12,9 +12,12 @@ using Maps = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 // Fresh maps (N, *) of the accumulate type on like's device, and where kernels write them.
 inline std::pair<Maps, StatisticsMaps> allocate_maps(const Tensor& like, Sizes sizes) {
   const ScalarType type = accumulate_type(like);
-  Maps maps{allocate(like, sizes, ScalarType::Long), allocate(like, sizes, type),
-            allocate(like, sizes, type),             allocate(like, sizes, type),
-            allocate(like, sizes, type),             allocate(like, sizes, type)};
+  Maps maps{allocate(like, sizes, ScalarType::Long),
+            allocate(like, sizes, type),
+            allocate(like, sizes, type),
+            allocate(like, sizes, type),
+            allocate(like, sizes, type),
+            allocate(like, sizes, type)};
   const auto& [prediction, confidence, std, entropy, expected_entropy, mutual_information] = maps;
   return {maps,
           {static_cast<int64_t*>(prediction.mutable_data_ptr()), confidence.mutable_data_ptr(),
@@ -35,8 +38,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> predictive_st
   std::vector<const void*> pointers;
   for (const Tensor& sample : samples) {
     check_shape("samples", sample, first.sizes());
-    if (!sample.strides().equals(first.strides()) ||
-        sample.scalar_type() != first.scalar_type() || sample.device() != first.device())
+    if (!sample.strides().equals(first.strides()) || sample.scalar_type() != first.scalar_type() ||
+        sample.device() != first.device())
       fail("samples: expected the same strides, type and device for all");
     pointers.push_back(sample.const_data_ptr());
   }

@@ -195,8 +195,7 @@ void statistics_units(const StatisticsParams& p, int64_t begin, int64_t end) {
 }
 
 void accumulate_units(const AccumulateParams& p, int64_t begin, int64_t end) {
-  with_dtype(p.dtype,
-             [&](auto s) { accumulate_units_of<decltype(s), 64>(p, begin, end); });
+  with_dtype(p.dtype, [&](auto s) { accumulate_units_of<decltype(s), 64>(p, begin, end); });
 }
 
 void finalize_units(const FinalizeParams& p, int64_t begin, int64_t end) {

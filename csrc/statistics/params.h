@@ -24,19 +24,19 @@ struct StatisticsParams {
   ClassMap map;
   Dtype dtype;
   StatisticsMaps maps;
-  void* mean;                  // [N, C, P] of A, contiguous, or null
+  void* mean;  // [N, C, P] of A, contiguous, or null
 };
 
 // One more sample into a running state: probabilities' mean, their sum of squared deviations, and
 // the sum of the samples' entropies.
 struct AccumulateParams {
-  const void* sample;          // [N, C, P] of dtype, laid out as map
+  const void* sample;  // [N, C, P] of dtype, laid out as map
   ClassMap map;
   Dtype dtype;
-  void* mean;                  // [N, C, P] of A, contiguous
-  void* squared_deviations;    // [N, C, P] of A, contiguous
-  void* entropy_sum;           // [N, P] of A
-  int64_t count;               // samples including this one; at 1 the state is not read
+  void* mean;                // [N, C, P] of A, contiguous
+  void* squared_deviations;  // [N, C, P] of A, contiguous
+  void* entropy_sum;         // [N, P] of A
+  int64_t count;             // samples including this one; at 1 the state is not read
 };
 
 // The state to maps.
@@ -45,7 +45,7 @@ struct FinalizeParams {
   const void* squared_deviations;  // [N, C, P]
   const void* entropy_sum;         // [N, P]
   int64_t count, images, classes, pixels;
-  Dtype dtype;                     // f32 or f64: that of the state
+  Dtype dtype;  // f32 or f64: that of the state
   StatisticsMaps maps;
 };
 

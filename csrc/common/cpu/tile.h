@@ -139,7 +139,8 @@ SEGUNC_HD void channels_from_rows(const A* __restrict tile, int C, int n, S* __r
             block[k] = *reinterpret_cast<const Float8*>(tile + (first + k) * T + j);
           transpose(block);
           for (int i = 0; i < 8; ++i)
-            for (int k = 0; k < 8; ++k) out[(j + i) * C + first + k] = from_accumulate<S>(block[i][k]);
+            for (int k = 0; k < 8; ++k)
+              out[(j + i) * C + first + k] = from_accumulate<S>(block[i][k]);
         }
     }
   }

@@ -1,0 +1,34 @@
+// Cooperative sums in an order that follows from the number of threads alone.
+#pragma once
+#ifdef SEGUNC_HOST_EXECUTION
+#include "host.h"
+#else
+#include "gpu.h"
+#endif
+
+namespace segunc::device {
+
+// The sum over a full warp, valid in lane 0. T: a type that shuffle_down takes.
+template <class T>
+SEGUNC_DEVICE T warp_sum(T value) {
+#pragma unroll
+  for (unsigned delta = kWarpSize / 2; delta > 0; delta /= 2) {
+    value += shuffle_down(kFullMask, value, delta);
+  }
+  return value;
+}
+
+// The sum over a block of full warps, valid in thread 0. Every thread calls it, any number of
+// times.
+SEGUNC_DEVICE double block_sum(double value) {
+  constexpr unsigned kMaxWarps = 32;
+  SEGUNC_SHARED(part, double[kMaxWarps]);
+  value = warp_sum(value);
+  barrier();  // an earlier call may still be reading part
+  if (lane() == 0) part[warp()] = value;
+  barrier();
+  if (warp() == 0) value = warp_sum(lane() < block_size() / kWarpSize ? part[lane()] : 0.0);
+  return value;
+}
+
+}  // namespace segunc::device

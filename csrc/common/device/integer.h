@@ -1,0 +1,64 @@
+// Integers that compilers would otherwise handle badly in a kernel.
+#pragma once
+#include "../class_map.h"
+#include "device.h"
+
+namespace segunc::device {
+
+// The same value, which the compiler cannot trace back. What it computes from a loop invariant like
+// a stride, it hoists: all multiples of it would live in registers throughout an unrolled loop.
+SEGUNC_DEVICE int64_t rematerialized(int64_t value) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+l"(value));
+#endif
+  return value;
+}
+SEGUNC_DEVICE int rematerialized(int value) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
+// Division by a number that the host knows. A 64-bit division is a call on a GPU, around which
+// registers are saved to memory.
+struct Divisor {
+  int64_t value = 1;
+  double reciprocal = 1;
+
+  Divisor() = default;
+  explicit Divisor(int64_t value) : value(value), reciprocal(1.0 / double(value)) {}
+
+  // n / value for 0 <= n < 2^52: the product is off by less than one, in either direction.
+  SEGUNC_DEVICE int64_t divide(int64_t n, int64_t& remainder) const {
+    int64_t quotient = int64_t(double(n) * reciprocal);
+    remainder = n - quotient * value;
+    if (remainder < 0) {
+      quotient--;
+      remainder += value;
+    } else if (remainder >= value) {
+      quotient++;
+      remainder -= value;
+    }
+    return quotient;
+  }
+};
+
+// pixel_offset of class_map.h without divisions.
+struct PixelOffset {
+  Divisor columns, rows;
+  int64_t stride[3];
+
+  explicit PixelOffset(const ClassMap& map)
+      : columns(map.size[2]),
+        rows(map.size[1]),
+        stride{map.stride[0], map.stride[1], map.stride[2]} {}
+
+  SEGUNC_DEVICE int64_t operator()(int64_t pixel) const {
+    int64_t column, row;
+    const int64_t plane = rows.divide(columns.divide(pixel, column), row);
+    return plane * stride[0] + row * stride[1] + column * stride[2];
+  }
+};
+
+}  // namespace segunc::device

@@ -1,0 +1,115 @@
+// The softmax over a pixel's classes, as kernels traverse it: all classes in one thread's
+// registers, the classes spread over a team of threads, or one class at a time from memory.
+#pragma once
+#include "../../math/exp_log.h"
+#include "../class_map.h"
+#include "device.h"
+
+namespace segunc::device {
+
+template <class A>
+SEGUNC_DEVICE A larger(A a, A b) {
+  return a > b ? a : b;
+}
+template <class A>
+constexpr A kInfinity = A(__builtin_huge_val());
+template <class A>
+constexpr A kNaN = A(__builtin_nan(""));
+
+// 1 / x. A division of floats has a call for rare cases, around which a GPU's compiler saves
+// registers to memory; an estimate and a Newton step, which is not a number where the estimate is
+// infinite, have none.
+SEGUNC_DEVICE float inverse(float x) {
+#ifdef __CUDA_ARCH__
+  const float estimate = __fdividef(1.f, x);
+  const float refined = fmaf(estimate, fmaf(-x, estimate, 1.f), estimate);
+  return refined == refined ? refined : estimate;
+#else
+  return 1.f / x;
+#endif
+}
+SEGUNC_DEVICE double inverse(double x) { return 1.0 / x; }
+
+// A thread that holds every class of its pixels: register i is class i.
+struct Alone {
+  int owned;
+
+  SEGUNC_DEVICE explicit Alone(int classes) : owned(classes) {}
+  SEGUNC_DEVICE int class_of(int i) const { return i; }
+  template <class A>
+  SEGUNC_DEVICE A sum(A value) const {
+    return value;
+  }
+  template <class A>
+  SEGUNC_DEVICE A maximum(A value) const {
+    return value;
+  }
+};
+
+// `size` neighbouring threads of a warp, a power of two, share a pixel: register i of thread `part`
+// is class part + i * size. The reductions need the whole warp and give every thread the same bits.
+struct Team {
+  int size, part, owned;
+
+  SEGUNC_DEVICE Team(int classes, int size_log2, int part)
+      : size(1 << size_log2), part(part), owned((classes - part + size - 1) >> size_log2) {}
+  SEGUNC_DEVICE int class_of(int i) const { return part + i * size; }
+  template <class A>
+  SEGUNC_DEVICE A sum(A value) const {
+    for (int distance = size / 2; distance > 0; distance /= 2) {
+      value += shuffle_xor(kFullMask, value, distance);
+    }
+    return value;
+  }
+  template <class A>
+  SEGUNC_DEVICE A maximum(A value) const {
+    for (int distance = size / 2; distance > 0; distance /= 2) {
+      value = larger(value, shuffle_xor(kFullMask, value, distance));
+    }
+    return value;
+  }
+};
+
+// The largest logit of each of V pixels. A NaN may be passed over: it reaches the sum all the same.
+template <int K, int V, class A, class Owner>
+SEGUNC_DEVICE void largest_logit(const Owner& owner, const A (&logit)[K][V], A (&maximum)[V]) {
+#pragma unroll
+  for (int j = 0; j < V; j++) maximum[j] = -kInfinity<A>;
+#pragma unroll
+  for (int i = 0; i < K; i++) {
+#pragma unroll
+    for (int j = 0; j < V; j++) maximum[j] = larger(maximum[j], logit[i][j]);
+  }
+#pragma unroll
+  for (int j = 0; j < V; j++) maximum[j] = owner.maximum(maximum[j]);
+}
+
+// The sum of exp(z_c - maximum) over the classes read so far.
+template <class A>
+struct OnlineSoftmax {
+  A maximum = -kInfinity<A>;
+  A sum = 0;
+
+  SEGUNC_DEVICE void add(A logit) {
+    if (logit > maximum) {
+      sum = sum * math::exp_nonpositive(maximum - logit) + A(1);
+      maximum = logit;
+    } else {
+      // Equal infinities have no difference.
+      sum += logit == maximum ? A(1) : math::exp_nonpositive(logit - maximum);
+    }
+  }
+};
+
+// T: the stored type. An infinite maximum makes the sum NaN, as the subtraction would in one pass.
+template <class T>
+SEGUNC_DEVICE OnlineSoftmax<accumulate_t<T>> online_softmax(const T* pixel, int64_t classes,
+                                                            int64_t class_stride) {
+  OnlineSoftmax<accumulate_t<T>> softmax;
+#pragma unroll 4
+  for (int64_t c = 0; c < classes; c++) softmax.add(to_accumulate(pixel[c * class_stride]));
+  softmax.sum += softmax.maximum - softmax.maximum;
+  return softmax;
+}
+
+}  // namespace segunc::device

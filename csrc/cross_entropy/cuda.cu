@@ -1,0 +1,744 @@
+// Weighted cross-entropy on a GPU: loss and gradients from one read of the logits.
+//
+//   value     l = a (log s - d_y) + sum_c b_c (log s - d_c),   d = z - max z,  s = sum_c exp d_c
+//   gradient  k (total / s * exp d_c - t_c),   t_c = a [c = y] + b_c,  total = sum_c t_c
+// A pixel's exponentials stay in registers between the sum over the classes and the gradient, so
+// the logits are read once, the gradient is written once and no log-sum-exp is ever stored.
+//
+//   planar_registers  a thread owns V neighbouring pixels and all of their at most 32 classes
+//   staged            a tile goes through shared memory; up to 16 threads share a pixel's classes
+//   strided           a thread a pixel, the logits read twice: whatever the others do not take
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "../common/device/class_tile.h"
+#include "../common/device/integer.h"
+#include "../math/cross_entropy.h"
+#include "cuda.h"
+
+namespace segunc::cuda {
+namespace {
+
+using namespace device;
+
+// ---- Launch policy ----
+
+enum class Strategy { planar_registers, staged, strided };
+
+// Derived from occupancy and bytes in flight, not yet measured on a GPU. At 4.8 TB/s and about
+// 0.8 us latency an H200 needs 4 MB in flight, 30 KB a multiprocessor. With 19 classes:
+//   planar_registers  two pixels a thread, at most 128 registers: 512 threads are resident and have
+//                     up to 152 bytes each in flight, 78 KB (bf16: 39 KB)
+//   staged            at most 80 registers: 3 blocks of 256, with a tile of 19 KB each (bf16: 10
+//   KB)
+// A logit and its gradient cost about 25 instructions, of which a multiprocessor issues enough for
+// 4.8 TB/s in fp32 with half of its slots and in bf16 with nearly all of them.
+// Blocks of 128 rather than 256 where nothing is shared: a shorter last wave.
+struct Policy {
+  static constexpr int kPlanarThreads = 128;
+  static constexpr int kStagedThreads = 256;
+  static constexpr int kStridedThreads = 256;
+  static constexpr int kSumThreads = 256;
+  static constexpr int kFinishThreads = 512;
+  // One partial sum each: few enough for a single block to add up, enough for a dozen waves, so
+  // that blocks which take one tile more than others do not show.
+  static constexpr int64_t kMaxBlocks = at_scale(8192);
+  // Tiles do not span images: on smaller ones most of their threads would idle.
+  static constexpr int64_t kMinTiledPixels = 32;
+};
+
+// Pixels a thread of planar_registers: at most 64 values.
+template <int K>
+constexpr int kPlanarWidth = K <= 8 ? 4 : 2;
+
+// Resident blocks that the compiler has to leave registers for, as many as it can without spilling.
+template <int Values>
+constexpr int kPlanarBlocks = Values > 40   ? 3
+                              : Values > 24 ? 4
+                                            : 5;
+
+template <int Values>
+constexpr int kStagedBlocks = Values > 24 ? 2 : 3;
+
+// How a launch walks over the pixels: tile t of an image starts at pixel t * tile.
+struct Work {
+  int64_t tile;  // pixels
+  Divisor tiles_per_image;
+  int64_t tiles;  // of all images
+  int64_t blocks;
+  double on_share, off_share;  // of a target: the labelled class, and each class by smoothing
+};
+
+struct Plan {
+  Strategy strategy;
+  int bucket;  // registers for the classes of a pixel
+  Work work;
+};
+
+Work make_work(const CrossEntropyParams& p, int64_t images, int64_t pixels, int64_t tile) {
+  Work work{};
+  work.on_share = 1.0 - p.label_smoothing;
+  work.off_share = p.label_smoothing / double(p.map.classes);
+  work.tile = tile;
+  work.tiles_per_image = Divisor((pixels + tile - 1) / tile);
+  work.tiles = work.tiles_per_image.value * images;
+  work.blocks = std::min(work.tiles, Policy::kMaxBlocks);
+  return work;
+}
+
+// channels_last images that follow each other are one long image to everything contiguous.
+CrossEntropyParams merge_images(CrossEntropyParams p) {
+  const auto dense = [](const ClassMap& map) {
+    return map.layout == Layout::channels_last && map.image_stride == map.pixels * map.classes;
+  };
+  if (p.map.images > 1 && dense(p.map) && (!p.grad_input || dense(p.grad_map))) {
+    for (ClassMap* map : {&p.map, &p.grad_map}) {
+      map->pixels *= map->images;
+      map->size[2] = map->pixels;
+      map->images = 1;
+    }
+  }
+  return p;
+}
+
+template <int... K>
+int64_t planar_tile(int bucket, std::integer_sequence<int, K...>) {
+  int width = 0;
+  ((width = bucket == K ? kPlanarWidth<K> : width), ...);
+  return int64_t(Policy::kPlanarThreads) * width;
+}
+
+using PlanarBuckets = std::integer_sequence<int, 4, 8, 12, 16, 20, 24, 32>;
+using NarrowBuckets = std::integer_sequence<int, 16, 32>;  // one pixel a thread
+using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
+
+template <int... K>
+int smallest_bucket(int64_t classes, std::integer_sequence<int, K...>) {
+  int bucket = 0;
+  ((bucket = bucket == 0 && classes <= K ? K : bucket), ...);
+  return bucket;
+}
+
+// p has its images merged. The alignment of pointers plays no part, so that the order of the sums
+// follows from sizes and layout alone.
+Plan make_plan(const CrossEntropyParams& p) {
+  const ClassMap& map = p.map;
+  const bool same_layout = !p.grad_input || p.grad_map.layout == map.layout;
+  const bool tiled = same_layout && p.dtype != Dtype::f64 && map.layout != Layout::strided &&
+                     map.pixels >= Policy::kMinTiledPixels;
+  if (tiled && map.layout == Layout::planar && map.classes <= kMaxClassesOfThread) {
+    const int bucket = smallest_bucket(map.classes, PlanarBuckets());
+    return {Strategy::planar_registers, bucket,
+            make_work(p, map.images, map.pixels, planar_tile(bucket, PlanarBuckets()))};
+  }
+  if (tiled && map.classes <= kMaxTileClasses) {
+    int64_t team = 1;
+    while (map.classes > kMaxClassesOfThread * team) team *= 2;
+    const int bucket = smallest_bucket((map.classes + team - 1) / team, StagedBuckets());
+    return {Strategy::staged, bucket,
+            make_work(p, map.images, map.pixels, Policy::kStagedThreads / team)};
+  }
+  return {Strategy::strided, 0, make_work(p, 1, map.images * map.pixels, Policy::kStridedThreads)};
+}
+
+// ---- A pixel ----
+
+constexpr int kIgnored = -1, kOutOfRange = -2;
+
+SEGUNC_DEVICE int label_of(const CrossEntropyParams& p, int64_t target) {
+  if (target == p.ignore_index) return kIgnored;
+  if (target >= 0 && target < p.map.classes) return int(target);
+  if (p.bad_target) store_host_flag(p.bad_target, target);
+  return kOutOfRange;
+}
+
+template <int V, class Index>
+SEGUNC_DEVICE void load_labels_of(const CrossEntropyParams& p, int64_t first, int (&label)[V]) {
+  const auto target = load_vector<V>(static_cast<const Index*>(p.target) + first);
+#pragma unroll
+  for (int j = 0; j < V; j++) label[j] = label_of(p, int64_t(target[j]));
+}
+template <int V>
+SEGUNC_DEVICE void load_labels(const CrossEntropyParams& p, int64_t first, int (&label)[V]) {
+  switch (p.target_type) {
+    case IndexType::i64:
+      return load_labels_of<V, int64_t>(p, first, label);
+    case IndexType::i32:
+      return load_labels_of<V, int32_t>(p, first, label);
+    default:
+      return load_labels_of<V, uint8_t>(p, first, label);
+  }
+}
+
+// data[first ...], or ones without data.
+template <int V, class A>
+SEGUNC_DEVICE Vector<A, V> load_factors(const void* data, int64_t first) {
+  if (data) return load_vector<V>(static_cast<const A*>(data) + first);
+  Vector<A, V> ones;
+#pragma unroll
+  for (int j = 0; j < V; j++) ones[j] = A(1);
+  return ones;
+}
+
+// Of a tile that starts `left` pixels before the end of its image.
+SEGUNC_DEVICE int tile_pixels(const Work& work, int64_t left) {
+  return int(left < work.tile ? left : work.tile);
+}
+
+// What is the same for every pixel.
+template <class A>
+struct Constants {
+  const A* weight;
+  A on_share, off_share;
+  A scale;  // of every gradient: the scalar upstream gradient by the normalizer
+
+  SEGUNC_DEVICE Constants(const CrossEntropyParams& p, const Work& work)
+      : weight(static_cast<const A*>(p.weight)),
+        on_share(A(work.on_share)),
+        off_share(A(work.off_share)),
+        scale(A(1)) {
+    if (p.upstream_is_scalar && p.upstream) scale = *static_cast<const A*>(p.upstream);
+    if (p.normalizer) scale *= inverse(A(*p.normalizer));
+  }
+  SEGUNC_DEVICE A class_weight(int c) const { return weight ? load_read_only(weight + c) : A(1); }
+  SEGUNC_DEVICE bool smooths() const { return off_share != A(0); }
+  // b_c
+  SEGUNC_DEVICE A smoothing(int c) const { return off_share * class_weight(c); }
+};
+
+// What a pixel's softmax has to tell: s, d_y, and with smoothing sum_c b_c and sum_c b_c d_c.
+template <class A>
+struct SoftmaxTerms {
+  A sum, target_shifted, smooth_total, smooth_dot;
+};
+
+// What is written for a pixel, and the factors of its logits' gradient
+//   slope * exp d_c - on_target [c = y] - factor * b_c.
+template <class A>
+struct PixelTerms {
+  A loss, weight_gradient;
+  A slope, on_target, factor;
+};
+
+template <class A>
+SEGUNC_DEVICE PixelTerms<A> pixel_terms(const Constants<A>& constants, int label,
+                                        const SoftmaxTerms<A>& softmax, A pixel_weight,
+                                        A upstream) {
+  if (label == kIgnored) return {A(0), A(0), A(0), A(0), A(0)};
+  if (label == kOutOfRange) return {kNaN<A>, kNaN<A>, kNaN<A>, A(0), A(0)};
+  const A log_sum = math::log_positive(softmax.sum);
+  const A on_target = constants.on_share * constants.class_weight(label);
+  const A smooth = softmax.smooth_total * log_sum - softmax.smooth_dot;
+  const A loss = math::cross_entropy(on_target, smooth, softmax.target_shifted, log_sum);
+  const A outer = upstream * constants.scale;
+  const A factor = pixel_weight * outer;
+  return {pixel_weight * loss, loss * outer,
+          factor * (on_target + softmax.smooth_total) * inverse(softmax.sum), factor * on_target,
+          factor};
+}
+
+// The upstream gradient of each pixel; the scalar one is part of Constants::scale.
+SEGUNC_DEVICE const void* upstream_map(const CrossEntropyParams& p) {
+  return p.upstream_is_scalar ? nullptr : p.upstream;
+}
+
+// Logits, in place, to exponentials, with their terms. target_shifted is the caller's.
+template <int K, int V, class A, class Owner>
+SEGUNC_DEVICE void softmax_in_place(const Constants<A>& constants, const Owner& owner,
+                                    const A (&maximum)[V], A (&value)[K][V],
+                                    SoftmaxTerms<A> (&softmax)[V]) {
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    softmax[j].sum = softmax[j].smooth_total = softmax[j].smooth_dot = A(0);
+  }
+  if (constants.smooths()) {
+#pragma unroll
+    for (int i = 0; i < K; i++) {
+      if (i < owner.owned) {
+        const A b = constants.smoothing(owner.class_of(i));
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+          softmax[j].smooth_total += b;
+          softmax[j].smooth_dot += b * (value[i][j] - maximum[j]);
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      softmax[j].smooth_total = owner.sum(softmax[j].smooth_total);
+      softmax[j].smooth_dot = owner.sum(softmax[j].smooth_dot);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < K; i++) {
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      value[i][j] = math::exp_nonpositive(value[i][j] - maximum[j]);
+      softmax[j].sum += value[i][j];
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < V; j++) softmax[j].sum = owner.sum(softmax[j].sum);
+}
+
+// The gradient of a class whose share of the target is t_c. At an ignored pixel the slope is 0, and
+// the bound keeps a NaN from surviving that; at a valid one the slope is then NaN as well.
+template <class A>
+SEGUNC_DEVICE A logit_gradient(const PixelTerms<A>& terms, A exponential, A t_c) {
+  const A bounded = exponential < A(1) ? exponential : A(1);
+  return math::cross_entropy_derivative(bounded, terms.slope, t_c);
+}
+template <class A>
+SEGUNC_DEVICE A target_share(const PixelTerms<A>& terms, int label, int c, A b) {
+  return (c == label ? terms.on_target : A(0)) + terms.factor * b;
+}
+
+SEGUNC_DEVICE void store_partial(const CrossEntropyParams& p, double sum) {
+  if (p.partial) {
+    sum = block_sum(sum);
+    if (thread() == 0) p.partial[block_index()] = sum;
+  }
+}
+
+// ---- planar_registers ----
+
+template <class T, int K, int V>
+__global__ void __launch_bounds__(Policy::kPlanarThreads, kPlanarBlocks<K * V>)
+    cross_entropy_planar_registers_kernel(const CrossEntropyParams p, const Work work) {
+  using A = accumulate_t<T>;
+  const Constants<A> constants(p, work);
+  const Alone owner{int(p.map.classes)};
+  Vector<T, V> absent;  // beyond the classes: has no mass
+#pragma unroll
+  for (int j = 0; j < V; j++) absent[j] = from_accumulate<T>(-kInfinity<A>);
+  double sum = 0;
+  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
+    int64_t start;
+    const int64_t image = work.tiles_per_image.divide(tile, start);
+    start *= work.tile;
+    const int count = tile_pixels(work, p.map.pixels - start);
+    const T* logits = static_cast<const T*>(p.input) + image * p.map.image_stride + start;
+#pragma unroll 1
+    for (int at = int(thread()) * V; at < count; at += Policy::kPlanarThreads * V) {
+      const int64_t class_stride = rematerialized(p.map.class_stride);
+      Vector<T, V> raw[K];
+#pragma unroll
+      for (int c = 0; c < K; c++) {
+        raw[c] = c < owner.owned ? load_vector<V>(logits + c * class_stride + at) : absent;
+      }
+      const int64_t first = image * p.map.pixels + start + at;
+      int label[V];
+      load_labels(p, first, label);
+      const auto pixel_weight = load_factors<V, A>(p.pixel_weight, first);
+      const auto upstream = load_factors<V, A>(upstream_map(p), first);
+
+      // The line is on its way to the cache: cheaper than a comparison for every class.
+      A target_logit[V];
+#pragma unroll
+      for (int j = 0; j < V; j++) {
+        target_logit[j] =
+            label[j] >= 0 ? to_accumulate(logits[label[j] * class_stride + at + j]) : A(0);
+      }
+
+      A value[K][V], maximum[V];
+      SoftmaxTerms<A> softmax[V];
+#pragma unroll
+      for (int c = 0; c < K; c++) {
+#pragma unroll
+        for (int j = 0; j < V; j++) value[c][j] = to_accumulate(raw[c][j]);
+      }
+      largest_logit(owner, value, maximum);
+#pragma unroll
+      for (int j = 0; j < V; j++) softmax[j].target_shifted = target_logit[j] - maximum[j];
+      softmax_in_place(constants, owner, maximum, value, softmax);
+
+      PixelTerms<A> terms[V];
+      Vector<A, V> loss, weight_gradient;
+#pragma unroll
+      for (int j = 0; j < V; j++) {
+        terms[j] = pixel_terms(constants, label[j], softmax[j], pixel_weight[j], upstream[j]);
+        loss[j] = terms[j].loss;
+        weight_gradient[j] = terms[j].weight_gradient;
+        sum += double(loss[j]);
+      }
+      if (p.loss) store_vector(static_cast<A*>(p.loss) + first, loss);
+      if (p.grad_pixel_weight) {
+        store_vector(static_cast<A*>(p.grad_pixel_weight) + first, weight_gradient);
+      }
+      if (p.grad_input) {
+        T* gradient = static_cast<T*>(p.grad_input) + image * p.grad_map.image_stride + start + at;
+        const int64_t gradient_stride = rematerialized(p.grad_map.class_stride);
+#pragma unroll
+        for (int c = 0; c < K; c++) {
+          const A b = constants.smooths() && c < owner.owned ? constants.smoothing(c) : A(0);
+          Vector<T, V> result;
+#pragma unroll
+          for (int j = 0; j < V; j++) {
+            result[j] = from_accumulate<T>(
+                logit_gradient(terms[j], value[c][j], target_share(terms[j], label[j], c, b)));
+          }
+          if (c < owner.owned) store_vector(gradient + c * gradient_stride, result);
+        }
+      }
+    }
+  }
+  store_partial(p, sum);
+}
+
+// ---- staged ----
+
+template <class T, int K>
+__global__ void __launch_bounds__(Policy::kStagedThreads, kStagedBlocks<K>)
+    cross_entropy_staged_kernel(const CrossEntropyParams p, const Work work,
+                                const ClassTile shape) {
+  using A = accumulate_t<T>;
+  T* tile_data = dynamic_shared<T>();
+  const Constants<A> constants(p, work);
+  const int pixel = int(thread()) >> shape.team_shift;
+  const int64_t image_pixels = p.map.pixels;
+  double sum = 0;
+  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
+    int64_t start;
+    const int64_t image = work.tiles_per_image.divide(tile, start);
+    start *= work.tile;
+    const int count = tile_pixels(work, image_pixels - start);
+    const int64_t index = image * image_pixels + start + pixel;
+    const bool inside = pixel < count;
+
+    barrier();  // the tile before may still be in use
+    load_tile(shape, p.map, count,
+              static_cast<const T*>(p.input) + image * p.map.image_stride + start * p.map.stride[2],
+              tile_data);
+    int label[1] = {kIgnored};
+    if (inside) load_labels(p, index, label);
+    const bool valid = label[0] >= 0;
+    const A pixel_weight = valid ? load_factors<1, A>(p.pixel_weight, index)[0] : A(1);
+    const A upstream = valid ? load_factors<1, A>(upstream_map(p), index)[0] : A(1);
+    barrier();
+
+    const Team owner(shape.classes, shape.team_shift,
+                     rematerialized(int(thread()) & (shape.team - 1)));
+    T* const classes = tile_data + pixel * shape.pixel_pitch;
+    T* const mine = classes + owner.part * shape.class_pitch;
+    const int step = rematerialized(shape.class_pitch << shape.team_shift);
+    A value[K][1], maximum[1];
+    SoftmaxTerms<A> softmax[1];
+#pragma unroll
+    for (int i = 0; i < K; i++) {
+      value[i][0] = inside && i < owner.owned ? to_accumulate(mine[i * step]) : -kInfinity<A>;
+    }
+    largest_logit(owner, value, maximum);
+    softmax[0].target_shifted =
+        valid ? to_accumulate(classes[label[0] * shape.class_pitch]) - maximum[0] : A(0);
+    softmax_in_place(constants, owner, maximum, value, softmax);
+
+    const PixelTerms<A> terms =
+        pixel_terms(constants, label[0], softmax[0], pixel_weight, upstream);
+    if (inside && owner.part == 0) {
+      sum += double(terms.loss);
+      if (p.loss) static_cast<A*>(p.loss)[index] = terms.loss;
+      if (p.grad_pixel_weight) {
+        static_cast<A*>(p.grad_pixel_weight)[index] = terms.weight_gradient;
+      }
+    }
+    if (p.grad_input) {
+      warp_sync();  // the team has read the target's logit
+#pragma unroll
+      for (int i = 0; i < K; i++) {
+        if (inside && i < owner.owned) {
+          const int c = owner.class_of(i);
+          const A b = constants.smooths() ? constants.smoothing(c) : A(0);
+          mine[i * step] = from_accumulate<T>(
+              logit_gradient(terms, value[i][0], target_share(terms, label[0], c, b)));
+        }
+      }
+      barrier();
+      store_tile(shape, p.grad_map, count, tile_data,
+                 static_cast<T*>(p.grad_input) + image * p.grad_map.image_stride +
+                     start * p.grad_map.stride[2]);
+    }
+  }
+  store_partial(p, sum);
+}
+
+// ---- strided ----
+
+template <class T>
+__global__ void __launch_bounds__(Policy::kStridedThreads, 3)
+    cross_entropy_strided_kernel(const CrossEntropyParams p, const Work work,
+                                 const Divisor pixels_of_image, const PixelOffset offset,
+                                 const PixelOffset grad_offset) {
+  using A = accumulate_t<T>;
+  const Constants<A> constants(p, work);
+  const int64_t classes = p.map.classes, pixels = p.map.images * p.map.pixels;
+  double sum = 0;
+  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
+    const int64_t index = tile * work.tile + thread();
+    if (index >= pixels) continue;
+    int64_t pixel;
+    const int64_t image = pixels_of_image.divide(index, pixel);
+    const T* logits = static_cast<const T*>(p.input) + image * p.map.image_stride + offset(pixel);
+    int label[1];
+    load_labels(p, index, label);
+    const bool valid = label[0] >= 0;
+    SoftmaxTerms<A> terms_of_softmax{};
+    A maximum = 0, pixel_weight = 1, upstream = 1;
+    if (valid) {
+      const auto online = online_softmax(logits, classes, p.map.class_stride);
+      maximum = online.maximum;
+      terms_of_softmax.sum = online.sum;
+      terms_of_softmax.target_shifted =
+          to_accumulate(logits[label[0] * p.map.class_stride]) - maximum;
+      if (constants.smooths()) {
+        for (int64_t c = 0; c < classes; c++) {
+          const A b = constants.smoothing(int(c));
+          terms_of_softmax.smooth_total += b;
+          terms_of_softmax.smooth_dot +=
+              b * (to_accumulate(logits[c * p.map.class_stride]) - maximum);
+        }
+      }
+      pixel_weight = load_factors<1, A>(p.pixel_weight, index)[0];
+      upstream = load_factors<1, A>(upstream_map(p), index)[0];
+    }
+    const PixelTerms<A> terms =
+        pixel_terms(constants, label[0], terms_of_softmax, pixel_weight, upstream);
+    sum += double(terms.loss);
+    if (p.loss) static_cast<A*>(p.loss)[index] = terms.loss;
+    if (p.grad_pixel_weight) static_cast<A*>(p.grad_pixel_weight)[index] = terms.weight_gradient;
+    if (p.grad_input) {
+      T* gradient =
+          static_cast<T*>(p.grad_input) + image * p.grad_map.image_stride + grad_offset(pixel);
+#pragma unroll 4
+      for (int64_t c = 0; c < classes; c++) {
+        const A b = constants.smooths() ? constants.smoothing(int(c)) : A(0);
+        const A exponential =
+            valid ? math::exp_nonpositive(to_accumulate(logits[c * p.map.class_stride]) - maximum)
+                  : A(0);
+        gradient[c * p.grad_map.class_stride] = from_accumulate<T>(
+            logit_gradient(terms, exponential, target_share(terms, label[0], int(c), b)));
+      }
+    }
+  }
+  store_partial(p, sum);
+}
+
+// ---- normalizer and the end of a sum ----
+
+template <class A, class Index>
+SEGUNC_DEVICE double sum_of_weights(const NormalizerParams& p) {
+  constexpr int kVector = 4;
+  const auto* target = static_cast<const Index*>(p.target);
+  const auto* weight = static_cast<const A*>(p.weight);
+  const auto weight_of = [&](Index index) {
+    const int64_t y = int64_t(index);
+    if (y == p.ignore_index || y < 0 || y >= p.classes) return 0.0;
+    return weight ? double(load_read_only(weight + y)) : 1.0;
+  };
+  const int64_t step = int64_t(grid_size()) * block_size();
+  const int64_t first = int64_t(block_index()) * block_size() + thread();
+  const int64_t vectors = reinterpret_cast<uintptr_t>(target) % 16 == 0 ? p.count / kVector : 0;
+  double sum = 0;
+  for (int64_t i = first; i < vectors; i += step) {
+    const auto vector = load_vector<kVector>(target + i * kVector);
+#pragma unroll
+    for (int k = 0; k < kVector; k++) sum += weight_of(vector[k]);
+  }
+  for (int64_t i = vectors * kVector + first; i < p.count; i += step) sum += weight_of(target[i]);
+  return sum;
+}
+
+template <class A>
+__global__ void __launch_bounds__(Policy::kSumThreads, 4)
+    cross_entropy_normalizer_kernel(const NormalizerParams p) {
+  double sum;
+  switch (p.target_type) {
+    case IndexType::i64:
+      sum = sum_of_weights<A, int64_t>(p);
+      break;
+    case IndexType::i32:
+      sum = sum_of_weights<A, int32_t>(p);
+      break;
+    default:
+      sum = sum_of_weights<A, uint8_t>(p);
+      break;
+  }
+  sum = block_sum(sum);
+  if (thread() == 0) p.partial[block_index()] = sum;
+}
+
+template <class Result>
+__global__ void __launch_bounds__(Policy::kFinishThreads)
+    cross_entropy_finish_kernel(const double* partial, int64_t count, const double* normalizer,
+                                Result* result) {
+  double sum = 0;
+#pragma unroll 4
+  for (int64_t i = thread(); i < count; i += Policy::kFinishThreads) sum += partial[i];
+  sum = block_sum(sum);
+  if (thread() == 0) *result = Result(normalizer ? sum / *normalizer : sum);
+}
+
+// ---- launch and dispatch ----
+
+std::string name_of(const char* kernel, Dtype dtype, int64_t classes) {
+  static const char* const kDtypes[] = {"float64", "float32", "bfloat16", "float16"};
+  return std::string(kernel) + " of " + kDtypes[int(dtype)] + " and " + std::to_string(classes) +
+         " classes";
+}
+
+// A vector of V elements at any multiple of V.
+template <int V, class E>
+bool aligned(const void* data) {
+  return reinterpret_cast<uintptr_t>(data) % std::min<size_t>(16, V * sizeof(E)) == 0;
+}
+
+// True if every V neighbouring pixels are one aligned vector in every array.
+template <class T, int V>
+bool fits_vectors(const CrossEntropyParams& p) {
+  using A = accumulate_t<T>;
+  const auto map_fits = [](const void* data, const ClassMap& map) {
+    return aligned<V, T>(data) && map.class_stride % V == 0 && map.image_stride % V == 0;
+  };
+  const bool target_fits = p.target_type == IndexType::i64   ? aligned<V, int64_t>(p.target)
+                           : p.target_type == IndexType::i32 ? aligned<V, int32_t>(p.target)
+                                                             : aligned<V, uint8_t>(p.target);
+  return p.map.pixels % V == 0 && map_fits(p.input, p.map) &&
+         (!p.grad_input || map_fits(p.grad_input, p.grad_map)) && target_fits &&
+         aligned<V, A>(p.pixel_weight) && (p.upstream_is_scalar || aligned<V, A>(p.upstream)) &&
+         aligned<V, A>(p.loss) && aligned<V, A>(p.grad_pixel_weight);
+}
+
+template <class T, int... K>
+bool launch_narrow(const CrossEntropyParams& p, const Plan& plan, Stream stream,
+                   std::integer_sequence<int, K...>) {
+  bool done = false;
+  const auto launch_bucket = [&](auto bucket) {
+    if (done || plan.bucket > bucket()) return;
+    launch(cross_entropy_planar_registers_kernel<T, bucket(), 1>, plan.work.blocks,
+           Policy::kPlanarThreads, 0, stream, p, plan.work);
+    done = true;
+  };
+  (launch_bucket(std::integral_constant<int, K>()), ...);
+  return done;
+}
+
+template <class T, int... K>
+bool launch_planar_registers(const CrossEntropyParams& p, const Plan& plan, Stream stream,
+                             std::integer_sequence<int, K...>) {
+  bool done = false;
+  const auto launch_bucket = [&](auto bucket) {
+    constexpr int kWidth = kPlanarWidth<bucket()>;
+    if (plan.bucket != bucket()) return;
+    if (fits_vectors<T, kWidth>(p)) {
+      launch(cross_entropy_planar_registers_kernel<T, bucket(), kWidth>, plan.work.blocks,
+             Policy::kPlanarThreads, 0, stream, p, plan.work);
+      done = true;
+    } else {
+      done = launch_narrow<T>(p, plan, stream, NarrowBuckets());
+    }
+  };
+  (launch_bucket(std::integral_constant<int, K>()), ...);
+  return done;
+}
+
+template <class T, int... K>
+bool launch_staged(const CrossEntropyParams& p, const Plan& plan, Stream stream,
+                   std::integer_sequence<int, K...>) {
+  const bool aligned = vectors_are_aligned(p.input, p.map, sizeof(T)) &&
+                       (!p.grad_input || vectors_are_aligned(p.grad_input, p.grad_map, sizeof(T)));
+  const ClassTile tile = make_class_tile(p.map, sizeof(T), Policy::kStagedThreads, aligned);
+  bool done = false;
+  const auto launch_bucket = [&](auto bucket) {
+    if (plan.bucket != bucket()) return;
+    launch(cross_entropy_staged_kernel<T, bucket()>, plan.work.blocks, Policy::kStagedThreads,
+           tile.shared_bytes, stream, p, plan.work, tile);
+    done = true;
+  };
+  (launch_bucket(std::integral_constant<int, K>()), ...);
+  return done;
+}
+
+template <class T>
+bool launch_strided(const CrossEntropyParams& p, const Plan& plan, Stream stream) {
+  launch(cross_entropy_strided_kernel<T>, plan.work.blocks, Policy::kStridedThreads, 0, stream, p,
+         plan.work, Divisor(p.map.pixels), PixelOffset(p.map),
+         PixelOffset(p.grad_input ? p.grad_map : p.map));
+  return true;
+}
+
+template <class T>
+void launch_cross_entropy(const CrossEntropyParams& p, const Plan& plan, Stream stream) {
+  bool done = false;
+  if (plan.strategy == Strategy::strided) {
+    done = launch_strided<T>(p, plan, stream);
+  } else if constexpr (!std::is_same_v<T, double>) {
+    done = plan.strategy == Strategy::planar_registers
+               ? launch_planar_registers<T>(p, plan, stream, PlanarBuckets())
+               : launch_staged<T>(p, plan, stream, StagedBuckets());
+  }
+  if (!done) {
+    throw std::runtime_error("no kernel " + name_of("cross_entropy", p.dtype, p.map.classes));
+  }
+}
+
+template <class Result>
+void launch_finish(const double* partial, int64_t count, const double* normalizer, Result* result,
+                   Stream stream) {
+  launch(cross_entropy_finish_kernel<Result>, 1, Policy::kFinishThreads, 0, stream, partial, count,
+         normalizer, result);
+}
+
+bool is_empty(const ClassMap& map) {
+  return map.images == 0 || map.pixels == 0 || map.classes == 0;
+}
+
+}  // namespace
+
+int64_t cross_entropy_partials(const CrossEntropyParams& params) {
+  return is_empty(params.map) ? 0 : make_plan(merge_images(params)).work.blocks;
+}
+
+void cross_entropy(const CrossEntropyParams& params, Stream stream) {
+  if (is_empty(params.map)) return;
+  const CrossEntropyParams p = merge_images(params);
+  const Plan plan = make_plan(p);
+  switch (p.dtype) {
+    case Dtype::f64:
+      return launch_cross_entropy<double>(p, plan, stream);
+    case Dtype::f32:
+      return launch_cross_entropy<float>(p, plan, stream);
+    case Dtype::bf16:
+      return launch_cross_entropy<bfloat16>(p, plan, stream);
+    case Dtype::f16:
+      return launch_cross_entropy<float16>(p, plan, stream);
+  }
+  throw std::runtime_error("no kernel cross_entropy of this dtype");
+}
+
+int64_t normalizer_partials(const NormalizerParams& params) {
+  // Eight targets a thread: more would leave a single image on few multiprocessors.
+  constexpr int64_t kTargets = 8 * Policy::kSumThreads;
+  return std::min<int64_t>((params.count + kTargets - 1) / kTargets, at_scale(1024));
+}
+
+void normalizer(const NormalizerParams& params, double* normalizer, Stream stream) {
+  const int64_t partials = normalizer_partials(params);
+  if (partials > 0) {
+    launch(params.dtype == Dtype::f64 ? cross_entropy_normalizer_kernel<double>
+                                      : cross_entropy_normalizer_kernel<float>,
+           partials, Policy::kSumThreads, 0, stream, params);
+  }
+  launch_finish(params.partial, partials, nullptr, normalizer, stream);
+}
+
+void finish_loss(const double* partial, int64_t count, const double* normalizer, void* loss,
+                 Dtype dtype, Stream stream) {
+  if (dtype == Dtype::f64) {
+    launch_finish(partial, count, normalizer, static_cast<double*>(loss), stream);
+  } else {
+    launch_finish(partial, count, normalizer, static_cast<float*>(loss), stream);
+  }
+}
+
+}  // namespace segunc::cuda
