@@ -81,7 +81,8 @@ def _run_name(text: str) -> str:
     return text
 
 
-def _common_options() -> argparse.ArgumentParser:
+def _common_options(steps: int) -> argparse.ArgumentParser:
+    """The options of both trainings, with the defaults of one of them."""
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("training")
     group.add_argument(
@@ -92,13 +93,30 @@ def _common_options() -> argparse.ArgumentParser:
         help="losses to train alike and compare (default: ce uce)",
     )
     length = group.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=_whole(1), help="updates")
+    length.add_argument(
+        "--steps", type=_whole(1), default=steps, help=f"updates (default: {steps})"
+    )
     length.add_argument("--epochs", type=_whole(1), help="passes over the training images")
-    group.add_argument("--batch-size", type=_whole(2), default=8, metavar="N")
-    group.add_argument("--crop", type=_whole(32), nargs=2, metavar=("H", "W"))
-    group.add_argument("--lr", type=_real(0), default=0.01, help="of the encoder (default: 0.01)")
+    group.add_argument("--batch-size", type=_whole(2), default=4, metavar="N", help="default: 4")
     group.add_argument(
-        "--dropout", type=_real(0, 1), default=0.2, help="after each stage (default: 0.2)"
+        "--crop", type=_whole(32), nargs=2, metavar=("H", "W"), help="default: 128 192, 256 256"
+    )
+    group.add_argument(
+        "--scale",
+        type=_real(0.05),
+        nargs=2,
+        default=[0.5, 2.0],
+        metavar=("MIN", "MAX"),
+        help="range of the random scale (default: 0.5 2)",
+    )
+    group.add_argument(
+        "--lr",
+        type=_real(0),
+        default=0.01,
+        help="of the encoder; the decoder learns ten times as fast (default: 0.01)",
+    )
+    group.add_argument(
+        "--dropout", type=_real(0.001, 1), default=0.2, help="after each stage (default: 0.2)"
     )
     group.add_argument("--seed", type=_whole(0), default=0)
     uncertainty = parser.add_argument_group("uncertainty")
@@ -139,16 +157,15 @@ def build_parser() -> argparse.ArgumentParser:
         prog="segunc", description="Uncertainty-aware semantic segmentation."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    common = _common_options()
     demo = commands.add_parser(
         "demo",
-        parents=[common],
+        parents=[_common_options(steps=600)],
         help="train on generated street scenes by CE and U-CE, print a table, write pictures",
     )
     demo.set_defaults(parser=demo)
     train = commands.add_parser(
         "train",
-        parents=[common],
+        parents=[_common_options(steps=4000)],
         help="the same on a folder of images and label maps",
         description="Trains on DIR, laid out as train/ trainannot/ val/ valannot/ or as "
         "images/{train,val} labels/{train,val}: images in any format, label maps as one-channel "
@@ -172,13 +189,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _config(
-    arguments: argparse.Namespace, *, crop: tuple[int, int], default_steps: int, num_images: int
+    arguments: argparse.Namespace, *, crop: tuple[int, int], num_images: int
 ) -> TrainingConfig:
     from .experiments.training import TrainingConfig
 
-    if arguments.amp == "fp16" and torch.device(arguments.device).type == "cpu":
-        arguments.parser.error("argument --amp: fp16 needs --device cuda; use bf16 on the CPU")
-    steps = arguments.steps or default_steps
+    steps = arguments.steps
     if arguments.epochs is not None:
         steps = arguments.epochs * max(1, num_images // arguments.batch_size)
     return TrainingConfig(
@@ -186,6 +201,7 @@ def _config(
         steps=steps,
         batch_size=arguments.batch_size,
         crop=crop if arguments.crop is None else tuple(arguments.crop),
+        scale=tuple(arguments.scale),
         learning_rate=arguments.lr,
         dropout=arguments.dropout,
         samples=arguments.samples,
@@ -196,7 +212,7 @@ def _config(
         channels_last=arguments.channels_last,
         compile=arguments.compile,
         workers=arguments.workers,
-        validate_every=max(1, steps // 8),
+        validate_every=max(1, steps // 6),
     )
 
 
@@ -215,7 +231,7 @@ def _demo(arguments: argparse.Namespace) -> Experiment:
                 dataset[index]
                 bar.update()
     return Experiment(
-        config=_config(arguments, crop=(128, 192), default_steps=300, num_images=len(train)),
+        config=_config(arguments, crop=(128, 192), num_images=len(train)),
         losses=list(dict.fromkeys(arguments.loss)),
         train=train,
         validation=validation,
@@ -251,9 +267,14 @@ def _train(arguments: argparse.Namespace) -> Experiment:
     except DatasetError as problem:
         error(f"argument --data: {problem}")
     train, validation = splits
+    print(
+        f"{len(train.class_names)} classes, {len(train)} training and {len(validation)} "
+        f"validation images in {arguments.data}",
+        file=sys.stderr,
+    )
     folder = arguments.output / (arguments.name or "train")
     experiment = Experiment(
-        config=_config(arguments, crop=(256, 256), default_steps=2000, num_images=len(train)),
+        config=_config(arguments, crop=(256, 256), num_images=len(train)),
         losses=list(dict.fromkeys(arguments.loss)),
         train=train,
         validation=validation,
@@ -278,15 +299,22 @@ def _run(arguments: argparse.Namespace) -> int:
     except MissingExtrasError as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
+    from .experiments.datasets import DatasetError
     from .experiments.experiment import run
     from .experiments.training import CheckpointError, DivergedError
 
+    if arguments.amp == "fp16" and torch.device(arguments.device).type == "cpu":
+        arguments.parser.error("argument --amp: fp16 needs --device cuda; use bf16 on the CPU")
+    if arguments.scale[0] > arguments.scale[1]:
+        arguments.parser.error("argument --scale: expected MIN not above MAX")
     started = time.perf_counter()
     experiment = _demo(arguments) if arguments.command == "demo" else _train(arguments)
     try:
         table = run(experiment)
     except CheckpointError as problem:
         arguments.parser.error(f"argument --resume: {problem}")
+    except DatasetError as problem:
+        arguments.parser.error(f"argument --data: {problem}")
     except DivergedError as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1

@@ -1,0 +1,457 @@
+"""Images with label maps: generated scenes, folders, augmentation and loading."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from . import scenes
+
+Size = tuple[int, int]
+
+_BATCHES_AHEAD = 2
+
+
+class DatasetError(ValueError):
+    """A folder of images and label maps that cannot be used; the message names the file."""
+
+
+class Sample(NamedTuple):
+    """An image and its label map."""
+
+    image: NDArray[np.uint8]
+    """RGB, (H, W, 3)."""
+    label: NDArray[np.uint8] | NDArray[np.int32]
+    """Class indices, (H, W); uint8 where they and the ignored index fit."""
+
+
+class SegmentationDataset(Protocol):
+    """What training and evaluation need to know of a dataset."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of classes 0 to C - 1."""
+
+    @property
+    def ignore_index(self) -> int:
+        """Label of the pixels that count for nothing."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def label(self, index: int) -> NDArray[np.integer]:
+        """The label map (H, W) alone, which may cost less than the whole sample."""
+
+
+class SceneDataset:
+    """Generated street scenes (:mod:`segunc_ops.experiments.scenes`), kept once generated.
+
+    Args:
+        length: number of scenes.
+        seed: seed of the series; different seeds share no scene.
+        size: height and width in pixels.
+        label_noise: whether labels have the misplaced and void borders of human annotation.
+    """
+
+    class_names = scenes.CLASS_NAMES
+    ignore_index = scenes.IGNORE_INDEX
+
+    def __init__(
+        self, length: int, *, seed: int = 0, size: Size = (160, 240), label_noise: bool = True
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        self.seed = seed
+        self.size = size
+        self.label_noise = label_noise
+        self._samples: list[Sample | None] = [None] * length
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._samples[index]
+        if sample is None:
+            index %= len(self)
+            scene = scenes.generate_scene(self.seed, index, self.size, label_noise=self.label_noise)
+            sample = self._samples[index] = Sample(*scene)
+        return sample
+
+    def label(self, index: int) -> NDArray[np.integer]:
+        """The label map (H, W)."""
+        return self[index].label
+
+
+def _list_images(folder: Path) -> dict[str, Path]:
+    """Images by stem, sorted; two files of one stem are ambiguous."""
+    known = Image.registered_extensions()
+    files: OrderedDict[str, Path] = OrderedDict()
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in known or path.name.startswith("."):
+            continue
+        if path.stem in files:
+            raise DatasetError(f"{path}: same stem as {files[path.stem].name} in {folder}")
+        files[path.stem] = path
+    return files
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except (UnidentifiedImageError, OSError) as error:
+        raise DatasetError(f"{path}: cannot be read as an image ({error})") from error
+    return image
+
+
+class FolderDataset:
+    """A folder of images and a folder of one-channel label maps with the same stems.
+
+    Args:
+        images: folder of images in any format that Pillow reads.
+        labels: folder of PNG label maps: grey value or palette index = class.
+        num_classes: C; None counts up to the highest label that :meth:`scan` finds.
+        class_names: C names; None numbers the classes.
+        ignore_index: label of the pixels that count for nothing.
+
+    Raises:
+        DatasetError: a folder that is missing or empty, an image without a label map.
+        ValueError: as many names as `num_classes` are expected.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        labels: str | Path,
+        *,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        ignore_index: int = 255,
+    ) -> None:
+        for folder in (Path(images), Path(labels)):
+            if not folder.is_dir():
+                raise DatasetError(f"{folder}: no such folder")
+        found = _list_images(Path(images))
+        if not found:
+            raise DatasetError(f"{images}: holds no images")
+        maps = {stem: Path(labels) / f"{stem}.png" for stem in found}
+        missing = [path for path in maps.values() if not path.is_file()]
+        if missing:
+            raise DatasetError(
+                f"{missing[0]}: no label map for {found[missing[0].stem].name} "
+                f"({len(missing)} of {len(found)} images have none)"
+            )
+        if class_names is not None:
+            if num_classes is not None and num_classes != len(class_names):
+                raise ValueError(
+                    f"class_names: expected {num_classes} names, got {len(class_names)}"
+                )
+            num_classes = len(class_names)
+        self.ignore_index = ignore_index
+        self._names = None if class_names is None else tuple(class_names)
+        self._num_classes = num_classes
+        self._pairs = [(found[stem], maps[stem]) for stem in found]
+
+    @property
+    def num_classes(self) -> int:
+        """C, as given or as :meth:`scan` found it."""
+        if self._num_classes is None:
+            self.scan()
+        assert self._num_classes is not None
+        return self._num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names given, or ``class 0`` to ``class C-1``."""
+        if self._names is None:
+            self._names = tuple(f"class {c}" for c in range(self.num_classes))
+        return self._names
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def label(self, index: int) -> NDArray[np.integer]:
+        """The label map (H, W), int32, without reading the image."""
+        return self._label(self._pairs[index][1])
+
+    def _label(self, path: Path) -> NDArray[np.int32]:
+        image = _open(path)
+        if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
+            raise DatasetError(
+                f"{path}: expected a one-channel label map, got mode {image.mode}; "
+                "store class indices as grey values or palette indices"
+            )
+        label = np.asarray(image).astype(np.int32)
+        if self._num_classes is not None:
+            wrong = (label != self.ignore_index) & ((label < 0) | (label >= self._num_classes))
+            if wrong.any():
+                raise DatasetError(
+                    f"{path}: class {label[wrong][0]} is outside 0 to {self._num_classes - 1} and "
+                    f"is not the ignored index {self.ignore_index}"
+                )
+        return label
+
+    def __getitem__(self, index: int) -> Sample:
+        image_path, label_path = self._pairs[index]
+        image = np.asarray(_open(image_path).convert("RGB"))
+        label = self._label(label_path)
+        if image.shape[:2] != label.shape:
+            raise DatasetError(
+                f"{label_path}: label map is {label.shape[1]} x {label.shape[0]}, "
+                f"its image {image_path.name} {image.shape[1]} x {image.shape[0]}"
+            )
+        if max(self.num_classes - 1, self.ignore_index) < 256 and self.ignore_index >= 0:
+            return Sample(image, label.astype(np.uint8))
+        return Sample(image, label)
+
+    def scan(self, progress: Callable[[int], object] | None = None) -> None:
+        """Reads every label map once, so that a bad one is found before training starts.
+
+        Args:
+            progress: called with 1 after each file.
+
+        Raises:
+            DatasetError: a map that is unreadable, of several channels, out of range or of
+                another size than its image; or no labelled pixel at all.
+        """
+
+        def check(pair: tuple[Path, Path]) -> int:
+            label = self._label(pair[1])
+            try:
+                with Image.open(pair[0]) as image:
+                    size = image.size
+            except (UnidentifiedImageError, OSError) as error:
+                raise DatasetError(f"{pair[0]}: cannot be read as an image ({error})") from error
+            if size != label.shape[::-1]:
+                raise DatasetError(
+                    f"{pair[1]}: label map is {label.shape[1]} x {label.shape[0]}, "
+                    f"its image {pair[0].name} {size[0]} x {size[1]}"
+                )
+            valid = label[label != self.ignore_index]
+            return int(valid.max()) if valid.size else -1
+
+        highest = -1
+        with ThreadPoolExecutor() as pool:
+            for top in pool.map(check, self._pairs):
+                highest = max(highest, top)
+                if progress is not None:
+                    progress(1)
+        if highest < 0:
+            raise DatasetError(
+                f"{self._pairs[0][1].parent}: every pixel is ignored (index {self.ignore_index})"
+            )
+        if self._num_classes is None:
+            self._num_classes = highest + 1
+
+
+def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
+    """Folders of the images and label maps of one split.
+
+    Args:
+        root: dataset folder, laid out as ``train/ trainannot/ val/ valannot/`` or as
+            ``images/{train,val} labels/{train,val}``.
+        split: ``"train"`` or ``"val"``.
+
+    Raises:
+        DatasetError: neither layout is there.
+    """
+    root = Path(root)
+    layouts = (
+        (root / split, root / f"{split}annot"),
+        (root / "images" / split, root / "labels" / split),
+    )
+    for images, labels in layouts:
+        if images.is_dir() and labels.is_dir():
+            return images, labels
+    raise DatasetError(
+        f"{root}: expected the folders {split}/ and {split}annot/, or images/{split}/ and "
+        f"labels/{split}/"
+    )
+
+
+def _resize(image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def augment(
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    crop: Size,
+    ignore_index: int,
+    scale: tuple[float, float] = (0.5, 2.0),
+    flip: bool = True,
+) -> Sample:
+    """Random scale, crop and horizontal flip, the same for image and label map.
+
+    The window is cut out at the source's resolution and then resized, so that enlarging costs no
+    more than the crop. Where a reduced image does not fill the crop, it is padded with grey and
+    `ignore_index`.
+
+    Args:
+        sample: image (H, W, 3) and label map (H, W).
+        rng: draws scale, position and flip.
+        crop: height and width of the result.
+        ignore_index: label of the padding.
+        scale: range of the uniform scale factor.
+        flip: whether half of the results are mirrored.
+
+    Returns:
+        Image (h, w, 3) uint8 and label map (h, w) of the source's type, contiguous.
+    """
+    image, label = sample
+    height, width = label.shape
+    factor = float(rng.uniform(*scale))
+    window = [min(n, round(c / factor)) for n, c in zip(label.shape, crop, strict=True)]
+    filled = [min(c, max(1, round(n * factor))) for n, c in zip(window, crop, strict=True)]
+    top = int(rng.integers(height - window[0] + 1))
+    left = int(rng.integers(width - window[1] + 1))
+    part = np.s_[top : top + window[0], left : left + window[1]]
+    rows = ((np.arange(filled[0]) + 0.5) * window[0] / filled[0]).astype(np.int64)
+    columns = ((np.arange(filled[1]) + 0.5) * window[1] / filled[1]).astype(np.int64)
+    image = _resize(image[part], (filled[0], filled[1]))
+    label = label[part][rows[:, None], columns]
+    if flip and rng.uniform() < 0.5:
+        image, label = image[:, ::-1], label[:, ::-1]
+    offset = [int(rng.integers(c - n + 1)) for n, c in zip(filled, crop, strict=True)]
+    place = np.s_[offset[0] : offset[0] + filled[0], offset[1] : offset[1] + filled[1]]
+    padded_image = np.full((*crop, 3), 128, np.uint8)
+    padded_label = np.full(crop, ignore_index, label.dtype)
+    padded_image[place] = image
+    padded_label[place] = label
+    return Sample(padded_image, padded_label)
+
+
+class Batch(NamedTuple):
+    """Tensors of a batch."""
+
+    images: Tensor
+    """uint8, (N, 3, H, W)."""
+    target: Tensor
+    """uint8 or int32, (N, H, W)."""
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stacks samples of one size."""
+    images = torch.from_numpy(np.stack([sample.image for sample in samples]))
+    target = torch.from_numpy(np.stack([sample.label for sample in samples]))
+    return Batch(images.permute(0, 3, 1, 2), target)
+
+
+class TrainingBatches:
+    """Augmented batches in an order that depends on the seed alone, prepared in background threads.
+
+    Step ``t`` gets the same batch whether training ran through or was resumed, and for any loss
+    trained on it. Every epoch visits a new permutation; the incomplete batch at its end is dropped
+    unless the dataset is smaller than a batch, which then repeats images.
+
+    Args:
+        dataset: what to draw from.
+        batch_size: images per batch.
+        crop: height and width of the crops.
+        seed: determines order and augmentation.
+        scale: range of the random scale.
+        workers: preparing threads.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        *,
+        batch_size: int,
+        crop: Size,
+        seed: int,
+        scale: tuple[float, float] = (0.5, 2.0),
+        workers: int = 1,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.crop = crop
+        self.seed = seed
+        self.scale = scale
+        self.workers = workers
+        self._epoch = -1
+        self._order = np.zeros(0, np.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one epoch."""
+        return max(1, len(self.dataset) // self.batch_size)
+
+    def _items(self, step: int) -> Iterator[tuple[int, int]]:
+        """Dataset index and sampling key of each image of one step."""
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.seed, 0, epoch])
+            self._epoch, self._order = epoch, rng.permutation(len(self.dataset))
+        for position in range(self.batch_size):
+            place = (offset * self.batch_size + position) % len(self._order)
+            yield int(self._order[place]), step * self.batch_size + position
+
+    def _sample(self, index: int, key: int) -> Sample:
+        return augment(
+            self.dataset[index],
+            np.random.default_rng([self.seed, 1, key]),
+            crop=self.crop,
+            ignore_index=self.dataset.ignore_index,
+            scale=self.scale,
+        )
+
+    def iterate(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
+        """Batches of steps ``first_step`` to ``last_step - 1``."""
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batches")
+        pending: deque[list[Future[Sample]]] = deque()
+        try:
+            for step in range(first_step, last_step):
+                pending.append([pool.submit(self._sample, *item) for item in self._items(step)])
+                if len(pending) > _BATCHES_AHEAD:
+                    yield collate([future.result() for future in pending.popleft()])
+            while pending:
+                yield collate([future.result() for future in pending.popleft()])
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterator[Batch]:
+    """Whole images in order, neighbours of one size together."""
+    samples: list[Sample] = []
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        if samples and (len(samples) == batch_size or samples[0].label.shape != sample.label.shape):
+            yield collate(samples)
+            samples = []
+        samples.append(sample)
+    if samples:
+        yield collate(samples)
+
+
+def class_shares(dataset: SegmentationDataset) -> list[float]:
+    """Share of each class among the labelled pixels."""
+    num_classes = len(dataset.class_names)
+
+    def count(index: int) -> NDArray[np.intp]:
+        label = dataset.label(index)
+        return np.bincount(label[label != dataset.ignore_index].ravel(), minlength=num_classes)
+
+    counts = np.zeros(num_classes, np.intp)
+    with ThreadPoolExecutor() as pool:
+        for each in pool.map(count, range(len(dataset))):
+            counts += each
+    return [float(share) for share in counts / max(1, counts.sum())]
+
+
+def normalize(images: Tensor, device: torch.device, channels_last: bool) -> Tensor:
+    """uint8 (N, 3, H, W) images as roughly standardised float32 on `device`."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    moved = images.to(device, non_blocking=True).to(torch.float32, memory_format=layout)
+    return moved.sub_(115.0).div_(60.0)

@@ -1,0 +1,125 @@
+"""A small encoder-decoder with dropout after each residual stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _conv(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1
+) -> nn.Module:
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        self.first = _conv(inputs, outputs, stride=stride, dilation=dilation)
+        self.second = _conv(outputs, outputs, dilation=dilation)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else _conv(inputs, outputs, 1, stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H / stride, W / stride)."""
+        inner = F.relu(self.first(features), inplace=True)
+        return F.relu(self.second(inner) + self.shortcut(features), inplace=True)
+
+
+class Encoder(nn.Module):
+    """A stem of stride 4 and four residual stages at strides 4, 8, 16 and 16 (dilated)."""
+
+    def __init__(self, widths: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            _conv(3, widths[0] // 2, stride=2),
+            nn.ReLU(inplace=True),
+            _conv(widths[0] // 2, widths[0], stride=2),
+            nn.ReLU(inplace=True),
+        )
+        stages = []
+        inputs = widths[0]
+        for outputs, blocks, stride, dilation in zip(
+            widths, (1, 1, 2, 2), (1, 2, 2, 1), (1, 1, 1, 2), strict=True
+        ):
+            stage = nn.Sequential(ResidualBlock(inputs, outputs, stride, dilation))
+            stage.extend(
+                ResidualBlock(outputs, outputs, dilation=dilation) for _ in range(blocks - 1)
+            )
+            stages.append(stage.append(nn.Dropout(dropout)))
+            inputs = outputs
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) to the feature maps of the four stages."""
+        features = self.stem(images)
+        maps = []
+        for stage in self.stages:
+            features = stage(features)
+            maps.append(features)
+        return maps
+
+
+class Decoder(nn.Module):
+    """Sums the stages from coarse to fine and predicts class logits at stride 4."""
+
+    def __init__(self, widths: Sequence[int], width: int, num_classes: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(_conv(inputs, width, 1) for inputs in widths)
+        self.fuse = nn.ModuleList(_conv(width, width) for _ in widths[:2])
+        self.head = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Feature maps to (N, num_classes, H / 4, W / 4) logits."""
+        features = self.lateral[3](maps[3]) + self.lateral[2](maps[2])
+        for stage in (1, 0):
+            features = F.interpolate(features, size=maps[stage].shape[2:], mode="bilinear")
+            features = F.relu(features + self.lateral[stage](maps[stage]), inplace=True)
+            features = F.relu(self.fuse[stage](features), inplace=True)
+        logits: Tensor = self.head(features)
+        return logits
+
+
+class EncoderDecoder(nn.Module):
+    """Semantic segmentation network whose dropout layers make Monte-Carlo samples.
+
+    Args:
+        num_classes: C.
+        widths: channels of the four residual stages.
+        dropout: probability after each stage.
+    """
+
+    def __init__(
+        self, num_classes: int, *, widths: Sequence[int] = (32, 48, 96, 128), dropout: float = 0.2
+    ) -> None:
+        super().__init__()
+        if len(widths) != 4:
+            raise ValueError(f"widths: expected four stages, got {len(widths)}")
+        self.encoder = Encoder(widths, dropout)
+        self.decoder = Decoder(widths, widths[1], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to logits (N, C, H, W)."""
+        logits = self.decoder(self.encoder(images))
+        return F.interpolate(logits, size=images.shape[2:], mode="bilinear")
+
+    def parameter_groups(
+        self, learning_rate: float, decoder_factor: float = 10.0
+    ) -> list[dict[str, Any]]:
+        """Optimizer groups: the decoder and head learn `decoder_factor` times as fast."""
+        return [
+            {"params": list(self.encoder.parameters()), "lr": learning_rate},
+            {"params": list(self.decoder.parameters()), "lr": learning_rate * decoder_factor},
+        ]

@@ -1,0 +1,228 @@
+"""PNG panels of predictions and learning curves."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from .training import History
+
+_STREET_COLOURS = {
+    "sky": "#8fc1e3",
+    "building": "#7a5c58",
+    "road": "#77597f",
+    "pavement": "#d9a0c7",
+    "tree": "#5b8c3a",
+    "car": "#1f3a93",
+    "fence": "#b98b5e",
+    "sign": "#f2c200",
+    "pole": "#35c2b8",
+    "pedestrian": "#e0263c",
+    "rider": "#ff7f0e",
+    "bicyclist": "#ff7f0e",
+}
+_IGNORED = "#9b9b9b"
+_RIGHT = "#f7f7f5"
+_WRONG = "#c0392b"
+LOSS_TITLES = {"ce": "CE", "uce": "U-CE"}
+
+
+class Panel(NamedTuple):
+    """One row of a panel plot."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3)."""
+    label: NDArray[np.integer]
+    """(H, W)."""
+    prediction: NDArray[np.integer]
+    """(H, W)."""
+    uncertainty: NDArray[np.floating]
+    """(H, W), standard deviation of the predicted class's probability."""
+
+
+def class_colours(class_names: Sequence[str]) -> list[str]:
+    """A hex colour per class: conventional for street classes, distinct hues for others."""
+    colours = []
+    for index, name in enumerate(class_names):
+        known = _STREET_COLOURS.get(name.lower())
+        if known is None:
+            # Steps of the golden ratio keep any number of hues apart.
+            red, green, blue = colorsys.hsv_to_rgb(
+                index * 0.618034 % 1, 0.45 + 0.3 * (index % 2), 0.9 - 0.25 * (index // 2 % 2)
+            )
+            known = f"#{int(255 * red):02x}{int(255 * green):02x}{int(255 * blue):02x}"
+        colours.append(known)
+    return colours
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    FigureCanvasAgg(figure)
+    figure.savefig(partial, format="png", dpi=110)
+    os.replace(partial, path)
+
+
+def _show_classes(
+    axes: Axes, labels: NDArray[np.integer], colours: Sequence[str], ignore_index: int
+) -> None:
+    shown = np.where(labels == ignore_index, len(colours), labels)
+    axes.imshow(
+        shown,
+        cmap=ListedColormap([*colours, _IGNORED]),
+        vmin=0,
+        vmax=len(colours),
+        interpolation="nearest",
+    )
+
+
+def plot_panels(
+    panels: Sequence[Panel],
+    class_names: Sequence[str],
+    path: Path,
+    *,
+    ignore_index: int,
+    title: str = "",
+    uncertainty_limit: float | None = None,
+) -> None:
+    """Writes rows of image, label, prediction, error map and uncertainty.
+
+    Args:
+        panels: one row each.
+        class_names: for the legend.
+        path: PNG to write.
+        ignore_index: label of the pixels that are drawn grey.
+        title: heading.
+        uncertainty_limit: upper end of the uncertainty scale, to compare models; None takes the
+            99.5th percentile.
+    """
+    colours = class_colours(class_names)
+    if uncertainty_limit is None:
+        every = np.concatenate([panel.uncertainty.ravel() for panel in panels])
+        uncertainty_limit = float(np.nanpercentile(every, 99.5))
+    height, width = panels[0].label.shape
+    cell = 2.9
+    row_height = cell * height / width
+    legend_columns = min(len(class_names) + 1, 12)
+    legend_rows = -(-(len(class_names) + 1) // legend_columns)
+    top, bottom = 0.62, 0.12 + 0.27 * legend_rows
+    total = (5 * cell + 0.75, top + bottom + len(panels) * row_height)
+    figure = Figure(figsize=total)
+    grid = figure.subplots(
+        len(panels),
+        5,
+        squeeze=False,
+        gridspec_kw={
+            "left": 0.006,
+            "right": 1 - 0.72 / total[0],
+            "top": 1 - top / total[1],
+            "bottom": bottom / total[1],
+            "wspace": 0.025,
+            "hspace": 0.035,
+        },
+    )
+    heat = None
+    for row, panel in zip(grid, panels, strict=True):
+        row[0].imshow(panel.image)
+        _show_classes(row[1], panel.label, colours, ignore_index)
+        _show_classes(row[2], panel.prediction, colours, ignore_index)
+        ignored = panel.label == ignore_index
+        error = np.where(ignored, 2, panel.prediction != panel.label)
+        row[3].imshow(
+            error,
+            cmap=ListedColormap([_RIGHT, _WRONG, _IGNORED]),
+            vmin=0,
+            vmax=2,
+            interpolation="nearest",
+        )
+        heat = row[4].imshow(
+            panel.uncertainty, cmap="magma", vmin=0, vmax=max(uncertainty_limit, 1e-6)
+        )
+        for axes in row:
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+    for axes, heading in zip(
+        grid[0], ("image", "label", "prediction", "error", "uncertainty (std)"), strict=True
+    ):
+        axes.set_title(heading, fontsize=11, pad=4)
+    if heat is not None:
+        box = figure.add_axes(
+            (
+                1 - 0.66 / total[0],
+                bottom / total[1],
+                0.14 / total[0],
+                1 - (top + bottom) / total[1],
+            )
+        )
+        figure.colorbar(heat, cax=box).ax.tick_params(labelsize=8)
+    figure.suptitle(title, x=0.006, y=1 - 0.08 / total[1], ha="left", va="top", fontsize=12)
+    patches = [
+        Patch(facecolor=colour, label=name)
+        for colour, name in zip(colours, class_names, strict=True)
+    ]
+    patches.append(Patch(facecolor=_IGNORED, label="ignored"))
+    figure.legend(
+        handles=patches,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 0.0),
+        ncols=legend_columns,
+        frameon=False,
+        fontsize=9,
+        handlelength=1.1,
+        columnspacing=1.2,
+    )
+    _save(figure, path)
+
+
+def plot_learning_curves(histories: Mapping[str, History], path: Path) -> None:
+    """Writes training loss and mIoU over the steps, a line per loss.
+
+    Args:
+        histories: by the loss's name.
+        path: PNG to write.
+    """
+    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    loss_axes, miou_axes = figure.subplots(1, 2)
+    for index, (name, history) in enumerate(histories.items()):
+        colour = f"C{index}"
+        title = LOSS_TITLES.get(name, name)
+        values = np.asarray(history.loss)
+        loss_axes.plot(history.steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        window = max(1, len(values) // 20)
+        smooth = [values[max(0, i + 1 - window) : i + 1].mean() for i in range(len(values))]
+        loss_axes.plot(history.steps, smooth, color=colour, label=title)
+        miou_axes.plot(history.steps, history.train_miou, color=colour, alpha=0.3, linewidth=0.9)
+        miou_axes.plot(
+            history.validation_steps,
+            history.validation_miou,
+            color=colour,
+            marker="o",
+            markersize=3.5,
+            label=title,
+        )
+    loss_axes.set_title("training loss (U-CE's is weighted)", fontsize=10)
+    loss_axes.set_yscale("log")
+    loss_axes.yaxis.set_major_formatter("{x:g}")
+    loss_axes.yaxis.set_minor_formatter("{x:g}")
+    loss_axes.tick_params(which="minor", labelsize=8)
+    miou_axes.set_title("mIoU: validation (dots), training batches (pale)", fontsize=10)
+    miou_axes.set_ylim(bottom=0)
+    for axes in (loss_axes, miou_axes):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    _save(figure, path)

@@ -1,0 +1,185 @@
+"""The result table of an experiment, as Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._library import build_info
+from .evaluation import Evaluation
+from .plots import LOSS_TITLES
+from .timing import LossTime
+from .training import History, TrainingConfig
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """All that one loss's training gave."""
+
+    config: TrainingConfig
+    history: History
+    evaluation: Evaluation
+    time: LossTime
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned rows; the first is the heading, its first column left and the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [cells[0].ljust(widths[0])]
+        aligned += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return f"| {' | '.join(aligned)} |"
+
+    rule = [":" + "-" * (widths[0] - 1)] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    return [line(rows[0]), line(rule), *(line(row) for row in rows[1:])]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e3 * seconds:.2f} ms"
+
+
+def _ratio(native: float | None, reference: float | None) -> str:
+    return "-" if native is None or reference is None else f"{reference / native:.1f}x"
+
+
+def device_name(device: str) -> str:
+    """What the device is called, for a reader of the table."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(torch.device(device))
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float]) -> str:
+    """Markdown: classes, summary and time of the loss, a column per loss.
+
+    Args:
+        results: by the loss's name; at least one.
+        class_shares: share of each class among the labelled training pixels.
+    """
+    names = list(results)
+    titles = [LOSS_TITLES.get(name, name) for name in names]
+    evaluations = [result.evaluation for result in results.values()]
+    first = next(iter(results.values()))
+
+    per_class = [
+        [
+            "class",
+            "% of pixels",
+            *(f"IoU {title}" for title in titles),
+            *(f"uncertainty {title}" for title in titles),
+        ]
+    ]
+    for index, name in enumerate(first.evaluation.class_names):
+        per_class.append(
+            [
+                name,
+                f"{100 * class_shares[index]:.2f}",
+                *(_percent(evaluation.iou[index]) for evaluation in evaluations),
+                *(_number(evaluation.class_uncertainty[index]) for evaluation in evaluations),
+            ]
+        )
+
+    summary = [["", *titles]]
+    summary.append(["mIoU, %", *(_percent(e.mean_iou) for e in evaluations)])
+    summary.append(["pixel accuracy, %", *(_percent(e.pixel_accuracy) for e in evaluations)])
+    summary.append(["ECE (15 bins)", *(_number(e.calibration_error) for e in evaluations)])
+    summary.append(["mean uncertainty", *(_number(e.mean_uncertainty) for e in evaluations)])
+    summary.append(
+        ["training, s", *(f"{result.history.seconds:.0f}" for result in results.values())]
+    )
+
+    shape = " x ".join(str(size) for size in first.time.shape)
+    timing = [[f"time on logits {shape}", "segunc_ops", "PyTorch reference", "ratio"]]
+    for title, result in zip(titles, results.values(), strict=True):
+        time = result.time
+        timing.append(
+            [
+                f"{title} forward + backward",
+                _milliseconds(time.step),
+                _milliseconds(time.reference_step),
+                _ratio(time.step, time.reference_step),
+            ]
+        )
+        if time.statistics is not None:
+            timing.append(
+                [
+                    f"{title} statistics of {time.num_samples} samples",
+                    _milliseconds(time.statistics),
+                    _milliseconds(time.reference_statistics),
+                    _ratio(time.statistics, time.reference_statistics),
+                ]
+            )
+
+    config = first.config
+    kernels = build_info()["cuda" if torch.device(config.device).type == "cuda" else "cpu"]
+    note = (
+        f"{config.steps} steps of {config.batch_size} crops of {config.crop[0]} x "
+        f"{config.crop[1]}, seed {config.seed}; evaluated on the mean of "
+        f"{first.evaluation.num_samples} Monte-Carlo dropout samples over "
+        f"{first.evaluation.num_pixels:,} labelled pixels; uncertainty: standard deviation of the "
+        f"predicted class's probability, by true class. {device_name(config.device)}, torch "
+        f"{torch.__version__}, kernels: {kernels}; times are medians."
+    )
+    blocks = [_markdown(per_class), _markdown(summary), _markdown(timing), [note]]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity have no place in JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_tables(
+    results: Mapping[str, LossResult], class_shares: Sequence[float], folder: Path
+) -> str:
+    """Writes ``table.md`` and ``table.json`` into `folder`; returns the Markdown."""
+    table = format_table(results, class_shares)
+    device = next(iter(results.values())).config.device
+    record = {
+        "device": device_name(device),
+        "build": build_info(),
+        "class_shares": list(class_shares),
+        "results": {
+            name: {
+                "config": asdict(result.config),
+                "evaluation": result.evaluation.to_dict(),
+                "time": asdict(result.time),
+                "history": asdict(result.history),
+            }
+            for name, result in results.items()
+        },
+    }
+    write_text(folder / "table.md", table)
+    write_text(folder / "table.json", json.dumps(_finite(record), indent=2) + "\n")
+    return table
