@@ -206,5 +206,27 @@ def _register_fakes() -> None:
         return tuple(maps(mean, tuple(entropy_sum.shape)))
 
 
+def _register_raising_autograd() -> None:
+    """Makes differentiating a bare operator an error instead of a gradient that is missing.
+
+    The Functions of :mod:`segunc_ops.autograd` pass this by. A program of torch.export keeps the
+    operators and loses the Functions.
+    """
+
+    def register(name: str) -> None:
+        def backward(ctx: Any, *grads: Any) -> Any:
+            raise RuntimeError(
+                f"segunc_ops::{name} is not differentiable by itself, as in a program of "
+                "torch.export; differentiate segunc_ops.functional, or export the loss inside "
+                "`with segunc_ops.backend('reference')`"
+            )
+
+        torch.library.register_autograd(f"segunc_ops::{name}", backward)
+
+    for name in ("cross_entropy_forward", "cross_entropy_backward"):
+        register(name)
+
+
 if _failures["cpu"] is None:
     _register_fakes()
+    _register_raising_autograd()

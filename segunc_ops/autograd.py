@@ -12,45 +12,27 @@ from ._library import ops
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "mean_all": 3}
 
 # Absent from some torch versions: then gradients are scaled out of place, at twice the memory.
-_keep_graph = getattr(
-    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
-)
+_keep_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
-def _may_scale_in_place() -> bool:
-    """Whether nobody can see a saved gradient again after this backward."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and not _keep_graph()
-    )
+def _is_eager() -> bool:
+    """Whether tensors are what they seem, neither traced nor wrapped by torch.func."""
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
-class _Anchor(torch.autograd.Function):
-    """An empty tensor that depends on its input and keeps none of its memory.
-
-    Saved in place of the logits, it ties the gradient to them under ``create_graph=True``, so
-    that a second derivative meets :class:`_FirstDerivative` instead of a silent constant.
-    """
-
-    @staticmethod
-    def forward(input: Tensor) -> Tensor:
-        return input.new_empty(0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> None:
-        return None
+def _call(op: Any, *args: Any) -> Any:
+    """Calls an operator past its autograd formula, which is there for tracing alone and slow."""
+    if not _is_eager():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
 
 
 class _FirstDerivative(torch.autograd.Function):
     """Gradients as nodes of the graph whose own derivative is an error that says so."""
 
     @staticmethod
-    def forward(op: str, anchor: Tensor, upstream: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
+    def forward(op: str, tie: Tensor, upstream: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
         return tuple(grad.view_as(grad) for grad in grads)
 
     @staticmethod
@@ -79,7 +61,6 @@ class _CrossEntropy(torch.autograd.Function):
         target: Tensor,
         weight: Tensor | None,
         pixel_weight: Tensor | None,
-        anchor: Tensor | None,
         ignore_index: int,
         reduction: int,
         label_smoothing: float,
@@ -87,7 +68,8 @@ class _CrossEntropy(torch.autograd.Function):
         grad_pixel_weight: bool,
         deferred: bool,
     ) -> Any:
-        return ops.cross_entropy_forward(
+        return _call(
+            ops.cross_entropy_forward.default,
             input,
             target,
             weight,
@@ -101,41 +83,61 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        input, target, weight, pixel_weight, anchor, *options, deferred = inputs
+        input, target, weight, pixel_weight, *options, deferred = inputs
         _, normalizer, grad_input, grad_pixel_weight = output
-        ctx.mark_non_differentiable(normalizer, grad_input, grad_pixel_weight)
+        # The normalizer stays differentiable in form. It ties gradients to the inputs under
+        # create_graph=True at no memory, so that a second derivative meets _FirstDerivative
+        # instead of a silent constant.
+        ctx.mark_non_differentiable(grad_input, grad_pixel_weight)
         ctx.set_materialize_grads(False)
         ctx.options, ctx.deferred = options, deferred
         if deferred:
-            ctx.save_for_backward(input, target, weight, pixel_weight, normalizer, anchor)
+            ctx.save_for_backward(input, target, weight, pixel_weight, normalizer)
         else:
-            ctx.save_for_backward(grad_input, grad_pixel_weight, anchor)
+            ctx.save_for_backward(grad_input, grad_pixel_weight, normalizer)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            return (None,) * 11
-        grad_wanted = ctx.options[-2:]
-        with torch.no_grad():
-            if ctx.deferred:
-                *inputs, anchor = ctx.saved_tensors
-                grads = ops.cross_entropy_backward(grad_output.contiguous(), *inputs, *ctx.options)
-            else:
-                *grads, anchor = ctx.saved_tensors
-                if _may_scale_in_place():
-                    for grad in grads:
-                        if grad.numel():
-                            ops.scale_(grad, grad_output)
-                else:
-                    grads = [(grad * grad_output).to(grad.dtype) for grad in grads]
-        if anchor is not None and torch.is_grad_enabled():
-            grads = _FirstDerivative.apply(  # type: ignore[no-untyped-call]
-                "cross_entropy", anchor, grad_output, *grads
-            )
-        grad_input, grad_pixel_weight = (
-            grad if wanted else None for grad, wanted in zip(grads, grad_wanted, strict=True)
+            return (None,) * 10
+        saved = ctx.saved_tensors  # read once: a checkpoint recomputes at every read
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                grads = _cross_entropy_gradients(ctx, saved, grad_output)
+            # The saved normalizer depends on the inputs: see setup_context.
+            grads = _FirstDerivative.apply("cross_entropy", saved[-1], grad_output, *grads)
+        else:
+            grads = _cross_entropy_gradients(ctx, saved, grad_output)
+        *_, of_input, of_pixel_weight = ctx.options
+        return (
+            grads[0] if of_input else None,
+            None,
+            None,
+            grads[1] if of_pixel_weight else None,
+            *(None,) * 6,
         )
-        return grad_input, None, None, grad_pixel_weight, *(None,) * 7
+
+
+def _cross_entropy_gradients(
+    ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of input and pixel weight, empty where not wanted."""
+    if ctx.deferred:
+        backward = ops.cross_entropy_backward.default
+        grads: tuple[Tensor, ...] = _call(backward, grad_output.contiguous(), *saved, *ctx.options)
+        return grads
+    grads = saved[:2]
+    # In place where nobody can see the saved gradient again after this backward.
+    if not _is_eager() or _keep_graph():
+        return tuple((grad * grad_output).to(grad.dtype) for grad in grads)
+    for grad in grads:
+        if grad.numel():
+            _call(ops.scale_.default, grad, grad_output)
+    return grads
+
+
+# Function.apply without its inspection of signatures, which costs more than a small call itself.
+_apply_cross_entropy = super(torch.autograd.Function, _CrossEntropy).apply
 
 
 def cross_entropy(
@@ -152,14 +154,14 @@ def cross_entropy(
     enabled = torch.is_grad_enabled()
     grad_input = enabled and input.requires_grad
     grad_pixel_weight = enabled and pixel_weight is not None and pixel_weight.requires_grad
+    tensors = (input, target, weight, pixel_weight)
     options = (ignore_index, REDUCTIONS[reduction], label_smoothing)
-    if not (grad_input or grad_pixel_weight):
-        forward = ops.cross_entropy_forward
-        return forward(input, target, weight, pixel_weight, *options, False, False)[0]
+    # An exported program would keep the operator and lose the Function around it: the operator's
+    # own formula raises when such a program is differentiated.
+    if not (grad_input or grad_pixel_weight) or torch.compiler.is_exporting():
+        loss: Tensor = _call(ops.cross_entropy_forward.default, *tensors, *options, False, False)[0]
+        return loss
     deferred = reduction == "none" or input.dtype == torch.float16
-    anchor = _Anchor.apply(  # type: ignore[no-untyped-call]
-        input if grad_input else pixel_weight
-    )
-    return _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        input, target, weight, pixel_weight, anchor, *options, grad_input, grad_pixel_weight, deferred
-    )[0]
+    apply = _apply_cross_entropy if _is_eager() else _CrossEntropy.apply
+    losses = apply(*tensors, *options, grad_input, grad_pixel_weight, deferred)
+    return losses[0]

@@ -6,6 +6,7 @@ float32 (float64 for float64 logits), whatever type the logits are stored in.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -68,6 +69,14 @@ def _check_logits(name: str, logits: Tensor) -> None:
         )
 
 
+def _check_integer(name: str, value: object) -> int:
+    """What stands for an integer, such as NumPy's."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {_describe(value)}") from None
+
+
 def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
     if tensor.device != device:
         raise ValueError(f"{name}: expected device {device} like input, got {tensor.device}")
@@ -128,15 +137,17 @@ def _check_pixel_weight(target: Tensor, pixel_weight: Tensor, dtype: torch.dtype
                 f"pixel_weight: expected the target's shape {tuple(target.shape)} or one that "
                 f"broadcasts to it, got {tuple(shape)}"
             )
-        pixel_weight = pixel_weight.expand(target.shape)
+        # Converted before it is expanded, so that its gradient is summed before it is rounded.
+        pixel_weight = pixel_weight.to(dtype).expand(target.shape)
     return pixel_weight.to(dtype).contiguous()
 
 
 def _result_dtype(input: Tensor) -> torch.dtype:
     """torch's: that of the input, but float32 under autocast."""
-    if input.dtype != torch.float64 and torch.is_autocast_enabled(input.device.type):
-        return torch.float32
-    return input.dtype
+    device = input.device.type
+    if input.dtype == torch.float64 or device == "meta":  # which autocast does not know
+        return input.dtype
+    return torch.float32 if torch.is_autocast_enabled(device) else input.dtype
 
 
 def _addressable(logits: Tensor) -> Tensor:
@@ -190,9 +201,15 @@ def cross_entropy(
             f"input: expected shape (N, C, *) or (C,) with C > 0, got {tuple(input.shape)}"
         )
     _check_target(input, target)
-    if reduction not in autograd.REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in autograd.REDUCTIONS:
         raise ValueError(
             f"reduction: expected one of {tuple(autograd.REDUCTIONS)}, got {reduction!r}"
+        )
+    if not isinstance(ignore_index, int | torch.SymInt):
+        ignore_index = _check_integer("ignore_index", ignore_index)
+    if not isinstance(label_smoothing, int | float):
+        raise TypeError(
+            f"label_smoothing: expected a number in [0, 1], got {_describe(label_smoothing)}"
         )
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
@@ -236,9 +253,7 @@ def _check_samples(samples: Tensor | Sequence[Tensor]) -> list[Tensor]:
     if isinstance(samples, Tensor):
         _check_logits("samples", samples)
         if samples.dim() < 3:
-            raise ValueError(
-                f"samples: expected shape (S, N, C, *), got {tuple(samples.shape)}"
-            )
+            raise ValueError(f"samples: expected shape (S, N, C, *), got {tuple(samples.shape)}")
         if samples.shape[2] == 0:
             raise ValueError(f"samples: expected C > 0, got shape {tuple(samples.shape)}")
         each = list(samples.unbind(0))
@@ -295,7 +310,7 @@ def predictive_statistics(
     if any(sample.stride() != each[0].stride() for sample in each):
         each = [sample.contiguous() for sample in each]
     *maps, mean = ops.predictive_statistics([_addressable(s) for s in each], return_mean)
-    return PredictiveStatistics(*maps, mean if return_mean else None)
+    return PredictiveStatistics._make([*maps, mean if return_mean else None])
 
 
 @torch.no_grad()
@@ -374,7 +389,7 @@ def finalize_statistics(
     )
     run = ops if is_native(mean.device) else reference
     maps = run.finalize_statistics(mean, squared_deviations, entropy_sum, count)
-    return PredictiveStatistics(*maps, mean.clone() if return_mean else None)
+    return PredictiveStatistics._make([*maps, mean.clone() if return_mean else None])
 
 
 def _check_state(

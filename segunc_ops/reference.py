@@ -1,4 +1,4 @@
-"""Every operation once more in plain PyTorch: the specification that the kernels are tested against.
+"""Every operation once more in plain PyTorch, the specification that kernels are tested against.
 
 The functions here take arguments that :mod:`segunc_ops.functional` has validated, compute in
 float32 (float64 for float64 input) and are differentiable by autograd as often as one likes.
@@ -43,7 +43,7 @@ def _labels(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor
 def reduce_loss(
     loss: Tensor, valid: Tensor, normalizer_terms: Tensor | None, reduction: str
 ) -> Tensor:
-    """Reduces per-pixel losses that are 0 where ignored; DESIGN's four reductions."""
+    """Reduces per-pixel losses that are 0 where ignored; the four reductions."""
     if reduction == "none":
         return loss
     total = loss.sum()
@@ -89,8 +89,7 @@ def cross_entropy(
         spread = negative_log_p if weight is None else negative_log_p * weight.view(shape)
         loss = (1 - label_smoothing) * loss + label_smoothing / num_classes * spread.sum(1)
     if pixel_weight is not None:
-        scale = torch.where(valid, pixel_weight.to(dtype), torch.zeros((), dtype=dtype).to(input.device))
-        loss = loss * scale
+        loss = loss * torch.where(valid, pixel_weight.to(dtype), 0)
     loss = torch.where(valid, loss, torch.zeros_like(loss))
     return reduce_loss(loss, valid, target_weight, reduction)
 
@@ -128,7 +127,9 @@ def predictive_statistics(
     p = stacked.to(accumulate_dtype(stacked.dtype)).softmax(2)
     mean = p.mean(0)
     prediction = mean.argmax(1)
-    chosen = p.gather(2, prediction[None, :, None].expand(p.shape[0], -1, -1, *prediction.shape[1:]))
+    chosen = p.gather(
+        2, prediction[None, :, None].expand(p.shape[0], -1, -1, *prediction.shape[1:])
+    )
     chosen = chosen.squeeze(2)
     squares = (chosen - chosen.mean(0)).square().sum(0)
     # Divided as tensors: a single sample gives 0 / 0 = NaN, as in torch.std.

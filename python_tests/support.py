@@ -1,0 +1,138 @@
+"""What the operators support: the table that the tests run over and that docs/support.md prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
+DEVICES = ("cpu", "cuda")
+
+
+def _permuted(x: Tensor, order: list[int]) -> Tensor:
+    """The same values, dense in memory with the axes in `order`, slowest first."""
+    back = [order.index(i) for i in range(x.dim())]
+    return x.permute(order).contiguous().permute(back)
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    return x.contiguous()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return _permuted(x, [0, *range(2, x.dim()), 1])
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return _permuted(x, [*reversed(range(x.dim()))])
+
+
+def _crop(x: Tensor) -> Tensor:
+    """A window of a larger tensor, in every axis."""
+    larger = x.new_zeros([size + 3 for size in x.shape])
+    window = larger[tuple(slice(1, 1 + size) for size in x.shape)]
+    return window.copy_(x)
+
+
+def _channels_last_crop(x: Tensor) -> Tensor:
+    axes = [0, *range(2, x.dim()), 1]
+    larger = x.new_zeros([x.shape[i] + 2 for i in axes])
+    window = larger[tuple(slice(2, 2 + x.shape[i]) for i in axes)]
+    window.copy_(x.permute(axes))
+    return window.permute([axes.index(i) for i in range(x.dim())])
+
+
+def _every_other(x: Tensor) -> Tensor:
+    """Every second element of a larger tensor, in every axis."""
+    larger = x.new_zeros([2 * size for size in x.shape])
+    return larger[tuple(slice(None, None, 2) for _ in x.shape)].copy_(x)
+
+
+def _expanded_images(x: Tensor) -> Tensor:
+    """The first image repeated, at stride 0."""
+    return x[:1].contiguous().expand(x.shape)
+
+
+def _expanded_pixels(x: Tensor) -> Tensor:
+    """The first pixel repeated, at stride 0."""
+    first = x[(slice(None), slice(None), *(slice(0, 1) for _ in x.shape[2:]))]
+    return first.contiguous().expand(x.shape)
+
+
+class Layout(NamedTuple):
+    """How logits lie in memory."""
+
+    make: Callable[[Tensor], Tensor]
+    """From logits ``(N, C, *)`` to a tensor of that shape and layout (and values, unless it
+    repeats some)."""
+    traversal: str
+    """Which of the kernels' traversals it takes."""
+
+
+LAYOUTS = {
+    "contiguous": Layout(_contiguous, "planar"),
+    "channels_last": Layout(_channels_last, "channels_last"),
+    "transposed": Layout(_transposed, "strided"),
+    "crop": Layout(_crop, "strided"),
+    "channels_last crop": Layout(_channels_last_crop, "strided"),
+    "every other element": Layout(_every_other, "strided"),
+    "expanded images": Layout(_expanded_images, "planar"),
+    "expanded pixels": Layout(_expanded_pixels, "strided"),
+}
+
+
+class Operator(NamedTuple):
+    """What one public function takes and promises, beyond its logits' type and layout."""
+
+    differentiable: str
+    deterministic: str = "same bits for any number of threads and on every run"
+
+
+OPERATORS = {
+    "cross_entropy": Operator("once, in input and pixel_weight"),
+    "predictive_statistics": Operator("no"),
+    "accumulate_statistics": Operator("no"),
+}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def markdown() -> str:
+    """The table as docs/support.md prints it."""
+    lines = [
+        "# What is supported",
+        "",
+        "Generated from `python_tests/support.py`, the table that the tests run over:",
+        "`python python_tests/support.py > docs/support.md`.",
+        "",
+        "| function | device | logits | layouts | differentiable | deterministic |",
+        "|---|---|---|---|---|---|",
+    ]
+    dtypes = ", ".join(map(name_of, LOGITS_DTYPES))
+    for name, operator in OPERATORS.items():
+        for device in DEVICES:
+            lines.append(
+                f"| `{name}` | {device} | {dtypes} | all below | {operator.differentiable} | "
+                f"{operator.deterministic} |"
+            )
+    lines += [
+        "",
+        f"Targets are {', '.join(map(name_of, TARGET_DTYPES))}; pixel weights any of the logits'",
+        "types. Logits are `(N, C)` or `(N, C, *spatial)`, for cross-entropy also `(C,)`.",
+        "",
+        "| layout of the logits | traversal |",
+        "|---|---|",
+        *(f"| {name} | {layout.traversal} |" for name, layout in LAYOUTS.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

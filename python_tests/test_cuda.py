@@ -1,0 +1,283 @@
+"""On a GPU: the same calls against float64 on the CPU, and what only a GPU has."""
+
+from __future__ import annotations
+
+import cases
+import pytest
+import torch
+import torch.nn.functional as F
+from comparison import assert_close, assert_same_bits
+from support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
+from test_cross_entropy import EXTREMES, IGNORED
+from test_cross_entropy import compare as compare_cross_entropy
+from test_statistics import FIELDS, SHAPES
+from test_statistics import compare as compare_statistics
+from torch import Tensor
+
+import segunc_ops
+import segunc_ops.functional as sf
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.fixture(autouse=True)
+def _native():
+    """No test passes on the reference, and none leaves an error for the next."""
+    with segunc_ops.backend("native"):
+        yield
+        segunc_ops.check()
+
+
+def on_cpu(outcome: cases.Outcome) -> cases.Outcome:
+    return cases.Outcome(*(None if t is None else t.cpu() for t in outcome))
+
+
+@pytest.mark.parametrize("first", range(0, 2000, 250))
+def test_random_calls(first):
+    for seed in range(first, first + 250):
+        case = cases.random_case(seed)
+        compare_cross_entropy(case, on_cpu(cases.run(case.to("cuda"))))
+
+
+@pytest.mark.parametrize("target_dtype", TARGET_DTYPES)
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_support_matrix(layout, dtype, target_dtype):
+    for shape in ((2, 19, 65, 67), (1, 150, 33, 35)):
+        pixels = (shape[0], *shape[2:])
+        target = torch.randint(0, shape[1], pixels)
+        target[torch.rand(pixels) < 0.2] = IGNORED
+        for reduction in ("mean", "none"):
+            case = cases.Case(
+                input=LAYOUTS[layout].make(torch.randn(shape).to(dtype)).requires_grad_(),
+                target=target.to(target_dtype),
+                weight=torch.rand(shape[1]) + 0.5,
+                pixel_weight=torch.rand(pixels).requires_grad_(),
+                ignore_index=IGNORED,
+                reduction=reduction,
+                label_smoothing=0.1,
+                upstream=torch.randn(pixels if reduction == "none" else ()).to(dtype),
+                name=f"{layout} {dtype} {target_dtype} {shape} {reduction}",
+            )
+            compare_cross_entropy(case, on_cpu(cases.run(case.to("cuda"))))
+
+
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
+def test_extreme_logits(dtype):
+    rows = torch.tensor([*EXTREMES.values()], dtype=torch.float64).to(dtype)
+    target = torch.zeros(len(rows), dtype=torch.long)
+    x = rows.cuda().requires_grad_()
+    loss = sf.cross_entropy(x, target.cuda(), reduction="none")
+    (grad,) = torch.autograd.grad(loss, x, torch.ones_like(loss))
+    exact = rows.double().requires_grad_()
+    truth = F.cross_entropy(exact, target, reduction="none")
+    (exact_grad,) = torch.autograd.grad(truth, exact, torch.ones_like(truth))
+    for number, name in enumerate(EXTREMES):
+        finite = rows[number][rows[number].isfinite()].double().abs()
+        scale = 1 + 2 * float(finite.max() if len(finite) else 0)
+        label = f"{name}, {dtype}"
+        assert_close(loss[number], truth[number].detach(), name=label, scale=scale)
+        assert_close(grad[number], exact_grad[number], name=f"{label}: gradient")
+
+
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_statistics(layout, dtype):
+    for shape in SHAPES:
+        for count in (2, 10):
+            logits = [3 * torch.randn(shape) for _ in range(count)]
+            samples = [LAYOUTS[layout].make(z.to(dtype)) for z in logits]
+            stacked = torch.stack([s.contiguous() for s in samples])
+            name = f"{layout} {dtype} {shape} x {count}"
+            on_gpu = [LAYOUTS[layout].make(s.cuda()) for s in samples]
+            found = sf.predictive_statistics(on_gpu, return_mean=True)
+            compare_statistics(_statistics_on_cpu(found), stacked, name)
+            mean = torch.full(shape, torch.nan, device="cuda", dtype=found.std.dtype)
+            squares, entropy = torch.empty_like(mean), torch.empty_like(mean[:, 0])
+            for number, sample in enumerate(on_gpu, 1):
+                sf.accumulate_statistics(mean, squares, entropy, sample, number)
+            streamed = sf.finalize_statistics(mean, squares, entropy, count, return_mean=True)
+            compare_statistics(_statistics_on_cpu(streamed), stacked, f"streamed {name}")
+
+
+def _statistics_on_cpu(found: segunc_ops.PredictiveStatistics) -> segunc_ops.PredictiveStatistics:
+    return segunc_ops.PredictiveStatistics(*(None if t is None else t.cpu() for t in found))
+
+
+def test_more_samples_than_one_call_takes():
+    samples = torch.randn(300, 1, 5, 40)
+    scattered = [s.cuda() for s in samples]
+    compare_statistics(
+        _statistics_on_cpu(sf.predictive_statistics(scattered)), samples, "300 tensors"
+    )
+    found = sf.predictive_statistics(samples.cuda())
+    compare_statistics(_statistics_on_cpu(found), samples, "a tensor of 300")
+
+
+def test_nan_samples_give_nan_maps():
+    samples = torch.randn(3, 1, 4, 50, device="cuda")
+    samples[1, 0, 2, 7] = torch.nan
+    found = sf.predictive_statistics(samples)
+    for field in FIELDS:
+        nan = getattr(found, field).isnan()
+        assert nan[0, 7], field
+        assert nan.sum() == 1, field
+
+
+@pytest.mark.parametrize("value", [19, -1, 2**40])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_target_out_of_range_is_nan_and_raised_by_the_next_call(reduction, value):
+    x = torch.randn(2, 19, 64, 65, device="cuda")
+    target = torch.randint(0, 19, (2, 64, 65), device="cuda")
+    target[1, 5, 6] = value
+    loss = sf.cross_entropy(x, target, reduction=reduction)
+    nan = loss.isnan()  # waits for the kernel
+    assert nan.sum() == 1
+    assert nan[1, 5, 6] if reduction == "none" else nan
+    with pytest.raises(IndexError, match=f"target: .* out-of-range class {value};"):
+        sf.predictive_statistics(torch.randn(2, 1, 3, 4, device="cuda"))
+    # Once, and the device lives on.
+    target[1, 5, 6] = 0
+    assert sf.cross_entropy(x, target).isfinite()
+
+
+def test_check_raises_what_is_pending():
+    target = torch.full((1, 4), 7, device="cuda")
+    sf.cross_entropy(torch.zeros(1, 3, 4, device="cuda"), target)
+    with pytest.raises(IndexError, match="out-of-range class 7"):
+        segunc_ops.check()
+    segunc_ops.check()
+
+
+def _step(x: Tensor, target: Tensor, u: Tensor, reduction: str) -> tuple[Tensor, ...]:
+    loss = sf.cross_entropy(x, target, pixel_weight=u, reduction=reduction)  # type: ignore[arg-type]
+    return loss, *torch.autograd.grad(loss, (x, u), torch.full_like(loss, 0.7))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
+def test_cuda_graphs(dtype, reduction):
+    x = torch.randn(2, 11, 32, 33, device="cuda").to(dtype).requires_grad_()
+    u = torch.rand(2, 32, 33, device="cuda").requires_grad_()
+    target = torch.randint(0, 11, (2, 32, 33), device="cuda")
+    samples = torch.randn(4, 2, 11, 32, 33, device="cuda").to(dtype)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            _step(x, target, u, reduction)
+            sf.predictive_statistics(samples)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = (*_step(x, target, u, reduction), *sf.predictive_statistics(samples)[:6])
+    for _ in range(3):
+        with torch.no_grad():
+            x.normal_()
+            target.random_(0, 11)
+            samples.normal_()
+        graph.replay()
+        wanted = (*_step(x, target, u, reduction), *sf.predictive_statistics(samples)[:6])
+        for number, (a, b) in enumerate(zip(captured, wanted, strict=True)):
+            assert_same_bits(a, b, name=f"result {number}")
+
+
+def test_streams():
+    """Work is queued on the current stream: a result needs only that stream's synchronisation."""
+    x = torch.randn(4, 19, 256, 256, device="cuda", requires_grad=True)
+    u = torch.rand(4, 256, 256, device="cuda", requires_grad=True)
+    target = torch.randint(0, 19, (4, 256, 256), device="cuda")
+    wanted = _step(x, target, u, "mean")
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    found = []
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(10_000_000)
+            found.append(_step(x * 1, target, u, "mean")[0])
+    for stream, loss in zip(streams, found, strict=True):
+        stream.synchronize()
+        assert_same_bits(loss, wanted[0], name="loss")
+
+
+def test_nothing_synchronises():
+    x = torch.randn(2, 19, 64, 64, device="cuda", requires_grad=True)
+    u = torch.rand(2, 64, 64, device="cuda", requires_grad=True)
+    target = torch.randint(0, 19, (2, 64, 64), device="cuda")
+    _step(x, target, u, "mean")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _step(x, target, u, "mean")
+        sf.predictive_statistics([x.detach(), x.detach()])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
+def test_same_bits_on_every_run(dtype):
+    torch.use_deterministic_algorithms(True)
+    x = torch.randn(3, 19, 129, 131, device="cuda").to(dtype).requires_grad_()
+    u = torch.rand(3, 129, 131, device="cuda").requires_grad_()
+    target = torch.randint(0, 19, (3, 129, 131), device="cuda")
+    samples = [x.detach(), 2 * x.detach(), -x.detach()]
+    first = (*_step(x, target, u, "mean"), *sf.predictive_statistics(samples)[:6])
+    for run in range(60):
+        again = (*_step(x, target, u, "mean"), *sf.predictive_statistics(samples)[:6])
+        for number, (a, b) in enumerate(zip(again, first, strict=True)):
+            assert_same_bits(a, b, name=f"run {run}, result {number}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.float32, None), (torch.bfloat16, None), (torch.float16, torch.float16)],
+)
+def test_peak_memory(dtype, autocast):
+    x = torch.randn(2, 19, 512, 512, device="cuda").to(dtype).requires_grad_()
+    target = torch.randint(0, 19, (2, 512, 512), device="cuda")
+    for _ in range(2):
+        x.grad = None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", dtype=autocast, enabled=autocast is not None):
+            loss = sf.cross_entropy(x, target)
+        (1024 * loss).backward()
+        peak = torch.cuda.max_memory_allocated() - before
+    assert peak <= 1.1 * x.nbytes
+
+
+def test_more_than_2_to_the_31_elements():
+    if torch.cuda.get_device_properties(0).total_memory < 12 * 2**30:
+        pytest.skip("needs 12 GiB of GPU memory")
+    x = torch.randn(1, 64, 512, 1024, device="cuda").bfloat16()
+    target = torch.randint(0, 64, (1, 512, 1024), device="cuda", dtype=torch.uint8)
+    many = x.expand(65, -1, -1, -1).contiguous().requires_grad_()
+    assert many.numel() > 2**31
+    loss = sf.cross_entropy(many, target.expand(65, -1, -1), reduction="sum")
+    loss.backward()
+    one = x.clone().requires_grad_()
+    sf.cross_entropy(one, target, reduction="sum").backward()
+    assert many.grad is not None
+    for image in (0, 31, 64):
+        assert_same_bits(many.grad[image], one.grad[0], name=f"gradient of image {image}")
+
+
+def test_compile():
+    torch.compiler.reset()
+    compiled = torch.compile(sf.cross_entropy, fullgraph=True, dynamic=True)
+    for size in ((16, 17), (9, 31)):
+        x = torch.randn(2, 5, *size, device="cuda", requires_grad=True)
+        u = torch.rand(2, *size, device="cuda", requires_grad=True)
+        target = torch.randint(0, 5, (2, *size), device="cuda")
+        loss = compiled(x, target, pixel_weight=u)
+        found = torch.autograd.grad(loss, (x, u), torch.tensor(0.7, device="cuda"))
+        for a, b in zip(found, _step(x, target, u, "mean")[1:], strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_devices_must_agree():
+    x, target = torch.zeros(2, 3, 4, device="cuda"), torch.zeros(2, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="target: expected device cuda:0 like input, got cpu"):
+        sf.cross_entropy(x, target)
+    with pytest.raises(ValueError, match="weight: expected device cuda:0 like input, got cpu"):
+        sf.cross_entropy(x, target.cuda(), torch.ones(3))
