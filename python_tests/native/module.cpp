@@ -1,0 +1,360 @@
+// The Python face of the native tests: the formulas of csrc/math, the kernels of csrc/*/cuda.h run
+// on the host, and the probes. One object file serves all builds: each imports under its own name.
+//
+// Arrays are used in place. bfloat16 and float16 travel as uint16; `dtype` says which it is.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <optional>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/class_map.h"
+#include "common/element.h"
+#include "cross_entropy/cuda.h"
+#include "host_execution/host_execution.h"
+#include "math/cross_entropy.h"
+#include "math/exp_log.h"
+#include "math/moments.h"
+#include "probes.h"
+#include "scale/cuda.h"
+#include "statistics/cuda.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+using namespace segunc;
+
+namespace {
+
+template <class T>
+T lookup(const std::map<std::string, T>& names, const std::string& name) {
+  const auto found = names.find(name);
+  if (found == names.end()) throw std::invalid_argument("unknown: " + name);
+  return found->second;
+}
+
+Dtype dtype_of(const std::string& name) {
+  static const std::map<std::string, Dtype> names = {
+      {"f64", Dtype::f64}, {"f32", Dtype::f32}, {"bf16", Dtype::bf16}, {"f16", Dtype::f16}};
+  return lookup(names, name);
+}
+
+IndexType index_type_of(const py::array& target) {
+  static const std::map<std::string, IndexType> names = {
+      {"int64", IndexType::i64}, {"int32", IndexType::i32}, {"uint8", IndexType::u8}};
+  return lookup(names, py::str(target.dtype()));
+}
+
+// How an array [N, C, *spatial] lies. Any map may also be called strided.
+ClassMap class_map(const py::array& a, bool as_strided) {
+  constexpr int kMaxAxes = 5;
+  if (a.ndim() < 2 || a.ndim() > kMaxAxes) throw std::invalid_argument("expected [N, C, *spatial]");
+  const auto stride = [&](py::ssize_t axis) { return a.strides(axis) / a.itemsize(); };
+  ClassMap map{};
+  map.images = a.shape(0);
+  map.classes = a.shape(1);
+  map.image_stride = stride(0);
+  map.class_stride = stride(1);
+  map.pixels = 1;
+  for (int axis = 0; axis < 3; axis++) map.size[axis] = 1;
+  for (py::ssize_t axis = a.ndim() - 1, i = 2; axis >= 2; axis--, i--) {
+    map.size[i] = a.shape(axis);
+    map.stride[i] = stride(axis);
+    map.pixels *= a.shape(axis);
+  }
+  const auto merges_into = [&](int64_t pixel_stride) {
+    int64_t expected = pixel_stride;
+    for (int i = 2; i >= 0; i--) {
+      if (map.size[i] != 1 && map.stride[i] != expected) return false;
+      expected *= map.size[i];
+    }
+    return true;
+  };
+  const bool planar = merges_into(1);
+  const bool channels_last = map.class_stride == 1 && merges_into(map.classes);
+  if (as_strided || (!planar && !channels_last)) {
+    map.layout = Layout::strided;
+    return map;
+  }
+  map.layout = planar ? Layout::planar : Layout::channels_last;
+  for (int i = 0; i < 2; i++) {
+    map.size[i] = 1;
+    map.stride[i] = 0;
+  }
+  map.size[2] = map.pixels;
+  map.stride[2] = planar ? 1 : map.classes;
+  return map;
+}
+
+// Keyword arguments, each of which must be asked for.
+class Fields {
+ public:
+  explicit Fields(const py::kwargs& values) : values_(values) {
+    for (const auto& item : values) unused_.insert(py::cast<std::string>(item.first));
+  }
+  void finish() const {
+    if (!unused_.empty()) throw std::invalid_argument("unknown argument " + *unused_.begin());
+  }
+  std::optional<py::array> optional_array(const char* name) {
+    unused_.erase(name);
+    if (!values_.contains(name) || values_[name].is_none()) return std::nullopt;
+    return py::cast<py::array>(values_[name]);
+  }
+  py::array array(const char* name) { return py::cast<py::array>(required(name)); }
+  template <class T>
+  T value(const char* name) {
+    return py::cast<T>(required(name));
+  }
+  template <class T>
+  T value(const char* name, T otherwise) {
+    unused_.erase(name);
+    return values_.contains(name) ? py::cast<T>(values_[name]) : otherwise;
+  }
+  // The address of a contiguous array, null where there is none.
+  template <class T = void>
+  T* contiguous(const char* name) {
+    const std::optional<py::array> a = optional_array(name);
+    if (!a) return nullptr;
+    if ((a->flags() & py::array::c_style) == 0) {
+      throw std::invalid_argument(std::string(name) + " is not contiguous");
+    }
+    return static_cast<T*>(const_cast<void*>(a->data()));
+  }
+
+ private:
+  py::object required(const char* name) {
+    unused_.erase(name);
+    if (!values_.contains(name)) throw std::invalid_argument(std::string("missing ") + name);
+    return values_[name];
+  }
+
+  py::kwargs values_;
+  std::set<std::string> unused_;
+};
+
+CrossEntropyParams cross_entropy_params(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  CrossEntropyParams params{};
+  const py::array input = fields.array("input");
+  const py::array target = fields.array("target");
+  params.input = input.data();
+  params.target = fields.contiguous("target");
+  params.target_type = index_type_of(target);
+  params.weight = fields.contiguous("weight");
+  params.pixel_weight = fields.contiguous("pixel_weight");
+  params.upstream = fields.contiguous("upstream");
+  const std::optional<py::array> upstream = fields.optional_array("upstream");
+  params.upstream_is_scalar = upstream && upstream->ndim() == 0;
+  params.normalizer = fields.contiguous<double>("normalizer");
+  params.loss = fields.contiguous("loss");
+  params.partial = fields.contiguous<double>("partial");
+  params.grad_pixel_weight = fields.contiguous("grad_pixel_weight");
+  const bool as_strided = fields.value("as_strided", false);
+  params.map = params.grad_map = class_map(input, as_strided);
+  if (const auto grad_input = fields.optional_array("grad_input")) {
+    params.grad_input = const_cast<void*>(grad_input->data());
+    params.grad_map = class_map(*grad_input, as_strided);
+    // Kernels with a fast traversal use it for both sides or for neither.
+    if (params.map.layout != params.grad_map.layout) {
+      params.map.layout = params.grad_map.layout = Layout::strided;
+    }
+  }
+  params.dtype = dtype_of(fields.value<std::string>("dtype"));
+  params.ignore_index = fields.value<int64_t>("ignore_index");
+  params.label_smoothing = fields.value<double>("label_smoothing");
+  params.bad_target = fields.contiguous<int64_t>("bad_target");
+  fields.finish();
+  return params;
+}
+
+NormalizerParams normalizer_params(Fields& fields) {
+  NormalizerParams params{};
+  const py::array target = fields.array("target");
+  params.target = fields.contiguous("target");
+  params.target_type = index_type_of(target);
+  params.count = target.size();
+  params.weight = fields.contiguous("weight");
+  params.partial = fields.contiguous<double>("partial");
+  params.classes = fields.value<int64_t>("classes");
+  params.ignore_index = fields.value<int64_t>("ignore_index");
+  params.dtype = dtype_of(fields.value<std::string>("dtype"));
+  return params;
+}
+
+StatisticsMaps statistics_maps(Fields& fields) {
+  StatisticsMaps maps{};
+  maps.prediction = fields.contiguous<int64_t>("prediction");
+  maps.confidence = fields.contiguous("confidence");
+  maps.std = fields.contiguous("std");
+  maps.entropy = fields.contiguous("entropy");
+  maps.expected_entropy = fields.contiguous("expected_entropy");
+  maps.mutual_information = fields.contiguous("mutual_information");
+  return maps;
+}
+
+void predictive_statistics(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  StatisticsParams params{};
+  const auto samples = fields.value<std::vector<py::array>>("samples");
+  std::vector<const void*> addresses;
+  for (const py::array& sample : samples) addresses.push_back(sample.data());
+  params.samples = addresses.data();
+  params.count = int64_t(samples.size());
+  params.map = class_map(samples.at(0), fields.value("as_strided", false));
+  params.dtype = dtype_of(fields.value<std::string>("dtype"));
+  params.maps = statistics_maps(fields);
+  params.mean = fields.contiguous("mean");
+  fields.finish();
+  cuda::predictive_statistics(params, {});
+}
+
+void accumulate(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  AccumulateParams params{};
+  const py::array sample = fields.array("sample");
+  params.sample = sample.data();
+  params.map = class_map(sample, fields.value("as_strided", false));
+  params.dtype = dtype_of(fields.value<std::string>("dtype"));
+  params.mean = fields.contiguous("mean");
+  params.squared_deviations = fields.contiguous("squared_deviations");
+  params.entropy_sum = fields.contiguous("entropy_sum");
+  params.count = fields.value<int64_t>("count");
+  fields.finish();
+  cuda::accumulate(params, {});
+}
+
+void finalize(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  FinalizeParams params{};
+  const py::array mean = fields.array("mean");
+  params.mean = fields.contiguous("mean");
+  params.squared_deviations = fields.contiguous("squared_deviations");
+  params.entropy_sum = fields.contiguous("entropy_sum");
+  params.count = fields.value<int64_t>("count");
+  params.images = mean.shape(0);
+  params.classes = mean.shape(1);
+  params.pixels = 1;
+  for (py::ssize_t axis = 2; axis < mean.ndim(); axis++) params.pixels *= mean.shape(axis);
+  params.dtype = dtype_of(fields.value<std::string>("dtype"));
+  params.maps = statistics_maps(fields);
+  fields.finish();
+  cuda::finalize(params, {});
+}
+
+void define_kernels(py::module_& m) {
+  m.def("cross_entropy_partials", [](const py::kwargs& kwargs) {
+    return cuda::cross_entropy_partials(cross_entropy_params(kwargs));
+  });
+  m.def("cross_entropy",
+        [](const py::kwargs& kwargs) { cuda::cross_entropy(cross_entropy_params(kwargs), {}); });
+  m.def("normalizer_partials", [](const py::kwargs& kwargs) {
+    Fields fields(kwargs);
+    const NormalizerParams params = normalizer_params(fields);
+    fields.finish();
+    return cuda::normalizer_partials(params);
+  });
+  m.def("normalizer", [](const py::kwargs& kwargs) {
+    Fields fields(kwargs);
+    const NormalizerParams params = normalizer_params(fields);
+    auto* const normalizer = fields.contiguous<double>("normalizer");
+    fields.finish();
+    cuda::normalizer(params, normalizer, {});
+  });
+  m.def("finish_loss", [](const py::kwargs& kwargs) {
+    Fields fields(kwargs);
+    const auto* const partial = fields.contiguous<const double>("partial");
+    const auto count = fields.value<int64_t>("count");
+    const auto* const normalizer = fields.contiguous<const double>("normalizer");
+    void* const loss = fields.contiguous("loss");
+    const Dtype dtype = dtype_of(fields.value<std::string>("dtype"));
+    fields.finish();
+    cuda::finish_loss(partial, count, normalizer, loss, dtype, {});
+  });
+  m.def("scale", [](const py::kwargs& kwargs) {
+    Fields fields(kwargs);
+    ScaleParams params{};
+    params.count = fields.array("data").size();
+    params.data = fields.contiguous("data");
+    params.factor = fields.contiguous("factor");
+    params.dtype = dtype_of(fields.value<std::string>("dtype"));
+    params.factor_dtype = dtype_of(fields.value<std::string>("factor_dtype"));
+    fields.finish();
+    cuda::scale(params, {});
+  });
+  m.def("predictive_statistics", predictive_statistics);
+  m.def("accumulate", accumulate);
+  m.def("finalize", finalize);
+  m.attr("max_scattered_samples") = cuda::kMaxScatteredSamples;
+}
+
+template <class A>
+void define_formulas(py::module_& m) {
+  m.def("exp_nonpositive", py::vectorize([](A x) { return math::exp_nonpositive(x); }));
+  m.def("log_positive", py::vectorize([](A x) { return math::log_positive(x); }));
+  m.def("negative_log_probability", py::vectorize([](A shifted, A log_sum) {
+          return math::negative_log_probability(shifted, log_sum);
+        }));
+  m.def("cross_entropy", py::vectorize([](A on_target, A smooth, A target_shifted, A log_sum) {
+          return math::cross_entropy(on_target, smooth, target_shifted, log_sum);
+        }));
+  m.def("cross_entropy_derivative", py::vectorize([](A exponential, A total_over_sum, A t) {
+          return math::cross_entropy_derivative(exponential, total_over_sum, t);
+        }));
+  m.def("entropy_term", py::vectorize([](A p) { return math::entropy_term(p); }));
+  m.def("softmax_entropy", py::vectorize([](A log_sum, A dot, A inverse_sum) {
+          return math::softmax_entropy(log_sum, dot, inverse_sum);
+        }));
+  m.def("weighted_exponent",
+        py::vectorize([](A exponential, A d) { return math::weighted_exponent(exponential, d); }));
+  m.def("accumulate_moments", [](A value, int64_t count, A mean, A squared_deviations) {
+    math::accumulate_moments(value, A(1) / A(count), mean, squared_deviations);
+    return py::make_tuple(mean, squared_deviations);
+  });
+}
+
+void define_elements(py::module_& m) {
+  m.def("bfloat16_to_float",
+        py::vectorize([](uint16_t bits) { return to_accumulate(bfloat16{bits}); }));
+  m.def("float16_to_float",
+        py::vectorize([](uint16_t bits) { return to_accumulate(float16{bits}); }));
+  m.def("float_to_bfloat16",
+        py::vectorize([](float v) { return from_accumulate<bfloat16>(v).bits; }));
+  m.def("float_to_float16",
+        py::vectorize([](float v) { return from_accumulate<float16>(v).bits; }));
+}
+
+void define_host_execution(py::module_& m) {
+  m.def("set_seed", &host::set_seed);
+  m.def("counters", [] {
+    const host::Counters c = host::counters();
+    return py::dict("launches"_a = c.launches, "threads"_a = c.threads, "switches"_a = c.switches,
+                    "accesses"_a = c.accesses);
+  });
+  py::register_exception<host::Error>(m, "HostExecutionError", PyExc_RuntimeError);
+  m.def("probes", &probes::names);
+  m.attr("probe_data_size") = probes::kDataSize;
+  m.def("run_probe", [](const std::string& name, bool correct, const py::array_t<int32_t>& data) {
+    if (data.size() != probes::kDataSize) throw std::invalid_argument("data has the wrong size");
+    probes::run(name, correct, const_cast<int32_t*>(data.data()));
+  });
+}
+
+void define(py::module_& m) {
+  define_host_execution(m);
+  define_elements(m);
+  py::module_ f32 = m.def_submodule("f32");
+  define_formulas<float>(f32);
+  py::module_ f64 = m.def_submodule("f64");
+  define_formulas<double>(f64);
+  define_kernels(m);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(segunc_host_plain, m) { define(m); }
+PYBIND11_MODULE(segunc_host_sanitize, m) { define(m); }
+PYBIND11_MODULE(segunc_host_race, m) { define(m); }

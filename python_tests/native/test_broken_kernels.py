@@ -1,0 +1,302 @@
+"""Would the tests notice? Copies of the kernels with one thing broken must fail them.
+
+Each copy is compiled for the race build, linked with that build's other objects, and tested in a
+process of its own. A mutation names its snippet exactly: where the kernels have changed so that it
+no longer occurs once, the mutation fails and has to be written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flavors import start_pytest
+from harness import FLAVOR, native_directory
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(FLAVOR != "plain", reason="runs the race build by itself"),
+]
+
+TESTS_FAILED = 1  # pytest's exit status: not that of an error in a test's collection
+TIMEOUT_SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A broken copy.
+
+    Attributes:
+        name: what is broken.
+        kernel: the folder of csrc whose cuda.cu is compiled.
+        source: the file to change, relative to csrc.
+        snippet: what to replace; occurs there once.
+        replacement: what by.
+        tests: pytest's -k for the tests that concern it, where not all of the kernel's have to run
+            until one fails.
+    """
+
+    name: str
+    kernel: str
+    source: str
+    snippet: str
+    replacement: str
+    tests: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kernel}-{self.name.replace(' ', '_')}"
+
+
+def of(kernel: str, name: str, snippet: str, replacement: str, tests: str = "") -> Mutation:
+    """A change of the kernel's own file."""
+    return Mutation(name, kernel, f"{kernel}/cuda.cu", snippet, replacement, tests)
+
+
+# Which tests concern a kernel: pytest's -k. test_flavors.py runs all of them unchanged.
+TESTS_OF = {
+    "cross_entropy": "cross_entropy or bad_targets or extreme or normalizer or finish or gradient",
+    "scale": "scale",
+    "statistics": "statistics or accumulator or ties",
+}
+
+CROSS_ENTROPY_MUTATIONS = (
+    of(
+        "cross_entropy",
+        "no barrier before a tile is loaded again",
+        "    barrier();  // the tile before may still be in use\n",
+        "",
+        "more_tiles",
+    ),
+    of(
+        "cross_entropy",
+        "no barrier after a tile is loaded",
+        "upstream_map(p), index)[0] : A(1);\n    barrier();\n",
+        "upstream_map(p), index)[0] : A(1);\n",
+    ),
+    of(
+        "cross_entropy",
+        "gradients overwrite logits that others read",
+        "      warp_sync();  // the team has read the target's logit\n",
+        "",
+    ),
+    of(
+        "cross_entropy",
+        "no barrier before a tile is stored",
+        "      barrier();\n      store_tile(",
+        "      store_tile(",
+    ),
+    of(
+        "cross_entropy",
+        "every thread of a team counts the loss",
+        "if (inside && owner.part == 0) {",
+        "if (inside) {",
+    ),
+    of(
+        "cross_entropy",
+        "a planar tile goes one too far",
+        "at < count; at += Policy::kPlanarThreads * V",
+        "at <= count; at += Policy::kPlanarThreads * V",
+    ),
+    of(
+        "cross_entropy",
+        "strided pixels go one too far",
+        "if (index >= pixels) continue;",
+        "if (index > pixels) continue;",
+    ),
+    of(
+        "cross_entropy",
+        "the number of classes is a class",
+        "target >= 0 && target < p.map.classes",
+        "target >= 0 && target <= p.map.classes",
+        "bad_targets",
+    ),
+    of(
+        "cross_entropy",
+        "negative targets are classes",
+        "target >= 0 && target < p.map.classes",
+        "target < p.map.classes",
+        "bad_targets",
+    ),
+    of(
+        "cross_entropy",
+        "vectors across the end of a row",
+        "return p.map.pixels % V == 0 && map_fits(p.input, p.map)",
+        "return map_fits(p.input, p.map)",
+    ),
+    of(
+        "cross_entropy",
+        "every warp writes the block's sum",
+        "    if (thread() == 0) p.partial[block_index()] = sum;\n  }\n}\n\n// ---- planar",
+        "    if (lane() == 0) p.partial[block_index()] = sum;\n  }\n}\n\n// ---- planar",
+    ),
+    of(
+        "cross_entropy",
+        "the normalizer skips a target",
+        "for (int64_t i = vectors * kVector + first;",
+        "for (int64_t i = vectors * kVector + first + 1;",
+        "normalizer",
+    ),
+    Mutation(
+        "no barrier within a block's sum",
+        "cross_entropy",
+        "common/device/block.h",
+        "  if (lane() == 0) part[warp()] = value;\n  barrier();\n",
+        "  if (lane() == 0) part[warp()] = value;\n",
+    ),
+)
+
+STATISTICS_MUTATIONS = (
+    of(
+        "statistics",
+        "no barrier before the next sample",
+        "      barrier();  // the sample before may still be in use\n",
+        "",
+    ),
+    of(
+        "statistics",
+        "a sample is used while it is loaded",
+        "samples.template operator()<T>(s) + offset, tile_data);\n      barrier();\n",
+        "samples.template operator()<T>(s) + offset, tile_data);\n",
+    ),
+    of(
+        "statistics",
+        "moments start as garbage",
+        "moments.mean[i][j] = moments.squared_deviations[i][j] = A(0);",
+        "moments.mean[i][j] = A(0);",
+    ),
+    of(
+        "statistics",
+        "ties go to the highest class",
+        "(other_mean == mean && other_label < label)",
+        "(other_mean == mean && other_label > label)",
+        "ties",
+    ),
+    of(
+        "statistics",
+        "planar pixels go one too far",
+        "if (start >= map.pixels) continue;",
+        "if (start > map.pixels) continue;",
+    ),
+    of(
+        "statistics",
+        "the entropy of NaN is zero",
+        "  if (entropy_sum != entropy_sum) entropy = entropy_sum;\n",
+        "",
+        "nan",
+    ),
+    of(
+        "statistics",
+        "the state is read before it exists",
+        "const A before = state.first ? A(0) : state.entropy_sum[index];",
+        "const A before = state.entropy_sum[index];",
+        "accumulator",
+    ),
+    Mutation(
+        "a tile without its tail",
+        "statistics",
+        "common/device/class_tile.h",
+        "    tile[i] = data[i];\n",
+        "",
+    ),
+)
+
+SCALE_MUTATIONS = (
+    of("scale", "the tail is left out", "if (tail < count) data[tail]", "if (false) data[tail]"),
+    of(
+        "scale",
+        "vectors overlap",
+        "if (i + b * threads < vectors) store_vector(data + (i + b * threads) * N, batch[b]);",
+        "if (i + b < vectors) store_vector(data + (i + b) * N, batch[b]);",
+    ),
+    of("scale", "a factor of one is applied", "  if (factor == A(1)) return;\n", ""),
+)
+
+MUTATIONS = CROSS_ENTROPY_MUTATIONS + STATISTICS_MUTATIONS + SCALE_MUTATIONS
+
+
+def build(mutation: Mutation | None, kernel: str, directory: Path) -> None:
+    """Compiles a copy, changed or not, and links the race module into ``directory``."""
+    recipe: dict[str, Any] = json.loads((native_directory() / "race_build.json").read_text())
+    csrc = directory / "csrc"
+    shutil.copytree(recipe["csrc"], csrc, ignore=shutil.ignore_patterns("*.cpp", ".*"))
+    if mutation is not None:
+        path = csrc / mutation.source
+        text = path.read_text()
+        count = text.count(mutation.snippet)
+        if count != 1:
+            raise LookupError(
+                f"{mutation}: the snippet occurs {count} times in csrc/{mutation.source}, not "
+                f"once:\n{mutation.snippet}"
+            )
+        path.write_text(text.replace(mutation.snippet, mutation.replacement))
+    source = csrc / kernel / "cuda.cu"
+    broken = directory / "broken.o"
+    includes = [f"-I{csrc}", f"-I{recipe['include_directory']}"]
+    # Less optimised, which takes half the time; a mutation may leave things unused.
+    options = [*recipe["options"], "-O1", "-w", *includes]
+    original = f"/{kernel}/cuda.cu.o"
+    others = [path for path in recipe["objects"] if not path.endswith(original)]
+    if len(others) != len(recipe["objects"]) - 1:
+        raise LookupError(f"no single object of the race build ends in {original}")
+    module = directory / "segunc_host_race.so"
+    compiler = recipe["compiler"]
+    for command in (
+        [compiler, *options, "-x", "c++", "-c", str(source), "-o", str(broken)],
+        [compiler, "-shared", "-o", str(module), str(broken), *others, "-ldl"],
+    ):
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            raise RuntimeError(f"{mutation} does not build:\n{result.stderr[-4000:]}")
+
+
+def outcome(mutation: Mutation | None, kernel: str, directory: Path) -> tuple[int, str]:
+    """pytest's exit status, negative after a crash, and the end of its output."""
+    build(mutation, kernel, directory)
+    tests = (mutation.tests if mutation is not None else "") or TESTS_OF[kernel]
+    process = start_pytest("race", ["-x", "test_cuda_kernels.py", "-k", tests], directory)
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+    return process.returncode, output[-3000:]
+
+
+Outcomes = dict[str, Future[tuple[int, str]]]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
+    """Every copy's, computed side by side."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def submit(mutation: Mutation | None, kernel: str) -> Future[tuple[int, str]]:
+            return pool.submit(outcome, mutation, kernel, tmp_path_factory.mktemp(kernel))
+
+        futures = {"unchanged": submit(None, "scale")}
+        futures |= {str(mutation): submit(mutation, mutation.kernel) for mutation in MUTATIONS}
+        yield futures
+        pool.shutdown(cancel_futures=True)
+
+
+def test_an_unchanged_copy_passes(outcomes: Outcomes) -> None:
+    """What fails below fails because of the mutation: test_flavors.py runs the other kernels."""
+    status, output = outcomes["unchanged"].result()
+    assert status == 0, output
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_broken_copies_fail(outcomes: Outcomes, mutation: Mutation) -> None:
+    status, output = outcomes[str(mutation)].result()
+    crashed = status < 0
+    assert crashed or status == TESTS_FAILED, (
+        f"the tests do not notice that {mutation.kernel} is broken: {mutation.name}\n{output}"
+    )
