@@ -35,7 +35,8 @@ native-tests: setup # the CUDA kernels and the math headers, built for the host
 	$(RUN) cmake --build build/tests
 
 test: setup native-tests ## every test that needs no GPU
-	$(RUN) SEGUNC_NATIVE_DIR="$(CURDIR)/build/tests/native" python -m pytest -m "not cuda"
+	$(RUN) SEGUNC_NATIVE_DIR="$(CURDIR)/build/tests/native" OMP_NUM_THREADS=1 \
+		python -m pytest -m "not cuda" -n 2 --dist loadfile -q
 
 bench: setup ## time the kernels against the references; table and plot in benchmarks/results
 	$(RUN) python -m benchmarks
