@@ -4,6 +4,7 @@
 //   value     l = a (log s - d_y) + sum_c b_c (log s - d_c),   d = z - max z,  s = sum_c exp d_c
 //   gradient  k (total / s * exp d_c - t_c),   t_c = a [c = y] + b_c,  total = sum_c t_c
 // The target's term is taken off the tile beforehand, as a / total * s of its exponential.
+#include "../common/cpu/pack.h"
 #include "../common/cpu/tile.h"
 #include "../math/cross_entropy.h"
 #include "params.h"
@@ -79,19 +80,29 @@ SEGUNC_HD void exponentials(int C, int n, const A* class_weight, A spread, A* __
                             Pixels<A, T>& px) {
   for (int j = 0; j < n; ++j) {
     px.target_shifted[j] = tile[px.label[j] * T + j] - px.maximum[j];
-    px.sum[j] = px.smooth[j] = A(0);
+    px.smooth[j] = A(0);
   }
-  for (int c = 0; c < C; ++c) {
-    A* __restrict row = tile + c * T;
-    if (spread > A(0)) {
+  if (spread > A(0))
+    for (int c = 0; c < C; ++c) {
       const A b = class_weight ? spread * class_weight[c] : spread;
-      for (int j = 0; j < n; ++j) px.smooth[j] += b * (row[j] - px.maximum[j]);
+      for (int j = 0; j < n; ++j) px.smooth[j] += b * (tile[c * T + j] - px.maximum[j]);
     }
-    for (int j = 0; j < n; ++j) {
-      const A e = math::exp_nonpositive(row[j] - px.maximum[j]);
-      row[j] = e;
-      px.sum[j] += e;
+  static_assert(T % kStep<A> == 0);
+  for (int j = 0; j < n; j += kStep<A>) {
+    Pack<A> maximum[kPacks], sum[kPacks];
+    for (int k = 0; k < kPacks; ++k) {
+      maximum[k] = load_pack(px.maximum + j + k * kLanes<A>);
+      sum[k] = Pack<A>{};
     }
+    for (int c = 0; c < C; ++c)
+#pragma GCC unroll 2
+      for (int k = 0; k < kPacks; ++k) {
+        A* logits = tile + c * T + j + k * kLanes<A>;
+        const Pack<A> e = math::exp_nonpositive(load_pack(logits) - maximum[k]);
+        store_pack(logits, e);
+        sum[k] += e;
+      }
+    for (int k = 0; k < kPacks; ++k) store_pack(px.sum + j + k * kLanes<A>, sum[k]);
   }
 }
 

@@ -17,7 +17,7 @@ SEGUNC_HD void accumulate_moments(A value, A inverse_count, A& mean, A& squared_
 // -p log p, 0 at p = 0: the smallest positive float of a softmax is normal on the host.
 template <class A>
 SEGUNC_HD A entropy_term(A p) {
-  return p > A(0) ? -p * log_positive(p) : A(0);
+  return p > A{} ? -p * log_positive(p) : A{};
 }
 
 // Entropy of softmax(z) from s = sum_c exp(d_c) and dot = sum_c d_c exp(d_c), d_c = z_c - max z.
@@ -29,7 +29,7 @@ SEGUNC_HD A softmax_entropy(A log_sum, A dot, A inverse_sum) {
 // d exp(d), 0 at d = -inf, where the class has no mass.
 template <class A>
 SEGUNC_HD A weighted_exponent(A exponential, A d) {
-  return exponential > A(0) ? exponential * d : A(0);
+  return exponential > A{} ? exponential * d : A{};
 }
 
 }  // namespace math

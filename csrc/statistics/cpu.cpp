@@ -5,6 +5,7 @@
 // a running mean and sum of squared deviations for every class.
 #include <cmath>
 
+#include "../common/cpu/pack.h"
 #include "../common/cpu/tile.h"
 #include "../math/moments.h"
 #include "params.h"
@@ -23,18 +24,32 @@ struct Pixels {
   alignas(kAlignment) A maximum[T], sum[T], dot[T];
 };
 
-// A tile of logits to exponentials and 1 / their sum; entropy_sum gains the entropy.
+// A tile of logits to exponentials and 1 / their sum; entropy_sum gains the entropy. Meanwhile the
+// next tile is fetched.
 template <class A, int T>
 SEGUNC_HD void softmax_tile(int C, int n, A* __restrict tile, A* __restrict inverse_sum,
-                            Pixels<A, T>& px) {
-  for (int j = 0; j < n; ++j) px.sum[j] = px.dot[j] = A(0);
-  for (int c = 0; c < C; ++c) {
-    A* __restrict row = tile + c * T;
-    for (int j = 0; j < n; ++j) {
-      const A d = row[j] - px.maximum[j], e = math::exp_nonpositive(d);
-      row[j] = e;
-      px.sum[j] += e;
-      px.dot[j] += math::weighted_exponent(e, d);
+                            const Ahead& ahead, Pixels<A, T>& px) {
+  static_assert(T % kStep<A> == 0);
+  for (int j = 0; j < n; j += kStep<A>) {
+    Pack<A> maximum[kPacks], sum[kPacks], dot[kPacks];
+    for (int k = 0; k < kPacks; ++k) {
+      maximum[k] = load_pack(px.maximum + j + k * kLanes<A>);
+      sum[k] = dot[k] = Pack<A>{};
+    }
+    for (int c = 0; c < C; ++c) {
+      ahead.fetch(c, j);
+#pragma GCC unroll 2
+      for (int k = 0; k < kPacks; ++k) {
+        A* logits = tile + c * T + j + k * kLanes<A>;
+        const Pack<A> d = load_pack(logits) - maximum[k], e = math::exp_nonpositive(d);
+        store_pack(logits, e);
+        sum[k] += e;
+        dot[k] += math::weighted_exponent(e, d);
+      }
+    }
+    for (int k = 0; k < kPacks; ++k) {
+      store_pack(px.sum + j + k * kLanes<A>, sum[k]);
+      store_pack(px.dot + j + k * kLanes<A>, dot[k]);
     }
   }
   for (int j = 0; j < n; ++j) {
@@ -97,7 +112,9 @@ void run_units(const StatisticsParams& p, int64_t begin, int64_t end) {
       A* __restrict tile = tiles + s * tile_size;
       A* __restrict inverse = inverses + s * T;
       read_tile<T>(p.map, static_cast<const S*>(p.samples[s]), image, pixel, n, tile, px.maximum);
-      softmax_tile(C, n, tile, inverse, px);
+      const bool last = s + 1 == count;
+      const auto* next = static_cast<const S*>(p.samples[last ? 0 : s + 1]);
+      softmax_tile(C, n, tile, inverse, ahead_of(p.map, next, image, last ? pixel + T : pixel), px);
       A* __restrict sum = sums;
       for (int c = 0; c < C; ++c)
         for (int j = 0; j < n; ++j) {
@@ -139,8 +156,9 @@ void accumulate_units_of(const AccumulateParams& p, int64_t begin, int64_t end) 
 
   const auto run_tile = [&](int64_t image, int64_t pixel, auto n) __attribute__((always_inline)) {
     for (int j = 0; j < n; ++j) px.entropy_sum[j] = A(0);
-    read_tile<T>(p.map, static_cast<const S*>(p.sample), image, pixel, n, tile, px.maximum);
-    softmax_tile(C, n, tile, inverse, px);
+    const auto* sample = static_cast<const S*>(p.sample);
+    read_tile<T>(p.map, sample, image, pixel, n, tile, px.maximum);
+    softmax_tile(C, n, tile, inverse, ahead_of(p.map, sample, image, pixel + T), px);
     for (int c = 0; c < C; ++c) {
       const int64_t at = (image * C + c) * P + pixel;
       A* __restrict mean = static_cast<A*>(p.mean) + at;
@@ -190,7 +208,7 @@ void statistics_units(const StatisticsParams& p, int64_t begin, int64_t end) {
     using S = decltype(s);
     if (p.count * p.map.classes * 64 * int64_t(sizeof(accumulate_t<S>)) <= kTileBytes)
       return run_units<S, 64>(p, begin, end);
-    run_units<S, 16>(p, begin, end);
+    run_units<S, 32>(p, begin, end);
   });
 }
 

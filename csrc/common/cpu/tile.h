@@ -103,6 +103,25 @@ SEGUNC_HD void transpose(Float8 (&r)[8]) {
 }
 #endif
 
+// Where the rows that are read next lie, for fetching them while others are computed. Rows of T
+// pixels are too short for the processor to notice by itself.
+struct Ahead {
+  const char* start;
+  int64_t row_bytes;
+  int element_bytes;
+
+  SEGUNC_HD void fetch(int row, int pixel) const {
+    __builtin_prefetch(start + row * row_bytes + pixel * element_bytes, 0, 2);
+  }
+};
+template <class S>
+SEGUNC_HD Ahead ahead_of(const ClassMap& map, const S* data, int64_t image, int64_t pixel) {
+  // Fetching is harmless past the end, and useless in layouts whose tiles are one run of memory.
+  const int64_t row = map.layout == Layout::planar ? map.class_stride : 0;
+  return {reinterpret_cast<const char*>(data + image * map.image_stride + (row ? pixel : 0)),
+          row * int64_t(sizeof(S)), int(sizeof(S))};
+}
+
 // One run of channels-last pixels to rows: in[j * C + c] -> tile[c * T + j].
 template <int T, class S, class A>
 SEGUNC_HD void rows_from_channels(const S* __restrict in, int C, int n, A* __restrict tile) {
