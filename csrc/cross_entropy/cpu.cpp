@@ -74,10 +74,10 @@ SEGUNC_HD void read_factors(const CrossEntropyParams& p, int64_t at, int n, A sc
     for (int j = 0; j < n; ++j) px.upstream[j] = scale;
 }
 
-// Exponentials, their sum and sum_c b_c d_c, from a tile of logits.
+// Exponentials, their sum and sum_c b_c d_c, from a tile of logits; the next tile is fetched.
 template <class A, int T>
 SEGUNC_HD void exponentials(int C, int n, const A* class_weight, A spread, A* __restrict tile,
-                            Pixels<A, T>& px) {
+                            const Ahead& ahead, Pixels<A, T>& px) {
   for (int j = 0; j < n; ++j) {
     px.target_shifted[j] = tile[px.label[j] * T + j] - px.maximum[j];
     px.smooth[j] = A(0);
@@ -94,7 +94,8 @@ SEGUNC_HD void exponentials(int C, int n, const A* class_weight, A spread, A* __
       maximum[k] = load_pack(px.maximum + j + k * kLanes<A>);
       sum[k] = Pack<A>{};
     }
-    for (int c = 0; c < C; ++c)
+    for (int c = 0; c < C; ++c) {
+      ahead.fetch(c, j);
 #pragma GCC unroll 2
       for (int k = 0; k < kPacks; ++k) {
         A* logits = tile + c * T + j + k * kLanes<A>;
@@ -102,6 +103,7 @@ SEGUNC_HD void exponentials(int C, int n, const A* class_weight, A spread, A* __
         store_pack(logits, e);
         sum[k] += e;
       }
+    }
     for (int k = 0; k < kPacks; ++k) store_pack(px.sum + j + k * kLanes<A>, sum[k]);
   }
 }
@@ -152,7 +154,8 @@ void run_units(const CrossEntropyParams& p, int64_t begin, int64_t end) {
     });
     read_factors(p, at, n, A(scale), px);
     read_tile<T>(p.map, static_cast<const S*>(p.input), image, pixel, n, tile, px.maximum);
-    exponentials(C, n, class_weight, spread, tile, px);
+    const Ahead ahead = ahead_of(p.map, static_cast<const S*>(p.input), image, pixel + T);
+    exponentials(C, n, class_weight, spread, tile, ahead, px);
 
     A* __restrict loss = static_cast<A*>(p.loss);
     A* __restrict grad_weight = static_cast<A*>(p.grad_pixel_weight);
