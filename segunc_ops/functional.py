@@ -32,6 +32,8 @@ _LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
 # A kernel addresses three spatial axes; more are rare enough to be copied together.
 _MAX_DIMS = 5
+# A GPU kernel takes so many unrelated addresses; more samples than that are copied together.
+_MAX_SCATTERED = 128
 
 
 class PredictiveStatistics(NamedTuple):
@@ -309,6 +311,8 @@ def predictive_statistics(
         return PredictiveStatistics(*maps)
     if any(sample.stride() != each[0].stride() for sample in each):
         each = [sample.contiguous() for sample in each]
+    if not isinstance(samples, Tensor) and len(each) > _MAX_SCATTERED and each[0].is_cuda:
+        each = list(torch.stack(each).unbind(0))
     *maps, mean = ops.predictive_statistics([_addressable(s) for s in each], return_mean)
     return PredictiveStatistics._make([*maps, mean if return_mean else None])
 
