@@ -50,11 +50,13 @@ def settle_heap() -> None:
     """Fixes malloc's thresholds where a long-running process ends up.
 
     They otherwise adapt to whatever was freed last, and the first implementations of a run would
-    meet another allocator than the later ones. Large results stay fresh mappings.
+    meet another allocator than the later ones. What was freed goes back to the system: large
+    results are fresh pages.
     """
     if libc := _glibc():
         libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * _MMAP_THRESHOLD)
+        libc.malloc_trim(0)
 
 
 @contextmanager
@@ -82,4 +84,3 @@ def warm_heap(size: int) -> Iterator[None]:
     finally:
         libc.mallopt(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)
         settle_heap()
-        libc.malloc_trim(0)

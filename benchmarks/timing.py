@@ -107,8 +107,9 @@ def _device_seconds(
 
 def _sample(call: Call, calls: int, device: torch.device, clock: Clock, enqueue: float) -> float:
     with call.context() if call.context else nullcontext():
-        if call.context:
-            call.run()
+        # Calls of a training run follow others of their own kind, and find the memory that those
+        # have freed; not what another implementation has left of it.
+        call.run()
         if clock == "device":
             return _device_seconds(call.run, calls, device, enqueue) / calls
         return _wall_seconds(call.run, calls, device) / calls
@@ -125,8 +126,8 @@ def interleave(
 ) -> dict[str, Samples]:
     """Times every call once a round, in alternating order, for as many rounds as fit.
 
-    A disturbance of the machine thus meets all implementations alike, and so does whatever one
-    of them leaves in the caches for the next.
+    A disturbance of the machine thus meets all implementations alike. An untimed call goes before
+    each sample.
 
     Args:
         calls: implementations by name.
@@ -163,7 +164,7 @@ def interleave(
             _sample(call, 1, device, "wall", 0.0)
             start = time.perf_counter()
             once = _sample(call, 1, device, "wall", 0.0)
-            preparation = time.perf_counter() - start - once
+            preparation = time.perf_counter() - start - once  # the untimed call among it
             repeats[name] = min(max(math.ceil(_MIN_SAMPLE_SECONDS / once), 1), most)
             enqueue[name] = once
             round_seconds += once * repeats[name] + preparation
