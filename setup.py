@@ -91,6 +91,7 @@ class CMakeBuild(build_ext):
             sources = sorted(ROOT.glob("csrc/*/cuda.cu"))
             subprocess.run([*report, "--sources", *sources], check=True)
         staged = build / "staged"
+        shutil.rmtree(staged, ignore_errors=True)
         subprocess.run(["cmake", "--install", build, "--prefix", staged], check=True)
         package.mkdir(parents=True, exist_ok=True)
         for library in staged.glob("*.so"):
