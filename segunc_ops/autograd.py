@@ -165,3 +165,48 @@ def cross_entropy(
     apply = _apply_cross_entropy if _is_eager() else _CrossEntropy.apply
     losses = apply(*tensors, *options, grad_input, grad_pixel_weight, deferred)
     return losses[0]
+
+
+class _ComponentMean(torch.autograd.Function):
+    """A linear and self-adjoint map, hence its own derivative of any order."""
+
+    @staticmethod
+    def forward(
+        values: Tensor,
+        labels: Tensor,
+        connectivity: int,
+        ignore_index: int | None,
+        bound: float | None,
+    ) -> Tensor:
+        mean: Tensor = _call(
+            ops.component_mean.default, values, labels, connectivity, ignore_index, bound
+        )
+        return mean
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, labels, *ctx.options, _ = inputs
+        ctx.save_for_backward(labels)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (labels,) = ctx.saved_tensors
+        # Of gradients no bound is known.
+        grad = _ComponentMean.apply(grad_output.contiguous(), labels, *ctx.options, None)
+        return grad, None, None, None, None
+
+
+def component_mean(
+    values: Tensor,
+    labels: Tensor,
+    connectivity: int,
+    ignore_index: int | None,
+    bound: float | None,
+) -> Tensor:
+    """The native component mean of validated, contiguous arguments."""
+    options = (connectivity, ignore_index, bound)
+    if torch.compiler.is_exporting() or not (torch.is_grad_enabled() and values.requires_grad):
+        mean: Tensor = _call(ops.component_mean.default, values, labels, *options)
+        return mean
+    mean = _ComponentMean.apply(values, labels, *options)
+    return mean
