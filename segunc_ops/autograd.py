@@ -207,6 +207,6 @@ def component_mean(
     options = (connectivity, ignore_index, bound)
     if torch.compiler.is_exporting() or not (torch.is_grad_enabled() and values.requires_grad):
         mean: Tensor = _call(ops.component_mean.default, values, labels, *options)
-        return mean
-    mean = _ComponentMean.apply(values, labels, *options)
+    else:
+        mean = _ComponentMean.apply(values, labels, *options)
     return mean

@@ -180,20 +180,22 @@ def _component_roots(
     valid = torch.ones_like(labels, dtype=torch.bool)
     if ignore_index is not None:
         valid = labels != ignore_index
-    axes = labels.dim() - 1
+    size = labels.shape[1:]
+    axes = len(size)
     full = connectivity > 2 * axes
     edges = []
     for step in itertools.product((-1, 0, 1), repeat=axes):
         if step <= (0,) * axes or (not full and sum(map(abs, step)) > 1):
             continue  # of two opposite steps one suffices
-        here = [slice(max(-s, 0), n - max(s, 0)) for s, n in zip(step, labels.shape[1:])]
-        there = [slice(max(s, 0), n - max(-s, 0)) for s, n in zip(step, labels.shape[1:])]
+        here = [slice(max(-s, 0), n - max(s, 0)) for s, n in zip(step, size, strict=True)]
+        there = [slice(max(s, 0), n - max(-s, 0)) for s, n in zip(step, size, strict=True)]
         a, b = (slice(None), *here), (slice(None), *there)
         joined = (labels[a] == labels[b]) & valid[a]
         edges.append(torch.stack([pixels[a][joined], pixels[b][joined]]))
     first, second = torch.cat(edges, 1)
-    # Of two joined trees the root of the later one goes under the earlier, then trees are
-    # flattened: the forest loses half of its trees a round, and a root is a component's first pixel.
+    # Of two trees that touch, the later one's root goes under the earlier's; then trees are
+    # flattened. At least half of the trees that touch vanish in a round, and what is left as a
+    # root is its component's first pixel.
     root = pixels.flatten()
     while True:
         a, b = root[first], root[second]
