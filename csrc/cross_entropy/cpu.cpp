@@ -4,8 +4,7 @@
 //   value     l = a (log s - d_y) + sum_c b_c (log s - d_c),   d = z - max z,  s = sum_c exp d_c
 //   gradient  k (total / s * exp d_c - t_c),   t_c = a [c = y] + b_c,  total = sum_c t_c
 // The target's term is taken off the tile beforehand, as a / total * s of its exponential.
-#include "../common/cpu/pack.h"
-#include "../common/cpu/tile.h"
+#include "../common/cpu/exponentials.h"
 #include "../math/cross_entropy.h"
 #include "params.h"
 
@@ -74,10 +73,20 @@ SEGUNC_HD void read_factors(const CrossEntropyParams& p, int64_t at, int n, A sc
     for (int j = 0; j < n; ++j) px.upstream[j] = scale;
 }
 
-// Exponentials, their sum and sum_c b_c d_c, from a tile of logits; the next tile is fetched.
+template <class A>
+struct Sum {
+  A* sums;  // [T]
+  Pack<A> sum = {};
+
+  SEGUNC_HD void add(Pack<A> e, Pack<A>) { sum += e; }
+  SEGUNC_HD void store(int j) const { store_pack(sums + j, sum); }
+};
+
+// What is needed of the logits of a tile before they become exponentials: the target's and, where
+// labels are smoothed, sum_c b_c d_c.
 template <class A, int T>
-SEGUNC_HD void exponentials(int C, int n, const A* class_weight, A spread, A* __restrict tile,
-                            const Ahead& ahead, Pixels<A, T>& px) {
+SEGUNC_HD void read_logits(int C, int n, const A* class_weight, A spread, const A* __restrict tile,
+                           Pixels<A, T>& px) {
   for (int j = 0; j < n; ++j) {
     px.target_shifted[j] = tile[px.label[j] * T + j] - px.maximum[j];
     px.smooth[j] = A(0);
@@ -87,25 +96,6 @@ SEGUNC_HD void exponentials(int C, int n, const A* class_weight, A spread, A* __
       const A b = class_weight ? spread * class_weight[c] : spread;
       for (int j = 0; j < n; ++j) px.smooth[j] += b * (tile[c * T + j] - px.maximum[j]);
     }
-  static_assert(T % kStep<A> == 0);
-  for (int j = 0; j < n; j += kStep<A>) {
-    Pack<A> maximum[kPacks], sum[kPacks];
-    for (int k = 0; k < kPacks; ++k) {
-      maximum[k] = load_pack(px.maximum + j + k * kLanes<A>);
-      sum[k] = Pack<A>{};
-    }
-    for (int c = 0; c < C; ++c) {
-      ahead.fetch(c, j);
-#pragma GCC unroll 2
-      for (int k = 0; k < kPacks; ++k) {
-        A* logits = tile + c * T + j + k * kLanes<A>;
-        const Pack<A> e = math::exp_nonpositive(load_pack(logits) - maximum[k]);
-        store_pack(logits, e);
-        sum[k] += e;
-      }
-    }
-    for (int k = 0; k < kPacks; ++k) store_pack(px.sum + j + k * kLanes<A>, sum[k]);
-  }
 }
 
 void record_bad_target(int64_t* first, int64_t pixel) {
@@ -154,8 +144,10 @@ void run_units(const CrossEntropyParams& p, int64_t begin, int64_t end) {
     });
     read_factors(p, at, n, A(scale), px);
     read_tile<T>(p.map, static_cast<const S*>(p.input), image, pixel, n, tile, px.maximum);
-    const Ahead ahead = ahead_of(p.map, static_cast<const S*>(p.input), image, pixel + T);
-    exponentials(C, n, class_weight, spread, tile, ahead, px);
+    read_logits(C, n, class_weight, spread, tile, px);
+    exponentials<T>(C, n, tile, px.maximum,
+                    ahead_of(p.map, static_cast<const S*>(p.input), image, pixel + T),
+                    Sum<A>{px.sum});
 
     A* __restrict loss = static_cast<A*>(p.loss);
     A* __restrict grad_weight = static_cast<A*>(p.grad_pixel_weight);

@@ -5,8 +5,7 @@
 // a running mean and sum of squared deviations for every class.
 #include <cmath>
 
-#include "../common/cpu/pack.h"
-#include "../common/cpu/tile.h"
+#include "../common/cpu/exponentials.h"
 #include "../math/moments.h"
 #include "params.h"
 
@@ -24,34 +23,27 @@ struct Pixels {
   alignas(kAlignment) A maximum[T], sum[T], dot[T];
 };
 
+template <class A>
+struct SumAndDot {
+  A *sums, *dots;  // [T]: of e, and of e d
+  Pack<A> sum = {}, dot = {};
+
+  SEGUNC_HD void add(Pack<A> e, Pack<A> d) {
+    sum += e;
+    dot += math::weighted_exponent(e, d);
+  }
+  SEGUNC_HD void store(int j) const {
+    store_pack(sums + j, sum);
+    store_pack(dots + j, dot);
+  }
+};
+
 // A tile of logits to exponentials and 1 / their sum; entropy_sum gains the entropy. Meanwhile the
 // next tile is fetched.
-template <class A, int T>
+template <class A, int T, class S>
 SEGUNC_HD void softmax_tile(int C, int n, A* __restrict tile, A* __restrict inverse_sum,
-                            const Ahead& ahead, Pixels<A, T>& px) {
-  static_assert(T % kStep<A> == 0);
-  for (int j = 0; j < n; j += kStep<A>) {
-    Pack<A> maximum[kPacks], sum[kPacks], dot[kPacks];
-    for (int k = 0; k < kPacks; ++k) {
-      maximum[k] = load_pack(px.maximum + j + k * kLanes<A>);
-      sum[k] = dot[k] = Pack<A>{};
-    }
-    for (int c = 0; c < C; ++c) {
-      ahead.fetch(c, j);
-#pragma GCC unroll 2
-      for (int k = 0; k < kPacks; ++k) {
-        A* logits = tile + c * T + j + k * kLanes<A>;
-        const Pack<A> d = load_pack(logits) - maximum[k], e = math::exp_nonpositive(d);
-        store_pack(logits, e);
-        sum[k] += e;
-        dot[k] += math::weighted_exponent(e, d);
-      }
-    }
-    for (int k = 0; k < kPacks; ++k) {
-      store_pack(px.sum + j + k * kLanes<A>, sum[k]);
-      store_pack(px.dot + j + k * kLanes<A>, dot[k]);
-    }
-  }
+                            const Ahead<S>& ahead, Pixels<A, T>& px) {
+  exponentials<T>(C, n, tile, px.maximum, ahead, SumAndDot<A>{px.sum, px.dot});
   for (int j = 0; j < n; ++j) {
     inverse_sum[j] = A(1) / px.sum[j];
     px.entropy_sum[j] +=
@@ -163,6 +155,8 @@ void accumulate_units_of(const AccumulateParams& p, int64_t begin, int64_t end) 
       const int64_t at = (image * C + c) * P + pixel;
       A* __restrict mean = static_cast<A*>(p.mean) + at;
       A* __restrict squares = static_cast<A*>(p.squared_deviations) + at;
+      prefetch(mean + T, T * int(sizeof(A)));
+      prefetch(squares + T, T * int(sizeof(A)));
       if (first)
         for (int j = 0; j < n; ++j) mean[j] = tile[c * T + j] * inverse[j], squares[j] = A(0);
       else

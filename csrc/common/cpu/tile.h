@@ -103,23 +103,30 @@ SEGUNC_HD void transpose(Float8 (&r)[8]) {
 }
 #endif
 
+constexpr int kCacheLine = 64;
+
+// Asks for `bytes` that are needed soon. Harmless past the end of memory.
+SEGUNC_HD void prefetch(const void* p, int bytes) {
+  for (int b = 0; b < bytes; b += kCacheLine)
+    __builtin_prefetch(static_cast<const char*>(p) + b, 0, 2);
+}
+
 // Where the rows that are read next lie, for fetching them while others are computed. Rows of T
 // pixels are too short for the processor to notice by itself.
+template <class S>
 struct Ahead {
-  const char* start;
-  int64_t row_bytes;
-  int element_bytes;
+  const S* start;
+  int64_t row;  // distance of rows; 0 in layouts whose tiles are one run of memory, which need none
 
-  SEGUNC_HD void fetch(int row, int pixel) const {
-    __builtin_prefetch(start + row * row_bytes + pixel * element_bytes, 0, 2);
+  template <int Pixels>
+  SEGUNC_HD void fetch(int c, int pixel) const {
+    prefetch(start + c * row + pixel, Pixels * int(sizeof(S)));
   }
 };
 template <class S>
-SEGUNC_HD Ahead ahead_of(const ClassMap& map, const S* data, int64_t image, int64_t pixel) {
-  // Fetching is harmless past the end, and useless in layouts whose tiles are one run of memory.
+SEGUNC_HD Ahead<S> ahead_of(const ClassMap& map, const S* data, int64_t image, int64_t pixel) {
   const int64_t row = map.layout == Layout::planar ? map.class_stride : 0;
-  return {reinterpret_cast<const char*>(data + image * map.image_stride + (row ? pixel : 0)),
-          row * int64_t(sizeof(S)), int(sizeof(S))};
+  return {data + image * map.image_stride + (row ? pixel : 0), row};
 }
 
 // One run of channels-last pixels to rows: in[j * C + c] -> tile[c * T + j].
