@@ -26,12 +26,13 @@ from .environment import check_native, last_level_cache_bytes
 from .memory import warm_heap
 from .timing import Call, Clock
 
-Layout = Literal["nchw", "channels_last"]
+# How logits lie in memory, or what label maps show.
+Layout = Literal["nchw", "channels_last", "street scene", "noise"]
 Mode = Literal["forward", "forward+backward"]
 Suite = Literal["quick", "default", "full"]
 
 SUITES: tuple[Suite, ...] = ("quick", "default", "full")
-OPS = ("cross_entropy", "predictive_statistics")
+OPS = ("cross_entropy", "predictive_statistics", "component_mean")
 
 OURS = "ours"
 KERNEL = "ours, kernel alone"
@@ -40,8 +41,13 @@ COMPILED = "torch.compile"
 EAGER = "eager"
 TORCH_COMPILED = "F.cross_entropy, torch.compile"
 TORCH = "F.cross_entropy"
-# Peers that need a working compiler for the device.
-NEED_COMPILER = (COMPILED, TORCH_COMPILED)
+LABELS = "ours, labels alone"
+CC3D = "cc3d and NumPy"
+CC3D_LABELS = "cc3d, labels alone"
+SCIPY = "SciPy, class by class"
+CUPY = "CuPy, class by class"
+# Peers that need a working compiler for the device, or a package that may be missing.
+OPTIONAL = (COMPILED, TORCH_COMPILED, CC3D, CC3D_LABELS, SCIPY, CUPY)
 
 IGNORE_INDEX = 255
 IGNORED_SHARE = 0.1
@@ -65,7 +71,10 @@ _MAP_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Case:
-    """One point of the axes. `shape` is ``(N, C, H, W)``, for statistics with S before it."""
+    """One point of the axes.
+
+    `shape` is ``(N, C, H, W)``, for statistics with S before it, for label maps ``(N, H, W)``.
+    """
 
     op: str
     shape: tuple[int, ...]
@@ -86,7 +95,8 @@ class Case:
     @property
     def pixels(self) -> int:
         """Pixels of all images (of one sample)."""
-        return self.shape[-4] * self.shape[-2] * self.shape[-1]
+        images = self.shape[0] if self.op == "component_mean" else self.shape[-4]
+        return images * self.shape[-2] * self.shape[-1]
 
     @property
     def logits_bytes(self) -> int:
@@ -95,6 +105,9 @@ class Case:
     @property
     def bytes_moved(self) -> int:
         """What any implementation must read and write: each input once, each output once."""
+        if self.op == "component_mean":
+            # The uint8 label and the value are read, the mean is written.
+            return self.pixels + 2 * self.logits_bytes
         if self.op == "predictive_statistics":
             # An int64 prediction and five fp32 maps.
             return self.logits_bytes + self.pixels * (8 + 5 * 4)
@@ -105,6 +118,8 @@ class Case:
     @property
     def implementations(self) -> tuple[str, ...]:
         """Who computes the case, in the order of reports."""
+        if self.op == "component_mean":
+            return (OURS, LABELS, CC3D, CC3D_LABELS, SCIPY, CUPY, EAGER)
         if self.op == "predictive_statistics":
             return (OURS, STREAMED, COMPILED, EAGER)
         # fp16 recomputes its gradient in the backward operator: no single kernel makes both.
@@ -140,7 +155,11 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
     def statistics(shape: tuple[int, ...], dtype: str, layout: Layout = "nchw") -> Case:
         return Case("predictive_statistics", shape, dtype, layout)
 
+    def means(shape: tuple[int, ...], content: Layout) -> Case:
+        return Case("component_mean", shape, "fp32", content)
+
     showcase = (1, 19, 768, 768)
+    city = (1, 1024, 2048)
     patches = (2, 19, 64, 64)
     tiny = (1, 19, 16, 16)
     wide = (10, 1, 150, 256, 256)
@@ -149,6 +168,7 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
         loss(showcase, "bf16", "nchw", both),
         loss(tiny, "fp32", "nchw", both),
         statistics((10, *showcase), "fp32"),
+        means(city, "street scene"),
     ]
     if suite in ("default", "full"):
         chosen += [loss(showcase, dtype, "nchw", both) for dtype in half[1:]]
@@ -161,6 +181,7 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
         chosen += [statistics((10, *showcase), dtype) for dtype in half]
         chosen += [statistics((10, *showcase), "fp32", "channels_last")]
         chosen += [statistics((10, *patches), "fp32")]
+        chosen += [means(city, "noise"), means((8, 360, 480), "street scene")]
     if suite == "full":
         chosen += [
             loss((1, c, 768, 768), dtype, layout, mode)
@@ -222,17 +243,17 @@ class Workload(ABC):
             AssertionError: one is further from it than its type explains; names it.
         """
 
-    def _attempt(self, name: str, run: Callable[[], _Result]) -> _Result | None:
-        """What `run` returns, or None where a peer's compiler does not work on this machine."""
+    def attempt(self, name: str, run: Callable[[], _Result]) -> _Result | None:
+        """What `run` returns, or None where a peer's compiler or package does not work here."""
         try:
             return run()
         except Exception as error:
-            if name not in NEED_COMPILER:
+            if name not in OPTIONAL:
                 raise
             self.unavailable[name] = f"{type(error).__name__}: {error}"
             return None
 
-    def _assert_close(self, name: str, what: str, error: float, tolerance: float) -> None:
+    def assert_close(self, name: str, what: str, error: float, tolerance: float) -> None:
         # Written so that a NaN fails.
         if not error <= tolerance:
             raise AssertionError(
@@ -368,7 +389,7 @@ class CrossEntropyWorkload(Workload):
             value.backward()
         results: dict[str, tuple[Tensor, Tensor | None]] = {}
         for name, loss in self._losses.items():
-            stepped = self._attempt(name, partial(self._step, loss, inputs))
+            stepped = self.attempt(name, partial(self._step, loss, inputs))
             gradient = self._take_gradient(inputs)
             if stepped is not None:
                 results[name] = (stepped.detach(), gradient)
@@ -377,7 +398,7 @@ class CrossEntropyWorkload(Workload):
             results[KERNEL] = (got, made if self._backward else None)
         for name, (got, gradient) in results.items():
             error = abs(got.item() / value.item() - 1)
-            self._assert_close(name, "loss", error, _LOSS_TOLERANCE)
+            self.assert_close(name, "loss", error, _LOSS_TOLERANCE)
             if exact.grad is None:
                 continue
             error = math.nan  # where there is no gradient at all
@@ -385,7 +406,7 @@ class CrossEntropyWorkload(Workload):
                 scale = 1.0 if name == KERNEL else self._scale
                 difference = (gradient.double() / scale).sub_(exact.grad).norm()
                 error = (difference / exact.grad.norm()).item()
-            self._assert_close(name, "gradient", error, _GRADIENT_TOLERANCE[self.case.dtype])
+            self.assert_close(name, "gradient", error, _GRADIENT_TOLERANCE[self.case.dtype])
 
     @staticmethod
     def _take_gradient(inputs: _LossInputs) -> Tensor | None:
@@ -454,7 +475,7 @@ class StatisticsWorkload(Workload):
         samples = self._sets[0]
         results: dict[str, _Maps] = {}
         for name, statistics in self._statistics.items():
-            maps = self._attempt(name, partial(self._run, statistics, samples))
+            maps = self.attempt(name, partial(self._run, statistics, samples))
             if maps is not None:
                 results[name] = maps
         rows = samples.shape[-2]
@@ -478,22 +499,4 @@ class StatisticsWorkload(Workload):
             for what, got, want in zip(self.NAMES, maps, exact, strict=True):
                 error = (got[..., part, :] - want).abs()
                 worst = error[clear].max().item() if clear.any() else 0.0
-                self._assert_close(name, what, worst, _MAP_TOLERANCE)
-
-
-_WORKLOADS: dict[str, type[Workload]] = {
-    "cross_entropy": CrossEntropyWorkload,
-    "predictive_statistics": StatisticsWorkload,
-}
-
-
-def workload(case: Case, device: torch.device) -> Workload:
-    """The case's inputs on `device`.
-
-    Raises:
-        ValueError: no workload for the case's operation.
-        RuntimeError: segunc_ops has no native kernels there.
-    """
-    if case.op not in _WORKLOADS:
-        raise ValueError(f"op: expected one of {tuple(_WORKLOADS)}, got {case.op!r}")
-    return _WORKLOADS[case.op](case, device)
+                self.assert_close(name, what, worst, _MAP_TOLERANCE)

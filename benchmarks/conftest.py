@@ -74,7 +74,7 @@ def record(
     def recorded(case: Case, implementation: str) -> Measurement:
         measured = _measure(case)
         if implementation not in measured:
-            pytest.skip("its compiler does not work here, see the captured stderr of the case")
+            pytest.skip("it does not work here, see the captured stderr of the case")
         measurement = measured[implementation]
         samples = iter(measurement.samples.seconds)
         benchmark.group = case.id

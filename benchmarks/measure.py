@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from . import report
-from .cases import SUITES, Case, cases, workload
+from .cases import SUITES, Case, cases
 from .environment import describe, last_level_cache_bytes, warn_if_busy
 from .memory import peak_bytes, settle_heap
 from .timing import Samples, copy_call, interleave
+from .workloads import workload
 
 _COPY = "copy"
 
@@ -66,7 +67,7 @@ def _rounded(value: float) -> float:
 def measure(case: Case, device: torch.device, *, budget: float = 4.0) -> dict[str, Measurement]:
     """Every implementation of a case by name, timed interleaved with each other and a copy.
 
-    A compiled peer whose compiler does not work here is left out, which stderr says.
+    A peer whose compiler or package does not work here is left out, which stderr says.
 
     Args:
         case: what to measure.

@@ -85,10 +85,19 @@ LAYOUTS = {
 }
 
 
+LABEL_DTYPES = (
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+)
+
+
 class Operator(NamedTuple):
-    """What one public function takes and promises, beyond its logits' type and layout."""
+    """What one public function takes and promises."""
 
     differentiable: str
+    dtypes: tuple[torch.dtype, ...] = LOGITS_DTYPES
+    """Of its logits, its values or, where it has neither, its labels."""
+    layouts: str = "all below"
     deterministic: str = "same bits for any number of threads and on every run"
 
 
@@ -96,6 +105,10 @@ OPERATORS = {
     "cross_entropy": Operator("once, in input and pixel_weight"),
     "predictive_statistics": Operator("no"),
     "accumulate_statistics": Operator("no"),
+    "connected_components": Operator("no", LABEL_DTYPES, "any, by a contiguous copy"),
+    "component_mean": Operator(
+        "any number of times, in values", layouts="any, by a contiguous copy"
+    ),
 }
 
 
@@ -111,20 +124,23 @@ def markdown() -> str:
         "Generated from `python_tests/support.py`, the table that the tests run over:",
         "`python python_tests/support.py > docs/support.md`.",
         "",
-        "| function | device | logits | layouts | differentiable | deterministic |",
+        "| function | device | types | layouts | differentiable | deterministic |",
         "|---|---|---|---|---|---|",
     ]
-    dtypes = ", ".join(map(name_of, LOGITS_DTYPES))
     for name, operator in OPERATORS.items():
+        dtypes = ", ".join(map(name_of, operator.dtypes))
         for device in DEVICES:
             lines.append(
-                f"| `{name}` | {device} | {dtypes} | all below | {operator.differentiable} | "
-                f"{operator.deterministic} |"
+                f"| `{name}` | {device} | {dtypes} | {operator.layouts} | "
+                f"{operator.differentiable} | {operator.deterministic} |"
             )
     lines += [
         "",
-        f"Targets are {', '.join(map(name_of, TARGET_DTYPES))}; pixel weights any of the logits'",
-        "types. Logits are `(N, C)` or `(N, C, *spatial)`, for cross-entropy also `(C,)`.",
+        "Types are those of the logits, of `component_mean`'s values and of the labels of",
+        f"`connected_components`. Targets are {', '.join(map(name_of, TARGET_DTYPES))};",
+        "pixel weights any of the logits' types; labels of `component_mean` any integers or bool.",
+        "Logits are `(N, C)` or `(N, C, *spatial)`, for cross-entropy also `(C,)`; label maps are",
+        "`(N, H, W)` or `(N, D, H, W)`.",
         "",
         "| layout of the logits | traversal |",
         "|---|---|",

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import segunc_ops
-from benchmarks import cases, gpu_check, measure, report, sanitizer_cases, timing
-from benchmarks.cases import COMPILED, EAGER, KERNEL, OURS, TORCH, TORCH_COMPILED, Case
+from benchmarks import cases, gpu_check, measure, report, sanitizer_cases, timing, workloads
+from benchmarks.cases import COMPILED, CUPY, EAGER, KERNEL, OURS, TORCH, TORCH_COMPILED, Case
 from benchmarks.memory import peak_bytes, settle_heap, warm_heap
 from benchmarks.timing import Call, ReplayClock, Samples, interleave
 
@@ -162,6 +162,8 @@ class TestCases:
         assert case.bytes_moved == 2 * logits + 12 * pixels
         case = Case("predictive_statistics", (10, *shape), "bf16")
         assert case.bytes_moved == 10 * 2 * logits + 28 * pixels
+        case = Case("component_mean", (2, 7, 11), "fp32", "noise")
+        assert case.bytes_moved == 9 * (2 * 7 * 11)
 
     def test_suites_grow_and_repeat_nothing(self):
         for device in (CPU, torch.device("cuda")):
@@ -184,7 +186,7 @@ class TestCases:
     @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
     @pytest.mark.parametrize("mode", ["forward", "forward+backward"])
     def test_cross_entropy_workload(self, uncompiled, dtype, layout, mode):
-        work = cases.workload(Case("cross_entropy", SMALL, dtype, layout, mode), CPU)
+        work = workloads.workload(Case("cross_entropy", SMALL, dtype, layout, mode), CPU)
         work.check()
         calls = work.calls()
         assert tuple(calls) == work.case.implementations
@@ -194,23 +196,32 @@ class TestCases:
     @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
     @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
     def test_statistics_workload(self, uncompiled, dtype, layout):
-        work = cases.workload(Case("predictive_statistics", (4, *SMALL), dtype, layout), CPU)
+        work = workloads.workload(Case("predictive_statistics", (4, *SMALL), dtype, layout), CPU)
         work.check()
         assert tuple(work.calls()) == work.case.implementations
+
+    @pytest.mark.parametrize("content", ["street scene", "noise"])
+    def test_component_mean_workload(self, content):
+        work = workloads.workload(Case("component_mean", (2, 64, 96), "fp32", content), CPU)
+        work.check()
+        calls = work.calls()
+        assert set(calls) == set(work.case.implementations) - {CUPY}
+        for call in calls.values():
+            call.run()
 
     def test_layouts_are_what_they_are_called(self, uncompiled):
         for layout, last in (("nchw", 13), ("channels_last", 5)):
             case = Case("cross_entropy", SMALL, "fp32", layout)
-            logits = cases.workload(case, CPU)._sets[0].logits
+            logits = workloads.workload(case, CPU)._sets[0].logits
             assert logits.shape == SMALL
             assert sorted(logits.stride())[1] == last
 
     def test_inputs_outgrow_the_cache(self, uncompiled, monkeypatch):
         monkeypatch.setattr(cases, "last_level_cache_bytes", lambda device: 4 << 20)
         case = Case("cross_entropy", (1, 3, 160, 160), "fp32")
-        assert cases.workload(case, CPU).num_sets * case.bytes_moved >= 3 * (4 << 20)
+        assert workloads.workload(case, CPU).num_sets * case.bytes_moved >= 3 * (4 << 20)
         tiny = Case("cross_entropy", (1, 3, 16, 16), "fp32")
-        assert cases.workload(tiny, CPU).num_sets == 1
+        assert workloads.workload(tiny, CPU).num_sets == 1
 
     @pytest.mark.parametrize(
         ("wrong", "message"),
@@ -226,7 +237,7 @@ class TestCases:
         monkeypatch.setattr(cases, "_fused_cross_entropy", lambda *tensors: wrong(right(*tensors)))
         case = Case("cross_entropy", SMALL, "fp32", mode="forward+backward")
         with pytest.raises(AssertionError, match=message):
-            cases.workload(case, CPU).check()
+            workloads.workload(case, CPU).check()
 
     @pytest.mark.parametrize("index", range(6))
     def test_check_finds_a_wrong_map(self, uncompiled, monkeypatch, index):
@@ -241,7 +252,7 @@ class TestCases:
         monkeypatch.setattr(cases, "_fused_statistics", wrong)
         case = Case("predictive_statistics", (4, *SMALL), "fp32")
         with pytest.raises(AssertionError, match=f"{cases.StatisticsWorkload.NAMES[index]} of"):
-            cases.workload(case, CPU).check()
+            workloads.workload(case, CPU).check()
 
     def test_a_peer_without_a_compiler_is_left_out(self, monkeypatch):
         def broken(function):
@@ -255,7 +266,7 @@ class TestCases:
             Case("cross_entropy", SMALL, "fp32"),
             Case("predictive_statistics", (4, *SMALL), "fp32"),
         ):
-            work = cases.workload(case, CPU)
+            work = workloads.workload(case, CPU)
             work.check()
             missing = {COMPILED, TORCH_COMPILED} & set(case.implementations)
             assert work.unavailable == dict.fromkeys(missing, "RuntimeError: no compiler")
@@ -267,7 +278,7 @@ class TestCases:
 
         monkeypatch.setattr(cases, "_fused_cross_entropy", broken)
         with pytest.raises(RuntimeError, match="no kernel"):
-            cases.workload(Case("cross_entropy", SMALL, "fp32"), CPU).check()
+            workloads.workload(Case("cross_entropy", SMALL, "fp32"), CPU).check()
 
     def test_the_reference_is_not_measured_as_ours(self):
         case = Case("cross_entropy", SMALL, "fp32")
@@ -275,11 +286,11 @@ class TestCases:
             segunc_ops.backend("reference"),
             pytest.raises(RuntimeError, match="expected native kernels on cpu"),
         ):
-            cases.workload(case, CPU)
+            workloads.workload(case, CPU)
 
     def test_unknown_operation(self):
         with pytest.raises(ValueError, match="op: expected one of"):
-            cases.workload(Case("conv", SMALL, "fp32"), CPU)
+            workloads.workload(Case("conv", SMALL, "fp32"), CPU)
 
 
 @pytest.fixture
@@ -539,7 +550,7 @@ class TestCuda:
     def test_workloads(self, uncompiled, dtype, layout):
         for op, shape in (("cross_entropy", SMALL), ("predictive_statistics", (4, *SMALL))):
             for mode in ("forward", "forward+backward"):
-                work = cases.workload(Case(op, shape, dtype, layout, mode), self.device)
+                work = workloads.workload(Case(op, shape, dtype, layout, mode), self.device)
                 work.check()
                 for call in work.calls().values():
                     call.run()

@@ -1,0 +1,177 @@
+"""The mean over connected components, beside what a user would put together without it.
+
+Street scenes are generated, or read from the folder of label maps (PNG) that the environment
+variable ``SEGUNC_LABEL_MAPS`` names; either is enlarged to the case's size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import segunc_ops.functional as sf
+from segunc_ops import reference
+
+from .cases import (
+    CC3D,
+    CC3D_LABELS,
+    CUPY,
+    EAGER,
+    LABELS,
+    OURS,
+    SCIPY,
+    Case,
+    Workload,
+)
+from .timing import Call
+
+_CONNECTIVITY: Literal[8] = 8
+_NOISE_CLASSES = 19
+_ENLARGED_FROM = (256, 512)
+# Values are of order one and sums exact: what is left is the rounding of the result.
+_TOLERANCE = 1e-6
+
+
+def _street_scene(index: int) -> NDArray[np.uint8]:
+    if folder := os.environ.get("SEGUNC_LABEL_MAPS"):
+        from PIL import Image
+
+        files = sorted(Path(folder).glob("*.png"))
+        return np.asarray(Image.open(files[index % len(files)]), np.uint8)
+    from segunc_ops.experiments.scenes import generate_scene
+
+    label: NDArray[np.uint8] = generate_scene(0, index, _ENLARGED_FROM)[1]
+    return label
+
+
+def _enlarged(label: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    rows = np.arange(height) * label.shape[0] // height
+    columns = np.arange(width) * label.shape[1] // width
+    return np.ascontiguousarray(label[rows[:, None], columns])
+
+
+def _cc3d_labels(labels: NDArray[np.uint8]) -> NDArray[Any]:
+    import cc3d
+
+    # Its class 0 is background.
+    ids = [
+        cc3d.connected_components(image + np.uint8(1), connectivity=_CONNECTIVITY)
+        for image in labels
+    ]
+    return np.stack(ids) if len(ids) > 1 else ids[0][None]
+
+
+def _cc3d_mean(values: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    means = []
+    for image, ids in zip(values, _cc3d_labels(labels), strict=True):
+        flat = ids.ravel()
+        mean = np.bincount(flat, image.ravel()) / np.maximum(np.bincount(flat), 1)
+        means.append(mean.astype(np.float32)[flat].reshape(image.shape))
+    return np.stack(means) if len(means) > 1 else means[0][None]
+
+
+def _ndimage_mean(ndimage: Any, xp: Any, values: Any, labels: Any) -> Any:
+    """Class by class, as `ndimage` knows one class alone."""
+    means = xp.zeros_like(values)
+    for image, label, mean in zip(values, labels, means, strict=True):
+        for one in xp.unique(label):
+            ids, count = ndimage.label(label == one, xp.ones((3, 3)))
+            index = xp.arange(1, int(count) + 1)
+            each = ndimage.sum_labels(image, ids, index) / xp.bincount(ids.ravel())[1:]
+            inside = ids > 0
+            mean[inside] = each.astype(mean.dtype)[ids[inside] - 1]
+    return means
+
+
+def _scipy_mean(values: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    import scipy.ndimage
+
+    means: NDArray[np.float32] = _ndimage_mean(scipy.ndimage, np, values, labels)
+    return means
+
+
+def _cupy_mean(values: Any, labels: Any) -> Any:
+    import cupy
+    import cupyx.scipy.ndimage
+
+    return _ndimage_mean(cupyx.scipy.ndimage, cupy, values, labels)
+
+
+class ComponentMeanWorkload(Workload):
+    """Means of a map over the components of label maps, full connectivity."""
+
+    def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
+        super().__init__(case, device, seed=seed)
+        count, height, width = case.shape
+        self._sets: list[tuple[Tensor, Tensor]] = []
+        generator = np.random.default_rng(seed)
+        for first in range(0, self.num_sets * count, count):
+            if case.layout == "noise":
+                labels = generator.integers(0, _NOISE_CLASSES, case.shape).astype(np.uint8)
+            else:
+                indices = range(first, first + count)
+                labels = np.stack([_enlarged(_street_scene(i), height, width) for i in indices])
+                labels = np.minimum(labels, np.uint8(254))  # one is added for cc3d
+            values = torch.rand(case.shape, device=device, generator=self._generator)
+            self._sets.append((values, torch.from_numpy(labels).to(device)))
+        self._means: dict[str, Callable[[Tensor, Tensor], Any]] = {
+            OURS: partial(sf.component_mean, bound=1.0),
+            LABELS: lambda values, labels: sf.connected_components(labels),
+            EAGER: lambda values, labels: reference.component_mean(
+                values, labels, _CONNECTIVITY, None
+            ),
+        }
+        if device.type == "cpu":
+            self._means |= {
+                CC3D: lambda values, labels: _cc3d_mean(values.numpy(), labels.numpy()),
+                CC3D_LABELS: lambda values, labels: _cc3d_labels(labels.numpy()),
+                SCIPY: lambda values, labels: _scipy_mean(values.numpy(), labels.numpy()),
+            }
+            self.unavailable[CUPY] = "it needs a GPU"
+        else:
+            self._means[CUPY] = self._with_cupy
+            for name in (CC3D, CC3D_LABELS, SCIPY):
+                self.unavailable[name] = "it has no GPU code"
+
+    @staticmethod
+    def _with_cupy(values: Tensor, labels: Tensor) -> Any:
+        import cupy
+
+        return _cupy_mean(cupy.from_dlpack(values), cupy.from_dlpack(labels))
+
+    def calls(self) -> dict[str, Call]:
+        def call(mean: Callable[[Tensor, Tensor], Any]) -> Call:
+            sets = itertools.cycle(self._sets)
+
+            def run() -> None:
+                mean(*next(sets))
+
+            return Call(run)
+
+        return {
+            name: call(self._means[name])
+            for name in self.case.implementations
+            if name not in self.unavailable
+        }
+
+    def check(self) -> None:
+        values, labels = self._sets[0]
+        exact = reference.component_mean(values.double(), labels, _CONNECTIVITY, None).cpu()
+        for name, mean in self._means.items():
+            means = self.attempt(name, partial(mean, values, labels))
+            if means is None or name in (LABELS, CC3D_LABELS):
+                continue
+            error = (torch.as_tensor(means, device="cpu").double() - exact).abs().max().item()
+            self.assert_close(name, "mean", error, _TOLERANCE)
+        components = sf.connected_components(labels)[0]
+        ids, _ = reference.connected_components(labels, _CONNECTIVITY, None)
+        self.assert_close(LABELS, "numbering", float((components != ids).sum()), 0)

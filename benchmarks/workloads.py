@@ -1,0 +1,26 @@
+"""Which workload measures which operation."""
+
+from __future__ import annotations
+
+import torch
+
+from .cases import Case, CrossEntropyWorkload, StatisticsWorkload, Workload
+from .components import ComponentMeanWorkload
+
+_WORKLOADS: dict[str, type[Workload]] = {
+    "cross_entropy": CrossEntropyWorkload,
+    "predictive_statistics": StatisticsWorkload,
+    "component_mean": ComponentMeanWorkload,
+}
+
+
+def workload(case: Case, device: torch.device) -> Workload:
+    """The case's inputs on `device`.
+
+    Raises:
+        ValueError: no workload for the case's operation.
+        RuntimeError: segunc_ops has no native kernels there.
+    """
+    if case.op not in _WORKLOADS:
+        raise ValueError(f"op: expected one of {tuple(_WORKLOADS)}, got {case.op!r}")
+    return _WORKLOADS[case.op](case, device)
