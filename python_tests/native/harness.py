@@ -10,6 +10,7 @@ import importlib
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -187,6 +188,20 @@ def assert_same_bits(actual: dict[str, Array], expected: dict[str, Array], seed:
     for name, value in expected.items():
         same = np.ascontiguousarray(actual[name]).tobytes() == np.ascontiguousarray(value).tobytes()
         assert same, f"{name} differs under seed {seed}"
+
+
+def run_under_seeds(host: ModuleType, run: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+    """The results of ``run``, which are the same under every schedule."""
+    first: dict[str, Array] | None = None
+    for seed in SEEDS:
+        host.set_seed(seed)
+        results = run()
+        if first is None:
+            first = results
+        else:
+            assert_same_bits(results, first, seed)
+    assert first is not None
+    return first
 
 
 def assert_close(name: str, actual: Array, expected: Array, tolerance: Array | float) -> None:

@@ -60,8 +60,10 @@ def of(kernel: str, name: str, snippet: str, replacement: str, tests: str = "") 
     return Mutation(name, kernel, f"{kernel}/cuda.cu", snippet, replacement, tests)
 
 
+TEST_FILES = ("test_cuda_kernels.py", "test_component_kernels.py")
 # Which tests concern a kernel: pytest's -k. test_flavors.py runs all of them unchanged.
 TESTS_OF = {
+    "components": "test_component_kernels",
     "cross_entropy": "cross_entropy or bad_targets or extreme or normalizer or finish or gradient",
     "scale": "scale",
     "statistics": "statistics or accumulator or ties",
@@ -261,7 +263,7 @@ def outcome(mutation: Mutation | None, kernel: str, directory: Path) -> tuple[in
     """pytest's exit status, negative after a crash, and the end of its output."""
     build(mutation, kernel, directory)
     tests = (mutation.tests if mutation is not None else "") or TESTS_OF[kernel]
-    process = start_pytest("race", ["-x", "test_cuda_kernels.py", "-k", tests], directory)
+    process = start_pytest("race", ["-x", *TEST_FILES, "-k", tests], directory)
     try:
         output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:

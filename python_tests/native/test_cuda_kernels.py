@@ -7,7 +7,6 @@ nothing around them may change.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -23,13 +22,13 @@ from harness import (
     Array,
     accumulate_type,
     assert_close,
-    assert_same_bits,
     decode,
     encode,
     place,
     place_elements,
     place_output,
     rounding,
+    run_under_seeds,
     thinned,
 )
 
@@ -45,20 +44,6 @@ SHAPES: dict[int, tuple[tuple[int, ...], ...]] = {
     129: ((129,), (3, 43)),
     1031: ((1031,), (1031, 1)),
 }
-
-
-def run_under_seeds(host: ModuleType, run: Callable[[], dict[str, Array]]) -> dict[str, Array]:
-    """The results of ``run``, which are the same under every schedule."""
-    first: dict[str, Array] | None = None
-    for seed in SEEDS:
-        host.set_seed(seed)
-        results = run()
-        if first is None:
-            first = results
-        else:
-            assert_same_bits(results, first, seed)
-    assert first is not None
-    return first
 
 
 def epsilon(dtype: str) -> float:
