@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
+#include "components/binding.h"
+#include "components/cuda.h"
 #include "cross_entropy/binding.h"
 #include "cross_entropy/cuda.h"
 #include "scale/binding.h"
@@ -83,6 +85,15 @@ struct Cuda {
   void accumulate(const AccumulateParams& p) const { cuda::accumulate(p, stream_); }
   void finalize(const FinalizeParams& p) const { cuda::finalize(p, stream_); }
 
+  int64_t scratch_bytes(const ComponentsParams& p) const {
+    return cuda::components_scratch_bytes(p);
+  }
+  int64_t scratch_bytes(const ComponentMeanParams& p) const {
+    return cuda::component_mean_scratch_bytes(p);
+  }
+  void components(const ComponentsParams& p) const { cuda::connected_components(p, stream_); }
+  void component_mean(const ComponentMeanParams& p) const { cuda::component_mean(p, stream_); }
+
  private:
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
@@ -103,6 +114,8 @@ STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CUDA, m) {
   m.impl("predictive_statistics", TORCH_BOX(&predictive_statistics<Cuda>));
   m.impl("accumulate_statistics_", TORCH_BOX(&accumulate_statistics<Cuda>));
   m.impl("finalize_statistics", TORCH_BOX(&finalize_statistics<Cuda>));
+  m.impl("connected_components", TORCH_BOX(&connected_components<Cuda>));
+  m.impl("component_mean", TORCH_BOX(&component_mean<Cuda>));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CompositeExplicitAutograd, m) {

@@ -513,8 +513,8 @@ def component_mean(
     .. math:: m_p = \frac{1}{|C(p)|} \sum_{q \in C(p)} v_q
 
     It is self-adjoint: the gradient is the component mean of the upstream gradient. On a CPU sums
-    are in float64. On CUDA they are in 64-bit fixed point, exact to 2^-62 times the number of
-    pixels of an image times the largest magnitude of the values.
+    are in float64. On CUDA they are in 64-bit fixed point, and a mean is exact to 2^-60 times the
+    number of pixels of an image times `bound`, or the largest magnitude of the image's values.
 
     Args:
         values: v, ``(N, H, W)`` or ``(N, D, H, W)``; float32, bfloat16, float16 or float64. A
@@ -525,7 +525,8 @@ def component_mean(
         ignore_index: pixels with this label are not read, have mean 0 and gradient 0; None
             ignores none.
         bound: a number that no magnitude in `values` exceeds, such as ln C for an entropy of C
-            classes. It saves CUDA a pass over the values; larger ones give wrong means there.
+            classes. It saves CUDA a pass over the values; there the mean of a component with a
+            value of more than four times the bound is NaN.
 
     Returns:
         m, of the shape and type of `values`.
