@@ -24,6 +24,12 @@ STABLE_TORCH_LIBRARY(segunc_ops, m) {
       "finalize_statistics(Tensor mean, Tensor squared_deviations, Tensor entropy_sum, "
       "SymInt count) -> (Tensor prediction, Tensor confidence, Tensor std, Tensor entropy, "
       "Tensor expected_entropy, Tensor mutual_information)");
+  m.def(
+      "connected_components(Tensor labels, int connectivity, SymInt? ignore_index) -> "
+      "(Tensor components, Tensor counts)");
+  m.def(
+      "component_mean(Tensor values, Tensor labels, int connectivity, SymInt? ignore_index, "
+      "float? bound) -> Tensor");
   m.def("cpu_isa() -> str");
   m.def("cpu_isas() -> str");
   m.def("cuda_targets() -> str");

@@ -3,7 +3,9 @@
 
 #include "common/cpu/isa.h"
 #include "common/cpu/memory.h"
+#include "common/cpu/parallel.h"
 #include "common/cpu/units.h"
+#include "components/binding.h"
 #include "cross_entropy/binding.h"
 #include "scale/binding.h"
 #include "statistics/binding.h"
@@ -14,6 +16,10 @@ SEGUNC_CPU_ENTRY(scale_elements, ScaleParams)
 SEGUNC_CPU_ENTRY(statistics_units, StatisticsParams)
 SEGUNC_CPU_ENTRY(accumulate_units, AccumulateParams)
 SEGUNC_CPU_ENTRY(finalize_units, FinalizeParams)
+SEGUNC_CPU_FUNCTION(connected_components,
+                    (const ComponentsParams& params, const Parallel& parallel), (params, parallel))
+SEGUNC_CPU_FUNCTION(component_mean, (const ComponentMeanParams& params, const Parallel& parallel),
+                    (params, parallel))
 
 namespace segunc {
 namespace {
@@ -25,6 +31,13 @@ void parallel(int64_t units, void (*run)(const Params&, int64_t, int64_t), const
   torch::stable::parallel_for(0, units, grain,
                               [&](int64_t begin, int64_t end) { run(params, begin, end); });
 }
+
+// The same for kernels that have several phases.
+constexpr Parallel kThreads{
+    [](int64_t count, void (*body)(void*, int64_t, int64_t), void* context) {
+      torch::stable::parallel_for(0, count, 1,
+                                  [&](int64_t begin, int64_t end) { body(context, begin, end); });
+    }};
 
 double ordered_sum(const double* partial, int64_t count) {
   double sum = 0;
@@ -83,6 +96,14 @@ struct Cpu {
   void finalize(const FinalizeParams& p) const {
     parallel(p.images * units_of(p.pixels), cpu::finalize_units, p);
   }
+
+  // The kernels have their own, of which they touch only what they need.
+  template <class Params>
+  static int64_t scratch_bytes(const Params&) {
+    return 0;
+  }
+  void components(const ComponentsParams& p) const { cpu::connected_components(p, kThreads); }
+  void component_mean(const ComponentMeanParams& p) const { cpu::component_mean(p, kThreads); }
 };
 
 std::string cpu_isa() { return cpu::name(cpu::isa()); }
@@ -109,6 +130,8 @@ STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CPU, m) {
   m.impl("predictive_statistics", TORCH_BOX(&predictive_statistics<Cpu>));
   m.impl("accumulate_statistics_", TORCH_BOX(&accumulate_statistics<Cpu>));
   m.impl("finalize_statistics", TORCH_BOX(&finalize_statistics<Cpu>));
+  m.impl("connected_components", TORCH_BOX(&connected_components<Cpu>));
+  m.impl("component_mean", TORCH_BOX(&component_mean<Cpu>));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CompositeExplicitAutograd, m) {

@@ -205,6 +205,23 @@ def _register_fakes() -> None:
     ) -> tuple[Tensor, ...]:
         return tuple(maps(mean, tuple(entropy_sum.shape)))
 
+    @torch.library.register_fake("segunc_ops::connected_components")
+    def _(labels: Tensor, connectivity: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+        return (
+            labels.new_empty(labels.shape, dtype=torch.int32),
+            labels.new_empty(labels.shape[:1], dtype=torch.int64),
+        )
+
+    @torch.library.register_fake("segunc_ops::component_mean")
+    def _(
+        values: Tensor,
+        labels: Tensor,
+        connectivity: int,
+        ignore_index: int | None,
+        bound: float | None,
+    ) -> Tensor:
+        return values.new_empty(values.shape)
+
 
 def _register_raising_autograd() -> None:
     """Makes differentiating a bare operator an error instead of a gradient that is missing.

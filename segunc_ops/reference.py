@@ -189,9 +189,9 @@ def _component_roots(
             continue  # of two opposite steps one suffices
         here = [slice(max(-s, 0), n - max(s, 0)) for s, n in zip(step, size, strict=True)]
         there = [slice(max(s, 0), n - max(-s, 0)) for s, n in zip(step, size, strict=True)]
-        a, b = (slice(None), *here), (slice(None), *there)
-        joined = (labels[a] == labels[b]) & valid[a]
-        edges.append(torch.stack([pixels[a][joined], pixels[b][joined]]))
+        at, near = (slice(None), *here), (slice(None), *there)
+        joined = (labels[at] == labels[near]) & valid[at]
+        edges.append(torch.stack([pixels[at][joined], pixels[near][joined]]))
     first, second = torch.cat(edges, 1)
     # Of two trees that touch, the later one's root goes under the earlier's; then trees are
     # flattened. At least half of the trees that touch vanish in a round, and what is left as a
