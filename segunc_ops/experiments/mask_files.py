@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .datasets import DatasetError, FolderDataset, Sample
 
-MapKind = Literal["instance", "entropy"]
+MaskKind = Literal["instance", "entropy"]
 
 _IMAGE_DESCRIPTION = 270
 _FORMAT = "segunc mask 1"
@@ -36,7 +36,7 @@ class MaskRecord:
     """
 
     members: tuple[str, ...]
-    map: MapKind
+    map: MaskKind
     num_classes: int
     components: str | None = None
     connectivity: int | None = None
