@@ -21,9 +21,11 @@ def _to_tensor(value: Any) -> Any:
         return [_to_tensor(item) for item in value]
     if not _is_array(value):
         return value
+    if any(stride < 0 for stride in value.strides):  # which no tensor has
+        value = value.copy()
     try:
         return torch.from_dlpack(value)
-    except (BufferError, RuntimeError):  # read-only, negative strides: no one may share these
+    except BufferError:  # read-only memory cannot be shared
         return torch.from_dlpack(value.copy())
 
 

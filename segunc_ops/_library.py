@@ -244,6 +244,26 @@ def _register_raising_autograd() -> None:
         register(name)
 
 
+def _register_autograd() -> None:
+    """The gradient of the bare operators that are linear, hence cannot lose a derivative."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, labels, ctx.connectivity, ctx.ignore_index, _ = inputs
+        ctx.save_for_backward(labels)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (labels,) = ctx.saved_tensors
+        grad = ops.component_mean(
+            grad.contiguous(), labels, ctx.connectivity, ctx.ignore_index, None
+        )
+        return grad, None, None, None, None
+
+    torch.library.register_autograd(
+        "segunc_ops::component_mean", backward, setup_context=setup_context
+    )
+
+
 if _failures["cpu"] is None:
     _register_fakes()
     _register_raising_autograd()
+    _register_autograd()

@@ -8,9 +8,8 @@
 //   number   in parallel   ids for the parts that no earlier one took in
 //   fill     in parallel   every run gets what its component got
 //
-// Sums are in double: a short run from left to right, a long one in lanes counted from its first
-// pixel; runs in raster order within a slab; slabs in the order of the joins. All of it follows
-// from the sizes, none from the threads.
+// Sums are in double, in raster order within a slab, a long run's in lanes counted from its first
+// pixel, and over slabs in the order of the joins. None of it follows from the threads.
 #include <cmath>
 
 #include "../common/cpu/parallel.h"
@@ -31,7 +30,14 @@ constexpr int64_t kGroupPixels = 1 << 24;
 
 struct Sum {
   double total;
-  int64_t size;  // in pixels
+  int32_t size;  // in pixels
+};
+
+// Of the parts of a slab.
+struct Sums {
+  explicit Sums(int64_t most_parts) : totals(most_parts), sizes(most_parts) {}
+  Scratch<double> totals;
+  Scratch<int32_t> sizes;
 };
 
 // A part with pixels in the first or last line of its slab, which may go on in other slabs.
@@ -134,20 +140,32 @@ SEGUNC_HD void for_touching_rows(const Group& g, int64_t row, int64_t begin, int
   if (y + 1 < height) within(row - height + 1);
 }
 
-// Calls visit(x0, x1) for each run of a row.
-template <class Visit>
-SEGUNC_HD void for_runs(const Bits* starts, int64_t width, Visit&& visit) {
+// More runs than this in a word are met pixel by pixel: their lengths would be guessed wrong.
+constexpr int kManyRuns = 16;
+
+// Goes through a row with the number of the run: piece(run, begin, end) for pixels of one run,
+// pixel by pixel with word(run before, begin, bits) where many runs start among kWord pixels.
+template <class Piece, class Word>
+SEGUNC_HD void for_pieces(const Bits* starts, int64_t width, Piece&& piece, Word&& word) {
   int64_t begin = 0;
-  for (int64_t x = 0, word = 0; x < width; x += kWord, ++word) {
-    Bits bits = starts[word];
-    if (x == 0) bits &= bits - 1;  // the start of the first run ends none
+  int32_t run = -1;
+  for (int64_t x = 0; x < width; x += kWord) {
+    Bits bits = *starts++;
+    if (count(bits) > kManyRuns && x + kWord <= width) {
+      if (begin < x) piece(run, begin, x);
+      word(run, x, bits);
+      run += count(bits);
+      begin = x + kWord;
+      continue;
+    }
     for (; bits; bits &= bits - 1) {
       const int64_t end = x + lowest(bits);
-      visit(begin, end);
+      if (begin < end) piece(run, begin, end);
       begin = end;
+      ++run;
     }
   }
-  visit(begin, width);
+  if (begin < width) piece(run, begin, width);
 }
 
 int32_t find(int32_t* parent, int32_t i) {
@@ -155,10 +173,46 @@ int32_t find(int32_t* parent, int32_t i) {
   return i;
 }
 
-// Start bits, parts in raster order of their first runs, and which of them are at the border.
-// border_of: [parts] scratch, afterwards each part's number among the border parts or -1.
+// Takes the parts of the ignored label away; returns how many are left.
 template <class L>
-void label_slab(const Group& g, int64_t s, int32_t* __restrict border_of) {
+int32_t drop_ignored(const Group& g, const Slab& slab, int32_t parts) {
+  Scratch<int32_t> numbers(parts);
+  int32_t* number = numbers.get();
+  const L ignored = L(g.map.ignored);
+  int32_t* part_of = g.parts_of_runs(slab);
+  std::fill_n(number, parts, 0);
+  int32_t runs = 0;
+  for (int64_t r = slab.first_row; r < slab.first_row + slab.rows; ++r) {
+    const L* labels = g.row_labels<L>(r);
+    const Bits* starts = g.row_starts(r);
+    for (int64_t x = 0; x < g.map.width; x += kWord)
+      for (Bits bits = *starts++; bits; bits &= bits - 1)
+        if (labels[x + lowest(bits)] == ignored)
+          number[part_of[runs++]] = -1;
+        else
+          ++runs;
+  }
+  int32_t left = 0;
+  for (int32_t i = 0; i < parts; ++i)
+    if (number[i] == 0) number[i] = left++;
+  for (int32_t i = 0; i < runs; ++i) part_of[i] = number[part_of[i]];
+  return left;
+}
+
+// Which parts of a slab are at the border, with their numbers among these.
+struct BorderParts {
+  Bits* bits;       // [parts / kWord + 1]
+  int32_t* before;  // likewise: border parts before the word
+
+  int32_t number(int32_t part) const {
+    const Bits below = (Bits(1) << part % kWord) - 1;
+    return before[part / kWord] + count(bits[part / kWord] & below);
+  }
+};
+
+// Start bits, parts in raster order of their first runs, and which of them are at the border.
+template <class L>
+void label_slab(const Group& g, int64_t s, const BorderParts& at_border) {
   Slab& slab = g.slab(s);
   const int64_t width = g.map.width, begin = slab.first_row, end = begin + slab.rows;
   int32_t runs = 0;
@@ -185,46 +239,40 @@ void label_slab(const Group& g, int64_t s, int32_t* __restrict border_of) {
       for_touching(g.row<L>(r, begin), g.row<L>(other, begin), width, g.map.diagonal, unite);
     });
 
-  if (g.map.ignores) {
-    const L ignored = L(g.map.ignored);
-    int32_t run = 0;
-    for (int64_t r = begin; r < end; ++r) {
-      const L* labels = g.row_labels<L>(r);
-      for_runs(g.row_starts(r), width, [&](int64_t x, int64_t) {
-        if (labels[x] == ignored) part_of[run] = -1;
-        ++run;
-      });
-    }
-  }
   int32_t parts = 0;
   for (int32_t i = 0; i < runs; ++i) {  // an earlier run has its part's number by now
     const int32_t parent = part_of[i];
-    if (parent >= 0) part_of[i] = parent == i ? parts++ : part_of[parent];
+    const int32_t root = -int32_t(parent == i);  // a mask: as a branch it would be guessed wrong
+    part_of[i] = part_of[parent] + (root & (parts - i));
+    parts -= root;
   }
+  if (g.map.ignores) parts = drop_ignored<L>(g, slab, parts);
+  slab.parts = parts, slab.joined = 0;
 
-  std::fill_n(border_of, parts, -1);
   const int64_t last = g.last_line(slab);
   const int32_t first_runs = g.line_rows < slab.rows ? g.run_at(begin + g.line_rows) : runs;
   const int32_t last_runs = runs - g.run_at(last);
+  const int64_t part_words = parts / kWord + 1;
+  std::fill_n(at_border.bits, part_words, Bits(0));
   const auto mark = [&](const int32_t* part, int32_t n) {
     for (int32_t i = 0; i < n; ++i)
-      if (part[i] >= 0) border_of[part[i]] = 0;
+      if (part[i] >= 0) at_border.bits[part[i] / kWord] |= Bits(1) << part[i] % kWord;
   };
   mark(part_of, first_runs);
   mark(part_of + g.run_at(last), last_runs);
-  int32_t borders = 0;
+  slab.borders = 0;
   Border* border = g.borders_of(s);
-  for (int32_t part = 0; part < parts; ++part) {  // in raster order, like the parts
-    if (border_of[part] < 0) continue;
-    border[borders] = {{}, g.border_id(s, borders), part};
-    border_of[part] = borders++;
+  for (int64_t word = 0; word < part_words; ++word) {  // in raster order, like the parts
+    at_border.before[word] = slab.borders;
+    for (Bits bits = at_border.bits[word]; bits; bits &= bits - 1, ++slab.borders)
+      border[slab.borders] = {
+          {}, g.border_id(s, slab.borders), int32_t(word * kWord + lowest(bits))};
   }
   const auto list = [&](const int32_t* part, int32_t n, int32_t* edge) {
-    for (int32_t i = 0; i < n; ++i) edge[i] = part[i] < 0 ? -1 : border_of[part[i]];
+    for (int32_t i = 0; i < n; ++i) edge[i] = part[i] < 0 ? -1 : at_border.number(part[i]);
   };
   list(part_of, first_runs, g.edge_borders(s, false));
   list(part_of + g.run_at(last), last_runs, g.edge_borders(s, true));
-  slab.parts = parts, slab.borders = borders, slab.joined = 0;
 }
 
 // In lanes, element i of each sixteen in lane i, which are then folded in halves.
@@ -241,39 +289,51 @@ template <class S>
 }
 
 template <class S>
-SEGUNC_HD double sum_run(const S* values, int64_t n) {
+SEGUNC_HD double sum_of(const S* values, int64_t n) {
   if (n >= 8) return sum_long(values, n);
   double sum = to_accumulate(values[0]);
   for (int64_t i = 1; i < n; ++i) sum += to_accumulate(values[i]);
   return sum;
 }
 
+// NaN if the total is not finite.
 template <class S>
-SEGUNC_HD S mean_of(const Sum& sum) {
-  const double mean = std::isfinite(sum.total) ? sum.total / double(sum.size)
-                                               : std::numeric_limits<double>::quiet_NaN();
-  return from_accumulate<S>(accumulate_t<S>(mean));
+SEGUNC_HD S mean_of(double total, int32_t size) {
+  return from_accumulate<S>(accumulate_t<S>(total / size + (total - total)));
 }
 
 // Sums of a slab's parts; results: [parts], the mean of each that is not at the border.
 template <class S>
-void sum_slab(const Group& g, int64_t s, const S* values, Sum* __restrict sums, S* results) {
+void sum_slab(const Group& g, int64_t s, const S* values, const Sums& sums, S* __restrict results) {
   const Slab& slab = g.slab(s);
-  std::fill_n(sums, slab.parts, Sum{});
-  const int32_t* part = g.parts_of_runs(slab);
+  double* __restrict totals = sums.totals.get();
+  int32_t* __restrict sizes = sums.sizes.get();
+  std::fill_n(totals, slab.parts, 0.0);
+  std::fill_n(sizes, slab.parts, 0);
   for (int64_t r = slab.first_row; r < slab.first_row + slab.rows; ++r) {
     const S* row = values + g.batch_pixel(r);
-    for_runs(g.row_starts(r), g.map.width, [&](int64_t begin, int64_t end) {
-      if (*part >= 0) {
-        sums[*part].total += sum_run(row + begin, end - begin);
-        sums[*part].size += end - begin;
-      }
-      ++part;
-    });
+    const int32_t* part_of = g.parts_of_runs(slab) + g.run_at(r);
+    for_pieces(
+        g.row_starts(r), g.map.width,
+        [&](int32_t run, int64_t begin, int64_t end) {
+          const int32_t part = part_of[run];
+          if (part < 0) return;
+          totals[part] += sum_of(row + begin, end - begin);
+          sizes[part] += int32_t(end - begin);
+        },
+        [&](int32_t run, int64_t begin, Bits bits) {
+          for (int i = 0; i < kWord; ++i) {
+            const int32_t part = part_of[run += bits >> i & 1];
+            if (part < 0) continue;
+            totals[part] += to_accumulate(row[begin + i]);
+            ++sizes[part];
+          }
+        });
   }
-  for (int32_t i = 0; i < slab.parts; ++i) results[i] = mean_of<S>(sums[i]);
+  for (int32_t i = 0; i < slab.parts; ++i) results[i] = mean_of<S>(totals[i], sizes[i]);
   Border* border = g.borders_of(s);
-  for (int32_t i = 0; i < slab.borders; ++i) border[i].sum = sums[border[i].part];
+  for (int32_t i = 0; i < slab.borders; ++i)
+    border[i].sum = {totals[border[i].part], sizes[border[i].part]};
 }
 
 int64_t root_of(const Border* borders, int64_t i) {
@@ -321,7 +381,7 @@ void number_slab(const Group& g, int64_t s, int32_t* ids) {
 
 // Whole vectors, which reach into what is filled next, but not past the end.
 template <class R>
-SEGUNC_HD void fill_run(R* out, int64_t n, R value, const R* end) {
+SEGUNC_HD void fill(R* out, int64_t n, R value, const R* end) {
   constexpr int kBytes = 32, kLanes = kBytes / int(sizeof(R));
   if (end - out < n + kLanes) {
     std::fill_n(out, n, value);
@@ -334,15 +394,22 @@ SEGUNC_HD void fill_run(R* out, int64_t n, R value, const R* end) {
 
 // results: [parts]; out: of the group.
 template <class R>
-void fill_slab(const Group& g, int64_t s, const R* results, R* out) {
+void fill_slab(const Group& g, int64_t s, const R* __restrict results, R* __restrict out) {
   const Slab& slab = g.slab(s);
-  const int32_t* part = g.parts_of_runs(slab);
-  const R* end = out + (slab.first_row + slab.rows) * g.map.width;
-  for (int64_t r = slab.first_row; r < slab.first_row + slab.rows; ++r)
-    for_runs(g.row_starts(r), g.map.width, [&](int64_t x0, int64_t x1) {
-      fill_run(out + r * g.map.width + x0, x1 - x0, *part < 0 ? R{} : results[*part], end);
-      ++part;
-    });
+  const R* slab_end = out + (slab.first_row + slab.rows) * g.map.width;
+  for (int64_t r = slab.first_row; r < slab.first_row + slab.rows; ++r) {
+    R* row = out + r * g.map.width;
+    const int32_t* part_of = g.parts_of_runs(slab) + g.run_at(r);
+    const auto result = [&](int32_t run) { return part_of[run] < 0 ? R{} : results[part_of[run]]; };
+    for_pieces(
+        g.row_starts(r), g.map.width,
+        [&](int32_t run, int64_t begin, int64_t end) {
+          fill(row + begin, end - begin, result(run), slab_end);
+        },
+        [&](int32_t run, int64_t begin, Bits bits) {
+          for (int i = 0; i < kWord; ++i) row[begin + i] = result(run += bits >> i & 1);
+        });
+  }
 }
 
 // Calls run(L{}) with an integer as wide as the labels.
@@ -370,12 +437,14 @@ SEGUNC_HD void for_groups(const LabelMap& map, const Parallel& parallel, Labelle
   Scratch<R> results(g.most_images * g.image_rows * map.width);
   while (g.next()) {
     auto label = [&](int64_t begin, int64_t end) {
-      Scratch<int32_t> border_of(g.slab_pixels());
-      Scratch<Sum> sums(g.slab_pixels());
+      const int64_t part_words = g.slab_pixels() / kWord + 1;
+      Scratch<Bits> border_bits(part_words);
+      Scratch<int32_t> borders_before(part_words);
+      const BorderParts at_border{border_bits.get(), borders_before.get()};
+      const Sums sums(g.slab_pixels());
       for (int64_t s = begin; s < end; ++s) {
-        with_label_type(map.label_bytes,
-                        [&](auto l) { label_slab<decltype(l)>(g, s, border_of.get()); });
-        labelled(g, s, sums.get(), results.get() + g.first_pixel(g.slab(s)));
+        with_label_type(map.label_bytes, [&](auto l) { label_slab<decltype(l)>(g, s, at_border); });
+        labelled(g, s, sums, results.get() + g.first_pixel(g.slab(s)));
       }
     };
     parallel_for(parallel, g.slabs_of(g.images), label);
@@ -388,7 +457,7 @@ SEGUNC_HD void for_groups(const LabelMap& map, const Parallel& parallel, Labelle
 
 void connected_components(const ComponentsParams& p, const Parallel& parallel) {
   for_groups<int32_t>(
-      p.map, parallel, [](const Group&, int64_t, Sum*, int32_t*) {},
+      p.map, parallel, [](const Group&, int64_t, const Sums&, int32_t*) {},
       [&](const Group& g, int32_t* ids) {
         for (int64_t s = 0; s < g.slabs_of(g.images); ++s) {
           Slab& slab = g.slab(s);
@@ -422,7 +491,7 @@ void component_mean(const ComponentMeanParams& p, const Parallel& parallel) {
     using S = decltype(s);
     for_groups<S>(
         p.map, parallel,
-        [&](const Group& g, int64_t s, Sum* sums, S* means) {
+        [&](const Group& g, int64_t s, const Sums& sums, S* means) {
           sum_slab(g, s, static_cast<const S*>(p.values), sums, means);
         },
         [&](const Group& g, S* means) {
@@ -432,7 +501,8 @@ void component_mean(const ComponentMeanParams& p, const Parallel& parallel) {
               const Border* border = g.borders_of(s);
               for (int32_t i = 0; i < g.slab(s).borders; ++i) {
                 const int64_t root = root_of(g.borders.get(), border[i].root);
-                own[border[i].part] = mean_of<S>(g.borders.get()[root].sum);
+                const Sum& sum = g.borders.get()[root].sum;
+                own[border[i].part] = mean_of<S>(sum.total, sum.size);
               }
               fill_slab(g, s, own, static_cast<S*>(p.means) + g.batch_pixel(0));
             }
