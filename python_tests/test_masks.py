@@ -228,6 +228,11 @@ def test_members_that_make_no_ensemble_are_refused(root, checkpoints, tmp_path):
         training.CheckpointError, match=r"trained for 4 classes, .*ce-3-0\.pt for 3"
     ):
         masks.load_ensemble([first, train_member(root, 1, num_classes=4)])
+    state = torch.load(first, weights_only=True)
+    state["config"]["steps"] = 5
+    torch.save(state, tmp_path / "half.pt")
+    with pytest.raises(training.CheckpointError, match=r"half\.pt: .* stopped at step 1 of 5; fin"):
+        masks.load_ensemble([first, tmp_path / "half.pt"])
     (tmp_path / "a.pt").write_bytes(b"no checkpoint")
     for name in ("a.pt", "b.pt"):
         with pytest.raises(training.CheckpointError, match=f"{name}: not a checkpoint"):
@@ -311,6 +316,13 @@ def test_ctrl_c_leaves_whole_masks_to_go_on_from(root, members, written, tmp_pat
     count = masks.write_masks(members, dataset, folder, MaskSettings(), device=CPU)
     assert count == (8 - len(some), len(some))
     assert contents(folder) == contents(written)
+
+
+def test_masks_never_mix_with_the_images(root, members):
+    before = contents(root / "train")
+    with pytest.raises(MaskError, match="train: holds the images"):
+        masks.write_masks(members, dataset_of(root), root / "train", MaskSettings(), device=CPU)
+    assert contents(root / "train") == before
 
 
 def test_members_that_diverged_write_nothing(root, members, tmp_path):

@@ -70,13 +70,14 @@ def load_ensemble(checkpoints: Iterable[Path]) -> dict[str, EncoderDecoder]:
     """All networks of some checkpoints by their digest, in its order: any order of files is one.
 
     Raises:
-        CheckpointError: a file cannot be read, or the networks know different numbers of classes.
+        CheckpointError: a file cannot be read or is of an interrupted training, or the networks
+            know different numbers of classes.
         MaskError: there is one network twice, or fewer than two.
     """
     members: dict[str, EncoderDecoder] = {}
     first: tuple[Path, int] | None = None
     for path in checkpoints:
-        for model in load_members(path):
+        for model in load_members(path, finished=True):
             num_classes = model.num_classes
             first = first or (path, num_classes)
             if num_classes != first[1]:
@@ -196,11 +197,14 @@ def write_masks(
         How many masks of this rank were written, and how many were there already.
 
     Raises:
-        MaskError: a mask in the folder is damaged, not of these members and settings, or of another
-            size than its image; nothing was written then. Or the members give no number.
+        MaskError: the folder is that of the images; a mask in it is damaged, not of these members
+            and settings, or of another size than its image; nothing was written then. Or the
+            members give no number.
         DatasetError: an image or label map cannot be used.
         KeyboardInterrupt: after Ctrl-C, once the masks at hand are written.
     """
+    if folder.resolve() == dataset.image_path(0).parent.resolve():
+        raise MaskError(f"{folder}: holds the images; choose a folder of its own for the masks")
     folder.mkdir(parents=True, exist_ok=True)
     record = record_of(members, settings, dataset.ignore_index)
     every = range(len(dataset))

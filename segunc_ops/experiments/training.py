@@ -192,13 +192,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_members(path: Path) -> list[EncoderDecoder]:
-    """The trained networks of a checkpoint in evaluation mode: one, or all that trained together.
+def load_members(path: Path, *, finished: bool = False) -> list[EncoderDecoder]:
+    """The networks of a checkpoint in evaluation mode: one, or all that trained together.
+
+    Args:
+        path: what a :class:`Trainer` has written.
+        finished: whether the training must have come to its end.
 
     Raises:
-        CheckpointError: the file is missing, is no checkpoint, or of another network.
+        CheckpointError: the file is missing, is no checkpoint, of another network or, where that
+            matters, of an interrupted training.
     """
     state = read_checkpoint(path)
+    step, steps = state["step"], state["config"]["steps"]
+    if finished and step < steps:
+        raise CheckpointError(
+            f"{path}: its training stopped at step {step} of {steps}; finish it with "
+            "`segunc train --resume`"
+        )
     models = []
     for weights in state["members"]:
         model = EncoderDecoder(state["num_classes"], dropout=state["config"]["dropout"])
