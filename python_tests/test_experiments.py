@@ -312,7 +312,7 @@ def test_polynomial_decay():
     assert training.polynomial_decay(9, 10) > 0
 
 
-@pytest.mark.parametrize("loss", ["ce", "uce"])
+@pytest.mark.parametrize("loss", ["ce", "uce", "iu"])
 def test_training_lowers_the_loss(train_scenes, val_scenes, loss):
     trainer = training.Trainer(config(loss, steps=25, validate_every=25), train_scenes, val_scenes)
     decoder = trainer.optimizer.param_groups[1]["lr"]

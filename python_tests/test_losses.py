@@ -8,22 +8,27 @@ import pickle
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 import segunc_ops
 from segunc_ops import (
     CrossEntropyLoss,
+    InstanceUncertaintyCrossEntropyLoss,
     PredictiveAccumulator,
     PredictiveStatistics,
     UncertaintyAwareCrossEntropyLoss,
+    ensemble_statistics,
     sample_statistics,
 )
 
 IGNORED = 255
 REDUCTIONS = ("none", "sum", "mean", "mean_all")
-LOSSES = (CrossEntropyLoss, UncertaintyAwareCrossEntropyLoss)
+UNCERTAINTY_LOSSES = (UncertaintyAwareCrossEntropyLoss, InstanceUncertaintyCrossEntropyLoss)
+LOSSES = (CrossEntropyLoss, *UNCERTAINTY_LOSSES)
 
 
 @pytest.fixture(autouse=True, params=["auto", "reference"])
@@ -183,15 +188,20 @@ def test_u_ce_takes_every_shape(shape):
     torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("loss_class", UNCERTAINTY_LOSSES)
 @pytest.mark.parametrize("std_dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_the_weight_is_computed_in_float32_at_least(dtype, std_dtype):
+def test_the_weight_is_computed_in_float32_at_least(dtype, std_dtype, loss_class):
     batch = Batch(dtype)
     std = batch.std.to(std_dtype)
-    loss = UncertaintyAwareCrossEntropyLoss(ignore_index=IGNORED, reduction="sum")
+    loss = loss_class(ignore_index=IGNORED, reduction="sum")
     actual = loss(*batch.arguments, std)
     assert actual.dtype == dtype
-    expected = expected_loss(batch, u_ce_weight(std, 10), None, "sum")
+    if loss_class is UncertaintyAwareCrossEntropyLoss:
+        pixel_weight = u_ce_weight(std, 10)
+    else:
+        pixel_weight = (1 + component_means(std, batch.target, None)) ** 2
+    expected = expected_loss(batch, pixel_weight, None, "sum")
     rounding = max(torch.finfo(dtype).eps, 3e-6)
     torch.testing.assert_close(actual.double(), expected, rtol=rounding, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
@@ -200,9 +210,10 @@ def test_the_weight_is_computed_in_float32_at_least(dtype, std_dtype):
     torch.testing.assert_close(precise.double(), expected, rtol=3e-6, atol=0)
 
 
-def test_uncertainty_is_a_constant_for_the_gradient(batch):
+@pytest.mark.parametrize("loss_class", UNCERTAINTY_LOSSES)
+def test_uncertainty_is_a_constant_for_the_gradient(batch, loss_class):
     std = batch.std.clone().requires_grad_()
-    loss = UncertaintyAwareCrossEntropyLoss(ignore_index=IGNORED)
+    loss = loss_class(ignore_index=IGNORED)
     loss(*batch.arguments, std).backward()
     assert std.grad is None
     assert batch.input.grad is not None
@@ -211,9 +222,10 @@ def test_uncertainty_is_a_constant_for_the_gradient(batch):
     assert std.grad is None
 
 
+@pytest.mark.parametrize("loss_class", UNCERTAINTY_LOSSES)
 @pytest.mark.parametrize("hidden", [torch.nan, torch.inf, -3.0])
-def test_what_ignored_pixels_hold_does_no_harm(batch, hidden):
-    loss = UncertaintyAwareCrossEntropyLoss(ignore_index=IGNORED)
+def test_what_ignored_pixels_hold_does_no_harm(batch, hidden, loss_class):
+    loss = loss_class(ignore_index=IGNORED)
     expected = loss(*batch.arguments, batch.std)
     (expected_gradient,) = torch.autograd.grad(expected, batch.input)
     std = batch.std.masked_fill(~batch.valid, hidden)
@@ -262,12 +274,139 @@ def test_an_observed_accumulator_may_go_on(batch):
     assert torch.equal(loss(*batch.arguments), expected)
 
 
+# ---------------------------------------------------------------------------- IU
+
+
+def component_means(values: Tensor, labels: Tensor, connectivity: int | None) -> Tensor:
+    """By SciPy, class by class; 0 where ignored."""
+    means = np.zeros(values.shape)
+    axes = values.dim() - 1
+    full = connectivity in (None, 8, 26)
+    structure = ndimage.generate_binary_structure(axes, axes if full else 1)
+    for mean, value, label in zip(means, values.double().numpy(), labels.numpy(), strict=True):
+        for c in set(label.flatten().tolist()) - {IGNORED}:
+            ids, count = ndimage.label(label == c, structure)
+            each = [0.0, *ndimage.mean(value, ids, range(1, count + 1))]
+            mean += np.array(each)[ids]
+    return torch.from_numpy(means)
+
+
+def entropy_statistics(entropy: Tensor, prediction: Tensor) -> PredictiveStatistics:
+    nan = torch.full_like(entropy, torch.nan)
+    return PredictiveStatistics(prediction, nan, nan, entropy, nan, nan)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("connectivity", [None, 4, 8])
+@pytest.mark.parametrize("components", ["target", "prediction"])
+@pytest.mark.parametrize(("exponent", "weighted"), [(2, False), (0.0, True), (0.5, True)])
+def test_iu_agrees_with_the_formula(batch, exponent, weighted, components, connectivity, reduction):
+    batch.target = batch.target.clamp(max=2).where(batch.valid, IGNORED)  # larger components
+    prediction = batch.target.roll(1, 0).where(batch.valid.roll(1, 0), 4)
+    weight = batch.weight if weighted else None
+    loss = InstanceUncertaintyCrossEntropyLoss(
+        exponent,
+        weight,
+        components=components,
+        connectivity=connectivity,
+        ignore_index=IGNORED,
+        reduction=reduction,
+        label_smoothing=0.1,
+    )
+    labels = batch.target if components == "target" else prediction
+    mean = component_means(batch.std, labels, connectivity)
+    expected = expected_loss(batch, (1 + mean) ** exponent, weight, reduction, 0.1)
+    given = [entropy_statistics(batch.std, prediction)], {"instance_uncertainty": mean}
+    for positional, named in ((given[0], {}), ([], given[1])):
+        actual = loss(*batch.arguments, *positional, **named)
+        torch.testing.assert_close(actual.detach(), expected.detach(), rtol=1e-11, atol=1e-11)
+        if reduction != "none":
+            gradients = [
+                torch.autograd.grad(v, batch.input, retain_graph=True)[0]
+                for v in (actual, expected)
+            ]
+            torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-11)
+
+
+def test_iu_defaults_are_those_of_the_paper():
+    loss = InstanceUncertaintyCrossEntropyLoss()
+    defaults = (loss.exponent, loss.components, loss.connectivity, loss.reduction)
+    assert defaults == (2.0, "target", None, "mean_all")
+
+
+def test_three_pixels_by_hand():
+    # p = 1/2 everywhere; the first two pixels are one instance of mean entropy 0.2.
+    target = torch.tensor([[[1, 1, 0]]])
+    entropy = torch.tensor([[[0.1, 0.3, 0.5]]])
+    value = InstanceUncertaintyCrossEntropyLoss()(torch.zeros(1, 2, 1, 3), target, entropy)
+    assert value.item() == pytest.approx(math.log(2) * (2 * 1.2**2 + 1.5**2) / 3, rel=1e-6)
+
+
+def test_every_form_of_the_uncertainty_is_the_same(batch):
+    torch.manual_seed(0)
+    accumulator = PredictiveAccumulator()
+    for _ in range(3):
+        accumulator.update(torch.randn(3, 6, 5, 7, dtype=torch.float64))
+    statistics = accumulator.compute()
+    for components in ("target", "prediction"):
+        loss = InstanceUncertaintyCrossEntropyLoss(components=components, ignore_index=IGNORED)
+        expected = loss(*batch.arguments, statistics)
+        prediction = statistics.prediction if components == "prediction" else None
+        for given in ((accumulator, None), (statistics.entropy, prediction)):
+            torch.testing.assert_close(loss(*batch.arguments, *given), expected, rtol=1e-12, atol=0)
+            loss.observe(*given)
+            torch.testing.assert_close(loss(*batch.arguments), expected, rtol=1e-12, atol=0)
+        labels = statistics.prediction if prediction is not None else batch.target
+        mask = component_means(statistics.entropy, labels, None)
+        loss.observe(instance_uncertainty=mask)
+        torch.testing.assert_close(loss(*batch.arguments), expected, rtol=1e-12, atol=0)
+    # The caller's prediction goes before that of the statistics.
+    other = loss(*batch.arguments, statistics, batch.target.clamp(max=5))
+    assert not torch.equal(other, expected)
+
+
+def test_iu_of_volumes_and_of_other_shapes():
+    torch.manual_seed(0)
+    input, entropy = torch.randn(2, 3, 3, 4, 5, dtype=torch.float64), torch.rand(2, 3, 4, 5)
+    target = torch.randint(0, 2, (2, 3, 4, 5))
+    for connectivity in (6, 26):
+        loss = InstanceUncertaintyCrossEntropyLoss(connectivity=connectivity, reduction="none")
+        mean = component_means(entropy, target, connectivity)
+        each = nn.functional.cross_entropy(input, target, reduction="none")
+        torch.testing.assert_close(
+            loss(input, target, entropy.double()), (1 + mean) ** 2 * each, rtol=1e-6, atol=0
+        )
+    input, target, mask = torch.randn(6, 4), torch.randint(0, 4, (6,)), torch.rand(6)
+    value = InstanceUncertaintyCrossEntropyLoss(reduction="none")(
+        input, target, instance_uncertainty=mask
+    )
+    expected = (1 + mask) ** 2 * nn.functional.cross_entropy(input, target, reduction="none")
+    torch.testing.assert_close(value, expected)
+
+
+def test_a_non_finite_entropy_spoils_its_component_and_no_other(batch):
+    loss = InstanceUncertaintyCrossEntropyLoss(ignore_index=IGNORED, reduction="none")
+    entropy = batch.std.masked_fill(~batch.valid, torch.nan)
+    expected = loss(*batch.arguments, batch.std)
+    assert torch.equal(loss(*batch.arguments, entropy), expected)
+    at = tuple(batch.valid.nonzero()[0])
+    for value in (torch.nan, torch.inf):
+        spoilt = entropy.clone()
+        spoilt[at] = value
+        found = loss(*batch.arguments, spoilt)
+        component = torch.zeros_like(entropy)
+        component[at] = 1
+        component = component_means(component, batch.target, None) > 0
+        assert torch.equal(found.isnan(), component)
+        assert torch.equal(found[~component], expected[~component])
+
+
 # ---------------------------------------------------------------------------- observe
 
 
-@pytest.fixture
-def loss() -> UncertaintyAwareCrossEntropyLoss:
-    return UncertaintyAwareCrossEntropyLoss(ignore_index=IGNORED)
+@pytest.fixture(params=UNCERTAINTY_LOSSES)
+def loss(request) -> nn.Module:
+    return request.param(ignore_index=IGNORED)
 
 
 @pytest.fixture
@@ -290,8 +429,9 @@ def test_the_latest_observation_counts(batch, loss):
     assert torch.equal(loss(*batch.arguments), expected)
 
 
-def test_missing_plain_falls_back_to_cross_entropy(batch, plain):
-    loss = UncertaintyAwareCrossEntropyLoss(ignore_index=IGNORED, missing="plain")
+@pytest.mark.parametrize("loss_class", UNCERTAINTY_LOSSES)
+def test_missing_plain_falls_back_to_cross_entropy(batch, plain, loss_class):
+    loss = loss_class(ignore_index=IGNORED, missing="plain")
     assert torch.equal(loss(*batch.arguments), plain)
     loss.observe(batch.std)
     assert not torch.equal(loss(*batch.arguments), plain)
@@ -324,7 +464,7 @@ def test_errors_of_the_uncertainty_name_it(batch, loss):
     with pytest.raises(ValueError, match=r"uncertainty: .*\(3, 5, 7\) for .*, got \(3, 1, 5, 7\)"):
         loss(input, target, batch.std.unsqueeze(1))
     with pytest.raises(ValueError, match=r"uncertainty: .*\(3, 5, 7\) for .*, got \(3, 5, 6\)"):
-        loss(input, target, statistics_of(batch.std[..., 1:]))
+        loss(input, target, batch.std[..., 1:])
     loss.observe(batch.std[:1])
     with pytest.raises(ValueError, match=r"uncertainty: .*\(3, 5, 7\) for .*, got \(1, 5, 7\)"):
         loss(input, target)
@@ -335,8 +475,61 @@ def test_errors_of_the_uncertainty_name_it(batch, loss):
             give(target)
         with pytest.raises(TypeError, match=r"uncertainty: .*got list"):
             give([batch.std])
-        with pytest.raises(ValueError, match=r"uncertainty: .*at least 2 samples.*got 1"):
-            give(PredictiveAccumulator().update(torch.zeros(3, 6, 5, 7)))
+
+
+def test_an_accumulator_needs_samples():
+    accumulator = PredictiveAccumulator()
+    with pytest.raises(ValueError, match=r"uncertainty: .*accumulator with samples, got none"):
+        InstanceUncertaintyCrossEntropyLoss().observe(accumulator)
+    accumulator.update(torch.zeros(3, 6, 5, 7))
+    InstanceUncertaintyCrossEntropyLoss().observe(accumulator)
+    with pytest.raises(ValueError, match=r"uncertainty: .*at least 2 samples.*got 1"):
+        UncertaintyAwareCrossEntropyLoss().observe(accumulator)
+
+
+def test_errors_of_the_instance_uncertainty(batch):
+    by_target = InstanceUncertaintyCrossEntropyLoss(ignore_index=IGNORED)
+    by_prediction = InstanceUncertaintyCrossEntropyLoss(
+        components="prediction", ignore_index=IGNORED
+    )
+    arguments, std, prediction = batch.arguments, batch.std, batch.target.clamp(max=5)
+    with pytest.raises(ValueError, match=r"instance_uncertainty: expected it or uncertainty, got"):
+        by_target(*arguments, std, instance_uncertainty=std)
+    with pytest.raises(
+        ValueError, match=r"instance_uncertainty: .*\(3, 5, 7\) for .*got \(3, 5, 6"
+    ):
+        by_target(*arguments, instance_uncertainty=std[..., 1:])
+    with pytest.raises(TypeError, match=r"instance_uncertainty: expected a floating.*torch.int64"):
+        by_target(*arguments, instance_uncertainty=prediction)
+    with pytest.raises(ValueError, match=r"prediction: expected none without uncertainty"):
+        by_target(*arguments, std, prediction)
+    with pytest.raises(ValueError, match=r"prediction: expected none without uncertainty"):
+        by_prediction.observe(None, prediction, instance_uncertainty=std)
+    with pytest.raises(ValueError, match=r"prediction: expected the ensemble's.*got none"):
+        by_prediction(*arguments, std)
+    with pytest.raises(ValueError, match=r"prediction: .*\(3, 5, 7\) for .*got \(2, 5, 7\)"):
+        by_prediction(*arguments, std, prediction[1:])
+    with pytest.raises(TypeError, match=r"prediction: expected class indices.*torch.float64"):
+        by_prediction(*arguments, std, std)
+    with pytest.raises(TypeError, match=r"prediction: expected a tensor, got list"):
+        by_prediction(*arguments, std, [1])
+    with pytest.raises(ValueError, match="uncertainty: expected one to observe, got none"):
+        by_target.observe()
+    with pytest.raises(
+        ValueError, match=r"input: expected shape \(N, C, H, W\).*got \(3, 4\); pass"
+    ):
+        by_target(torch.zeros(3, 4), torch.zeros(3, dtype=torch.long), torch.zeros(3))
+    with pytest.raises(ValueError, match="connectivity: expected 4 or 8 for labels of shape"):
+        InstanceUncertaintyCrossEntropyLoss(connectivity=6)(*arguments, std)
+
+
+def test_errors_of_the_iu_constructor():
+    with pytest.raises(ValueError, match=r"exponent: .*at least 0, got -1"):
+        InstanceUncertaintyCrossEntropyLoss(-1)
+    with pytest.raises(ValueError, match=r"components: expected one of .*got 'labels'"):
+        InstanceUncertaintyCrossEntropyLoss(components="labels")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"connectivity: expected 4 or 8.*got 5"):
+        InstanceUncertaintyCrossEntropyLoss(connectivity=5)
 
 
 @pytest.mark.parametrize("loss_class", LOSSES)
@@ -410,6 +603,10 @@ def test_repr_tells_the_configuration():
         "UncertaintyAwareCrossEntropyLoss(alpha=2, ignore_index=-100, reduction='mean_all', "
         "label_smoothing=0.0, missing='plain')"
     )
+    assert repr(InstanceUncertaintyCrossEntropyLoss(connectivity=4)) == (
+        "InstanceUncertaintyCrossEntropyLoss(exponent=2, components='target', connectivity=4, "
+        "ignore_index=-100, reduction='mean_all', label_smoothing=0.0, missing='error')"
+    )
 
 
 class Segmenter(nn.Module):
@@ -424,17 +621,28 @@ class Segmenter(nn.Module):
         return self.head(self.layers(images))
 
 
-def test_compiles_with_the_model_without_a_graph_break(batch):
+# The reference finds components in a loop over values, which no graph holds.
+@pytest.mark.parametrize(
+    ("_backend", "loss_class"),
+    [
+        ("auto", UncertaintyAwareCrossEntropyLoss),
+        ("auto", InstanceUncertaintyCrossEntropyLoss),
+        ("reference", UncertaintyAwareCrossEntropyLoss),
+    ],
+    indirect=["_backend"],
+)
+def test_compiles_with_the_model_without_a_graph_break(batch, loss_class):
     torch.manual_seed(0)
     model = Segmenter().eval()
-    loss = UncertaintyAwareCrossEntropyLoss(weight=batch.weight.float(), ignore_index=IGNORED)
+    loss = loss_class(weight=batch.weight.float(), ignore_index=IGNORED)
     images = torch.randn(3, 3, 5, 7)
 
     def step(images: Tensor, target: Tensor, uncertainty: object) -> Tensor:
         return loss(model(images), target, uncertainty)
 
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    for uncertainty in (batch.std, batch.std.float(), statistics_of(batch.std)):
+    statistics = PredictiveStatistics(batch.target, *[batch.std] * 5)
+    for uncertainty in (batch.std, batch.std.float(), statistics):
         values, gradients = [], []
         for run in (step, compiled):
             model.zero_grad()
@@ -445,7 +653,17 @@ def test_compiles_with_the_model_without_a_graph_break(batch):
         torch.testing.assert_close(*gradients)
 
 
-def test_compiles_with_observation(batch, loss):
+@pytest.mark.parametrize(
+    ("_backend", "loss_class"),
+    [
+        ("auto", UncertaintyAwareCrossEntropyLoss),
+        ("auto", InstanceUncertaintyCrossEntropyLoss),
+        ("reference", UncertaintyAwareCrossEntropyLoss),
+    ],
+    indirect=["_backend"],
+)
+def test_compiles_with_observation(batch, loss_class):
+    loss = loss_class(ignore_index=IGNORED)
     expected = loss(*batch.arguments, batch.std)
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     for _ in range(2):
@@ -484,6 +702,31 @@ def test_a_step_of_algorithm_1():
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
     assert model.layers[1].num_batches_tracked == 1
+
+
+def test_a_step_of_the_ensemble_approach():
+    torch.manual_seed(0)
+    members = [Segmenter() for _ in range(3)]
+    images, target = torch.randn(2, 3, 6, 8), torch.randint(0, 3, (2, 6, 8))
+    target[0, :2] = IGNORED
+    logits = members[0](images)
+    with torch.no_grad():
+        p = sum(copy.deepcopy(m).eval()(images).double().softmax(1) for m in members) / 3
+    mean = component_means(-(p * p.log()).sum(1), target, None)
+    each = nn.functional.cross_entropy(
+        logits.double(), target, ignore_index=IGNORED, reduction="none"
+    )
+    expected = ((1 + mean) ** 2 * each).sum() / each.numel()
+    value = InstanceUncertaintyCrossEntropyLoss(ignore_index=IGNORED)(
+        logits, target, ensemble_statistics(members, images)
+    )
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+    gradients = [
+        torch.autograd.grad(v, [*members[0].parameters()], retain_graph=True)
+        for v in (value, expected)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("_backend", ["auto"], indirect=True)

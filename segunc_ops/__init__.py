@@ -4,11 +4,22 @@ from . import functional, losses, sampling
 from ._library import backend, build_info, check
 from ._version import __version__
 from .functional import PredictiveStatistics
-from .losses import CrossEntropyLoss, UncertaintyAwareCrossEntropyLoss
-from .sampling import PredictiveAccumulator, mc_dropout, sample_logits, sample_statistics
+from .losses import (
+    CrossEntropyLoss,
+    InstanceUncertaintyCrossEntropyLoss,
+    UncertaintyAwareCrossEntropyLoss,
+)
+from .sampling import (
+    PredictiveAccumulator,
+    ensemble_statistics,
+    mc_dropout,
+    sample_logits,
+    sample_statistics,
+)
 
 __all__ = [
     "CrossEntropyLoss",
+    "InstanceUncertaintyCrossEntropyLoss",
     "PredictiveAccumulator",
     "PredictiveStatistics",
     "UncertaintyAwareCrossEntropyLoss",
@@ -16,6 +27,7 @@ __all__ = [
     "backend",
     "build_info",
     "check",
+    "ensemble_statistics",
     "functional",
     "losses",
     "mc_dropout",

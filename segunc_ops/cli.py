@@ -1,4 +1,4 @@
-"""The ``segunc`` command: ``demo``, ``train`` and ``info``."""
+"""The ``segunc`` command: ``demo``, ``train``, ``masks`` and ``info``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import torch
 from ._library import build_info
 
 if TYPE_CHECKING:
+    from .experiments.datasets import FolderDataset
     from .experiments.experiment import Experiment
+    from .experiments.mask_files import MaskedDataset
+    from .experiments.ranks import Ranks
     from .experiments.training import TrainingConfig
 
 _USAGE_ERROR = 2
@@ -81,6 +84,29 @@ def _run_name(text: str) -> str:
     return text
 
 
+def _component_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--components",
+        choices=("target", "prediction"),
+        default="target",
+        help="those of the label map or of the ensemble's prediction (default: target)",
+    )
+    group.add_argument(
+        "--connectivity", type=int, choices=(4, 8), default=8, help="neighbours (default: 8)"
+    )
+
+
+def _device_option(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--ignore-index", type=int, default=255, metavar="LABEL", help="default: 255"
+    )
+
+
 def _common_options(steps: int) -> argparse.ArgumentParser:
     """The options of both trainings, with the defaults of one of them."""
     parser = argparse.ArgumentParser(add_help=False)
@@ -88,7 +114,7 @@ def _common_options(steps: int) -> argparse.ArgumentParser:
     group.add_argument(
         "--loss",
         nargs="+",
-        choices=("ce", "uce"),
+        choices=("ce", "uce", "iu"),
         default=["ce", "uce"],
         help="losses to train alike and compare (default: ce uce)",
     )
@@ -130,8 +156,20 @@ def _common_options(steps: int) -> argparse.ArgumentParser:
     uncertainty.add_argument(
         "--alpha", type=_real(0), default=10.0, help="exponent of U-CE's weight (default: 10)"
     )
+    instance = parser.add_argument_group("instance-wise uncertainty (iu)")
+    instance.add_argument(
+        "--members",
+        type=_whole(2),
+        default=3,
+        metavar="M",
+        help="networks that train together; torchrun deals them to its ranks (default: 3)",
+    )
+    instance.add_argument(
+        "--exponent", type=_real(0), default=2.0, help="of the weight 1 + IU (default: 2)"
+    )
+    _component_options(instance)
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
+    _device_option(machine)
     machine.add_argument(
         "--amp",
         nargs="?",
@@ -172,14 +210,52 @@ def build_parser() -> argparse.ArgumentParser:
         "PNG with the same stem.",
     )
     train.set_defaults(parser=train)
-    train.add_argument("--data", type=Path, required=True, metavar="DIR")
+    _data_options(train)
     train.add_argument("--classes", type=_whole(1), metavar="C", help="default: as labelled")
     train.add_argument("--class-names", nargs="+", metavar="NAME")
     train.add_argument(
-        "--ignore-index", type=int, default=255, metavar="LABEL", help="default: 255"
+        "--masks",
+        type=Path,
+        metavar="DIR",
+        help="iu: weight a single network by these, as `segunc masks` wrote them, in place of "
+        "members that train together",
     )
     train.add_argument(
         "--overwrite", action="store_true", help="start again where a run left a checkpoint"
+    )
+    masks = commands.add_parser(
+        "masks",
+        help="write an ensemble's uncertainty of each image, for `segunc train --loss iu --masks`",
+        description="Writes a float32 TIFF for each image of DIR (laid out as for `segunc train`), "
+        "of its stem: the mean of the ensemble's predictive entropy, in nats, over each pixel's "
+        "component. The same command goes on where it was stopped; under torchrun the ranks share "
+        "the work.",
+    )
+    masks.set_defaults(parser=masks)
+    _data_options(masks)
+    masks.add_argument(
+        "--split", choices=("train", "val"), default="train", help="of DIR (default: train)"
+    )
+    masks.add_argument(
+        "--members",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="CHECKPOINT",
+        help="networks that `segunc train` has trained with different seeds, or together",
+    )
+    masks.add_argument("--output", type=Path, required=True, metavar="DIR", help="of the masks")
+    masks.add_argument(
+        "--map",
+        choices=("instance", "entropy"),
+        default="instance",
+        help="the instance uncertainty or the entropy of each pixel (default: instance)",
+    )
+    _component_options(masks.add_argument_group("components of --map instance"))
+    machine = masks.add_argument_group("machine")
+    _device_option(machine)
+    machine.add_argument(
+        "--workers", type=_whole(1), default=1, help="images at a time (default: 1)"
     )
     info = commands.add_parser(
         "info", help="versions, instruction set, CUDA targets, what is loaded"
@@ -189,7 +265,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _config(
-    arguments: argparse.Namespace, *, crop: tuple[int, int], num_images: int
+    arguments: argparse.Namespace,
+    *,
+    crop: tuple[int, int],
+    num_images: int,
+    masks: str | None = None,
 ) -> TrainingConfig:
     from .experiments.training import TrainingConfig
 
@@ -206,6 +286,11 @@ def _config(
         dropout=arguments.dropout,
         samples=arguments.samples,
         alpha=arguments.alpha,
+        members=arguments.members,
+        exponent=arguments.exponent,
+        components=arguments.components,
+        connectivity=arguments.connectivity,
+        masks=masks,
         seed=arguments.seed,
         device=arguments.device,
         amp=arguments.amp,
@@ -216,7 +301,7 @@ def _config(
     )
 
 
-def _demo(arguments: argparse.Namespace) -> Experiment:
+def _demo(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
     from tqdm.auto import tqdm
 
     from .experiments.datasets import SceneDataset
@@ -225,7 +310,12 @@ def _demo(arguments: argparse.Namespace) -> Experiment:
     seed = 2 * arguments.seed
     train = SceneDataset(_DEMO_TRAIN_SCENES, seed=seed, size=_DEMO_SIZE)
     validation = SceneDataset(_DEMO_VAL_SCENES, seed=seed + 1, size=_DEMO_SIZE, label_noise=False)
-    with tqdm(total=len(train) + len(validation), desc="generate scenes", unit="image") as bar:
+    with tqdm(
+        total=len(train) + len(validation),
+        desc="generate scenes",
+        unit="image",
+        disable=not ranks.first,
+    ) as bar:
         for dataset in (train, validation):
             for index in range(len(dataset)):
                 dataset[index]
@@ -241,10 +331,53 @@ def _demo(arguments: argparse.Namespace) -> Experiment:
     )
 
 
-def _train(arguments: argparse.Namespace) -> Experiment:
+def _folder_dataset(
+    arguments: argparse.Namespace,
+    split: str,
+    num_classes: int | None,
+    ranks: Ranks,
+    class_names: Sequence[str] | None = None,
+) -> FolderDataset:
+    """A split of --data, every label map of it checked."""
     from tqdm.auto import tqdm
 
-    from .experiments.datasets import DatasetError, FolderDataset, find_split
+    from .experiments.datasets import FolderDataset, find_split
+
+    dataset = FolderDataset(
+        *find_split(arguments.data, split),
+        num_classes=num_classes,
+        class_names=class_names,
+        ignore_index=arguments.ignore_index,
+    )
+    with tqdm(
+        total=len(dataset), desc=f"check {split}", unit="image", disable=not ranks.first
+    ) as bar:
+        dataset.scan(bar.update)
+    return dataset
+
+
+def _masked_dataset(
+    arguments: argparse.Namespace, dataset: FolderDataset, ranks: Ranks
+) -> MaskedDataset:
+    """The dataset with --masks, every one of them checked."""
+    from tqdm.auto import tqdm
+
+    from .experiments.datasets import DatasetError
+    from .experiments.mask_files import MaskedDataset
+
+    try:
+        masked = MaskedDataset(dataset, arguments.masks)
+        with tqdm(
+            total=len(masked), desc="check masks", unit="image", disable=not ranks.first
+        ) as bar:
+            masked.scan(bar.update)
+    except DatasetError as problem:
+        arguments.parser.error(f"argument --masks: {problem}")
+    return masked
+
+
+def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
+    from .experiments.datasets import DatasetError, SegmentationDataset
     from .experiments.experiment import Experiment
 
     error = arguments.parser.error
@@ -254,30 +387,30 @@ def _train(arguments: argparse.Namespace) -> Experiment:
     splits: list[FolderDataset] = []
     try:
         for split in ("train", "val"):
-            dataset = FolderDataset(
-                *find_split(arguments.data, split),
-                # Validation labels must be classes that training knows.
-                num_classes=splits[0].num_classes if splits else arguments.classes,
-                class_names=names,
-                ignore_index=arguments.ignore_index,
-            )
-            with tqdm(total=len(dataset), desc=f"check {split}", unit="image") as bar:
-                dataset.scan(bar.update)
-            splits.append(dataset)
+            # Validation labels must be classes that training knows.
+            num_classes = splits[0].num_classes if splits else arguments.classes
+            splits.append(_folder_dataset(arguments, split, num_classes, ranks, names))
     except DatasetError as problem:
         error(f"argument --data: {problem}")
-    train, validation = splits
-    print(
-        f"{len(train.class_names)} classes, {len(train)} training and {len(validation)} "
-        f"validation images in {arguments.data}",
-        file=sys.stderr,
-    )
+    if ranks.first:
+        print(
+            f"{splits[0].num_classes} classes, {len(splits[0])} training and {len(splits[1])} "
+            f"validation images in {arguments.data}",
+            file=sys.stderr,
+        )
+    train: SegmentationDataset = splits[0]
+    masks = None
+    if arguments.masks is not None:
+        if "iu" not in arguments.loss:
+            error("argument --masks: expected --loss iu, which alone uses them")
+        train = masked = _masked_dataset(arguments, splits[0], ranks)
+        masks = masked.fingerprint
     folder = arguments.output / (arguments.name or "train")
     experiment = Experiment(
-        config=_config(arguments, crop=(256, 256), num_images=len(train)),
+        config=_config(arguments, crop=(256, 256), num_images=len(train), masks=masks),
         losses=list(dict.fromkeys(arguments.loss)),
         train=train,
-        validation=validation,
+        validation=splits[1],
         folder=folder,
         eval_samples=arguments.samples,
         resume=arguments.resume,
@@ -291,16 +424,26 @@ def _train(arguments: argparse.Namespace) -> Experiment:
     return experiment
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from .experiments import MissingExtrasError, require_extras
+def _check_ranks(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    """Only members that train together have something to do on several ranks."""
+    if ranks.size == 1:
+        return
+    error = arguments.parser.error
+    if set(arguments.loss) != {"iu"}:
+        error(f"argument --loss: expected iu alone on {ranks.size} ranks, got {arguments.loss}")
+    if getattr(arguments, "masks", None) is not None:
+        error(f"argument --masks: expected a single rank, got {ranks.size}")
+    if arguments.members < ranks.size:
+        error(
+            f"argument --members: expected one for each of {ranks.size} ranks, got "
+            f"{arguments.members}"
+        )
 
-    try:
-        require_extras()
-    except MissingExtrasError as problem:
-        print(f"segunc: error: {problem}", file=sys.stderr)
-        return 1
+
+def _run(arguments: argparse.Namespace) -> int:
     from .experiments.datasets import DatasetError
     from .experiments.experiment import run
+    from .experiments.ranks import RankError, process_group, ranks_of_environment
     from .experiments.training import CheckpointError, DivergedError
 
     if arguments.amp == "fp16" and torch.device(arguments.device).type == "cpu":
@@ -308,20 +451,68 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.scale[0] > arguments.scale[1]:
         arguments.parser.error("argument --scale: expected MIN not above MAX")
     started = time.perf_counter()
-    experiment = _demo(arguments) if arguments.command == "demo" else _train(arguments)
     try:
-        table = run(experiment)
+        ranks = ranks_of_environment()
+        _check_ranks(arguments, ranks)
+        device = ranks.device(arguments.device)
+        arguments.device = str(device)
+        make = _demo if arguments.command == "demo" else _train
+        experiment = make(arguments, ranks)
+        with process_group(ranks, device):
+            table = run(experiment)
     except CheckpointError as problem:
         arguments.parser.error(f"argument --resume: {problem}")
     except DatasetError as problem:
         arguments.parser.error(f"argument --data: {problem}")
-    except DivergedError as problem:
+    except (DivergedError, RankError) as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
+    if not ranks.first:
+        return 0
     print(f"\n{table}")
     pictures = ", ".join(sorted(path.name for path in experiment.folder.glob("*.png")))
     seconds = time.perf_counter() - started
     print(f"Written to {experiment.folder}: table.md, table.json, {pictures} ({seconds:.0f} s).")
+    return 0
+
+
+def _masks(arguments: argparse.Namespace) -> int:
+    from tqdm.auto import tqdm
+
+    from .experiments.datasets import DatasetError
+    from .experiments.masks import MaskError, MaskSettings, load_ensemble, write_masks
+    from .experiments.ranks import RankError, ranks_of_environment
+    from .experiments.training import CheckpointError
+
+    error = arguments.parser.error
+    try:
+        ranks = ranks_of_environment()
+        members = load_ensemble(arguments.members)
+        num_classes = next(iter(members.values())).num_classes
+        dataset = _folder_dataset(arguments, arguments.split, num_classes, ranks)
+        share = len(range(ranks.rank, len(dataset), ranks.size))
+        with tqdm(
+            total=share, desc="masks", unit="image", disable=not ranks.first, dynamic_ncols=True
+        ) as bar:
+            count = write_masks(
+                members,
+                dataset,
+                arguments.output,
+                MaskSettings(arguments.map, arguments.components, arguments.connectivity),
+                device=ranks.device(arguments.device),
+                workers=arguments.workers,
+                ranks=ranks,
+                progress=bar.update,
+            )
+    except CheckpointError as problem:
+        error(f"argument --members: {problem}")
+    except DatasetError as problem:
+        error(f"argument --data: {problem}")
+    except (MaskError, RankError) as problem:
+        print(f"segunc: error: {problem}", file=sys.stderr)
+        return 1
+    of_rank = "" if ranks.size == 1 else f", share of rank {ranks.rank} of {ranks.size}"
+    print(f"{count.written} masks written to {arguments.output}, {count.kept} kept{of_rank}.")
     return 0
 
 
@@ -343,10 +534,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 after an error, 130 after Ctrl-C. Wrong arguments exit with 2.
     """
     arguments = build_parser().parse_args(argv)
+    if arguments.command == "info":
+        return _info()
+    from .experiments import MissingExtrasError, require_extras
+
     try:
-        return _info() if arguments.command == "info" else _run(arguments)
+        require_extras()
+    except MissingExtrasError as problem:
+        print(f"segunc: error: {problem}", file=sys.stderr)
+        return 1
+    try:
+        return _masks(arguments) if arguments.command == "masks" else _run(arguments)
     except KeyboardInterrupt:
-        print("\nsegunc: interrupted; the same command with --resume continues", file=sys.stderr)
+        how = "" if arguments.command == "masks" else " with --resume"
+        print(f"\nsegunc: interrupted; the same command{how} continues", file=sys.stderr)
         return _INTERRUPTED
 
 

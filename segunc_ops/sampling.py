@@ -1,4 +1,4 @@
-"""Samples of a model's logits by Monte-Carlo dropout, and their statistics from a stream.
+"""Samples of logits by Monte-Carlo dropout or from an ensemble, and their statistics from a stream.
 
 The samples never exist together: each is folded into a running state whose size does not depend
 on their number.
@@ -7,11 +7,12 @@ on their number.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -23,6 +24,7 @@ from .reference import accumulate_dtype
 __all__ = [
     "BatchNormMode",
     "PredictiveAccumulator",
+    "ensemble_statistics",
     "mc_dropout",
     "sample_logits",
     "sample_statistics",
@@ -46,6 +48,15 @@ class _State(NamedTuple):
     mean: Tensor
     squared_deviations: Tensor
     entropy_sum: Tensor
+
+
+class _Offer(NamedTuple):
+    """The samples of a rank, as it tells the others before states are exchanged."""
+
+    num_samples: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
 
 
 class PredictiveAccumulator:
@@ -92,7 +103,7 @@ class PredictiveAccumulator:
             raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
         state = self._state
         if state is None:
-            state = self._allocate(logits)
+            state = self._allocate(logits.shape, logits.dtype, logits.device)
         else:
             self._check_fits("logits", logits.shape, logits.dtype, logits.device)
         accumulate_statistics(*state, logits, self._count + 1)
@@ -153,6 +164,69 @@ class PredictiveAccumulator:
         self._count = count
         return self
 
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> PredictiveAccumulator:
+        """Merges the accumulators of all ranks, so that each has the samples of all.
+
+        States are merged in the order of the ranks by the formulas of :meth:`merge`, with the same
+        operations everywhere: on devices of one kind all ranks get the same bits. Ranks may have
+        different numbers of samples, or none. Every rank of the group must call; it waits for the
+        others. Two states' worth of memory beside the own one are needed meanwhile.
+
+        Args:
+            group: the process group, of a backend that serves the samples' device (gloo, nccl);
+                None is the default group.
+
+        Returns:
+            The accumulator itself; empty if all were.
+
+        Raises:
+            RuntimeError: torch.distributed is not initialised, or a rank did not take part: it
+                ended, or the group's timeout passed.
+            ValueError: on every rank, if shapes or devices of the ranks' samples differ, or the
+                group's backend does not serve the device; on one that is not in the group.
+            TypeError: on every rank, if types differ.
+
+            After an error the samples are those from before.
+        """
+        return self._all_reduce("all_reduce", group, None)
+
+    def _all_reduce(
+        self, caller: str, group: dist.ProcessGroup | None, failure: BaseException | None
+    ) -> PredictiveAccumulator:
+        _check_group(caller, group)
+        mine: _Offer | str | None = None
+        if failure is not None:
+            mine = f"{type(failure).__name__}: {failure}"
+        elif self._state is not None and self._dtype is not None:
+            mean = self._state.mean
+            mine = _Offer(self._count, tuple(mean.shape), self._dtype, mean.device.type)
+        every: list[_Offer | str | None] = [None] * dist.get_world_size(group)
+        with _explained(caller, group):
+            dist.all_gather_object(every, mine, group)
+        merged = PredictiveAccumulator()
+        for rank, offer in _check_offers(caller, every, group).items():
+            with _explained(caller, group):
+                merged.merge(self._receive(offer, rank, group))
+        self._count, self._state, self._dtype = merged._count, merged._state, merged._dtype
+        return self
+
+    def _receive(
+        self, offer: _Offer, rank: int, group: dist.ProcessGroup | None
+    ) -> PredictiveAccumulator:
+        """The accumulator of one rank of the group, which that rank sends to all."""
+        if rank == dist.get_rank(group):
+            sent = self
+        else:
+            sent = PredictiveAccumulator()
+            # By the kind alone CUDA would be the current device, whichever the own samples are on.
+            device = self._state.mean.device if self._state else torch.device(offer.device)
+            sent._state = self._allocate(offer.shape, offer.dtype, device)
+            sent._count, sent._dtype = offer.num_samples, offer.dtype
+        assert sent._state is not None
+        for part in sent._state:
+            dist.broadcast(part, group=group, group_src=rank)
+        return sent
+
     def reset(self) -> PredictiveAccumulator:
         """Forgets all samples, their shape and type, and frees the memory; returns itself."""
         self._count, self._state, self._dtype = 0, None, None
@@ -165,12 +239,11 @@ class PredictiveAccumulator:
         return f"PredictiveAccumulator(count={self._count}, shape={shape}, dtype={self._dtype})"
 
     @staticmethod
-    def _allocate(logits: Tensor) -> _State:
+    def _allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> _State:
         # A tensor made in inference mode could not be updated outside it.
         with torch.inference_mode(False):
-            dtype = accumulate_dtype(logits.dtype)
-            mean = torch.empty(logits.shape, dtype=dtype, device=logits.device)
-            pixels = logits.shape[:1] + logits.shape[2:]
+            mean = torch.empty(tuple(shape), dtype=accumulate_dtype(dtype), device=device)
+            pixels = mean.shape[:1] + mean.shape[2:]
             return _State(mean, torch.empty_like(mean), mean.new_empty(pixels))
 
     def _check_fits(
@@ -189,6 +262,56 @@ class PredictiveAccumulator:
             raise ValueError(
                 f"{name}: expected device {mean.device} like the samples so far, got {device}"
             )
+
+
+def _check_group(caller: str, group: dist.ProcessGroup | None) -> None:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(
+            f"{caller}: expected an initialised process group, got none; call "
+            "torch.distributed.init_process_group first"
+        )
+    if dist.get_rank(group) < 0:
+        raise ValueError(f"group: expected one that rank {dist.get_rank()} is in, got another")
+
+
+@contextmanager
+def _explained(caller: str, group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Says what a failed collective means."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{caller}: expected all {dist.get_world_size(group)} ranks to take part, but on rank "
+            f"{dist.get_rank(group)} the exchange failed: {error}"
+        ) from error
+
+
+def _check_offers(
+    caller: str, every: Sequence[_Offer | str | None], group: dist.ProcessGroup | None
+) -> dict[int, _Offer]:
+    """What the ranks with samples offer; where it does not fit, every rank raises the same."""
+    for rank, offer in enumerate(every):
+        if isinstance(offer, str):
+            raise RuntimeError(f"{caller}: rank {rank} failed with {offer}")
+    offers = {rank: offer for rank, offer in enumerate(every) if isinstance(offer, _Offer)}
+    if not offers:
+        return offers
+    first, wanted = next(iter(offers.items()))
+    for rank, offer in offers.items():
+        for name in ("shape", "dtype", "device"):
+            if getattr(offer, name) != getattr(wanted, name):
+                kind = TypeError if name == "dtype" else ValueError
+                raise kind(
+                    f"{caller}: expected {name} {getattr(wanted, name)} like the samples of rank "
+                    f"{first}, got {getattr(offer, name)} on rank {rank}"
+                )
+    served = [entry.partition(":")[0] for entry in dist.get_backend_config(group).split(",")]
+    if wanted.device not in served:
+        raise ValueError(
+            f"{caller}: expected samples on {' or '.join(served)}, which the group's backend "
+            f"serves, got {wanted.device}"
+        )
+    return offers
 
 
 def _drops(module: nn.Module) -> bool:
@@ -339,6 +462,14 @@ def _pick_logits(output: Any) -> Tensor:
     )
 
 
+def _check_initialized(name: str, model: nn.Module) -> None:
+    if any(is_lazy(p) for p in model.parameters()) or any(is_lazy(b) for b in model.buffers()):
+        raise ValueError(
+            f"{name}: expected initialised parameters, got lazy ones in "
+            f"{type(_unwrap(model)).__name__}; run it once before sampling"
+        )
+
+
 def _call(model: nn.Module, input: Any) -> Any:
     if isinstance(input, Mapping):
         return model(**input)
@@ -350,12 +481,12 @@ def _call(model: nn.Module, input: Any) -> Any:
 def _draw(
     model: nn.Module, input: Any, batch_norm: BatchNormMode, pick: Callable[[Any], Tensor]
 ) -> Tensor:
-    with (
-        torch.no_grad(),
-        _without_autocast_cache(),
-        mc_dropout(model),
-        _changed(_normalization_changes(model, batch_norm)),
-    ):
+    with mc_dropout(model), _changed(_normalization_changes(model, batch_norm)):
+        return _forward(model, input, pick)
+
+
+def _forward(model: nn.Module, input: Any, pick: Callable[[Any], Tensor]) -> Tensor:
+    with torch.no_grad(), _without_autocast_cache():
         logits = pick(_call(model, input))
     if not isinstance(logits, Tensor):
         raise TypeError(f"output: expected the logits as a tensor, got {type(logits).__name__}")
@@ -412,11 +543,7 @@ def sample_logits(
         raise ValueError(
             f"batch_norm: expected one of {get_args(BatchNormMode)}, got {batch_norm!r}"
         )
-    if any(is_lazy(p) for p in model.parameters()) or any(is_lazy(b) for b in model.buffers()):
-        raise ValueError(
-            f"model: expected initialised parameters, got lazy ones in "
-            f"{type(_unwrap(model)).__name__}; run it once before sampling"
-        )
+    _check_initialized("model", model)
     model = _without_ddp(model)
     _dropout_changes(model)
     pick = _pick_logits if output is None else output
@@ -456,4 +583,88 @@ def sample_statistics(
     for logits in sample_logits(model, input, num_samples, batch_norm=batch_norm, output=output):
         accumulator.update(logits)
         del logits  # else it would live on through the next forward pass
+    return accumulator.compute(return_mean)
+
+
+def _accumulate_members(
+    accumulator: PredictiveAccumulator,
+    models: Iterable[nn.Module],
+    input: Any,
+    pick: Callable[[Any], Tensor],
+) -> None:
+    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
+        raise TypeError(
+            f"models: expected several modules, got one {type(_unwrap(models)).__name__}; pass a "
+            "list"
+        )
+    for number, model in enumerate(models):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"models[{number}]: expected a module, got {type(model).__name__}")
+        _check_initialized(f"models[{number}]", model)
+        member = _without_ddp(model)
+        with _changed([(module, "training", False) for module in member.modules()]):
+            logits = _forward(member, input, pick)
+        accumulator.update(logits)
+        del logits  # else it would live on through the next forward pass
+
+
+def ensemble_statistics(
+    models: Iterable[nn.Module],
+    input: Any,
+    *,
+    return_mean: bool = False,
+    output: Callable[[Any], Tensor] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> PredictiveStatistics:
+    """Predictive statistics of an ensemble; memory does not grow with its members.
+
+    The first half of instance-wise uncertainty (Almeida et al.): its `entropy` is what
+    :class:`segunc_ops.losses.InstanceUncertaintyCrossEntropyLoss` averages over components. Members
+    run one after another in evaluation mode, without gradients; afterwards every module is in the
+    mode it was in.
+
+    Args:
+        models: the members, in any mode, compiled or wrapped in DistributedDataParallel or not. A
+            generator may make each when its turn comes.
+        input: the argument of every member; a tuple is passed as positional, a mapping as keyword
+            arguments.
+        return_mean: whether to return the mean probabilities ``(N, C, *)`` too.
+        output: picks the logits from what a member returns, as for :func:`sample_logits`.
+        group: the members are those of all ranks of this process group
+            (``torch.distributed.group.WORLD`` for all): each rank passes its own, of any number
+            or none, and the same input; all get the same statistics, to the bit on devices of one
+            kind. None is no communication.
+
+    Returns:
+        Maps of shape ``(N, *)``, float32 (float64 for float64 logits). With one member `std` is
+        NaN.
+
+    Raises:
+        ValueError: no member, on any rank; a member with uninitialised lazy parameters; logits of
+            members that differ in shape or device.
+        TypeError: something else than modules; no logits in what a member returns; logits of
+            members that differ in type.
+        RuntimeError: with `group`, as :meth:`PredictiveAccumulator.all_reduce`. A rank whose own
+            member fails raises that error, and all others one that quotes it.
+
+    Example:
+        >>> statistics = ensemble_statistics(members, images)
+        >>> loss = criterion(members[0](images), labels, statistics)
+    """
+    accumulator = PredictiveAccumulator()
+    pick = _pick_logits if output is None else output
+    if group is not None:
+        _check_group("ensemble_statistics", group)
+    try:
+        _accumulate_members(accumulator, models, input, pick)
+    except Exception as error:
+        if group is not None:
+            # The other ranks are told instead of being left waiting.
+            with suppress(Exception):
+                accumulator._all_reduce("ensemble_statistics", group, error)
+        raise
+    if group is not None:
+        accumulator._all_reduce("ensemble_statistics", group, None)
+    if not accumulator.count:
+        raise ValueError("models: expected at least one member, got none")
     return accumulator.compute(return_mean)

@@ -26,12 +26,14 @@ class DatasetError(ValueError):
 
 
 class Sample(NamedTuple):
-    """An image and its label map."""
+    """An image, its label map and, if there is one, its uncertainty mask."""
 
     image: NDArray[np.uint8]
     """RGB, (H, W, 3)."""
     label: NDArray[np.uint8] | NDArray[np.int32]
     """Class indices, (H, W); uint8 where they and the ignored index fit."""
+    mask: NDArray[np.float32] | None = None
+    """Uncertainty, (H, W)."""
 
 
 class SegmentationDataset(Protocol):
@@ -180,6 +182,14 @@ class FolderDataset:
     def __len__(self) -> int:
         return len(self._pairs)
 
+    def image_path(self, index: int) -> Path:
+        """The file of an image."""
+        return self._pairs[index][0]
+
+    def stem(self, index: int) -> str:
+        """What the files of an image and its label map are called, less the suffix."""
+        return self._pairs[index][0].stem
+
     def label(self, index: int) -> NDArray[np.integer]:
         """The label map (H, W), int32, without reading the image."""
         return self._label(self._pairs[index][1])
@@ -292,14 +302,15 @@ def augment(
     scale: tuple[float, float] = (0.5, 2.0),
     flip: bool = True,
 ) -> Sample:
-    """Random scale, crop and horizontal flip, the same for image and label map.
+    """Random scale, crop and horizontal flip, the same for image, label map and mask.
 
     The window is cut out at the source's resolution and then resized, so that enlarging costs no
-    more than the crop. Where a reduced image does not fill the crop, it is padded with grey and
-    `ignore_index`.
+    more than the crop. Where a reduced image does not fill the crop, it is padded with grey,
+    `ignore_index` and an uncertainty of 0. A mask is sampled where its label map is, the nearest
+    pixel: interpolated it would mix the uncertainties of neighbouring instances.
 
     Args:
-        sample: image (H, W, 3) and label map (H, W).
+        sample: image (H, W, 3), label map (H, W) and, if there is one, mask (H, W).
         rng: draws scale, position and flip.
         crop: height and width of the result.
         ignore_index: label of the padding.
@@ -307,9 +318,9 @@ def augment(
         flip: whether half of the results are mirrored.
 
     Returns:
-        Image (h, w, 3) uint8 and label map (h, w) of the source's type, contiguous.
+        Image (h, w, 3) uint8, label map (h, w) of the source's type, and mask (h, w), contiguous.
     """
-    image, label = sample
+    image, label, mask = sample
     height, width = label.shape
     factor = float(rng.uniform(*scale))
     window = [min(n, round(c / factor)) for n, c in zip(label.shape, crop, strict=True)]
@@ -321,15 +332,22 @@ def augment(
     columns = ((np.arange(filled[1]) + 0.5) * window[1] / filled[1]).astype(np.int64)
     image = _resize(image[part], (filled[0], filled[1]))
     label = label[part][rows[:, None], columns]
+    if mask is not None:
+        mask = mask[part][rows[:, None], columns]
     if flip and rng.uniform() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1]
+        mask = None if mask is None else mask[:, ::-1]
     offset = [int(rng.integers(c - n + 1)) for n, c in zip(filled, crop, strict=True)]
     place = np.s_[offset[0] : offset[0] + filled[0], offset[1] : offset[1] + filled[1]]
     padded_image = np.full((*crop, 3), 128, np.uint8)
     padded_label = np.full(crop, ignore_index, label.dtype)
     padded_image[place] = image
     padded_label[place] = label
-    return Sample(padded_image, padded_label)
+    if mask is None:
+        return Sample(padded_image, padded_label)
+    padded_mask = np.zeros(crop, np.float32)
+    padded_mask[place] = mask
+    return Sample(padded_image, padded_label, padded_mask)
 
 
 class Batch(NamedTuple):
@@ -339,13 +357,17 @@ class Batch(NamedTuple):
     """uint8, (N, 3, H, W)."""
     target: Tensor
     """uint8 or int32, (N, H, W)."""
+    mask: Tensor | None = None
+    """float32, (N, H, W)."""
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks samples of one size."""
+    """Stacks samples of one size; the batch has a mask if each of them has."""
     images = torch.from_numpy(np.stack([sample.image for sample in samples]))
     target = torch.from_numpy(np.stack([sample.label for sample in samples]))
-    return Batch(images.permute(0, 3, 1, 2), target)
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    mask = torch.from_numpy(np.stack(masks)) if len(masks) == len(samples) else None
+    return Batch(images.permute(0, 3, 1, 2), target, mask)
 
 
 class TrainingBatches:

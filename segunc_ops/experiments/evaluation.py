@@ -161,7 +161,7 @@ def evaluate(
     model.eval()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for images, target in evaluation_batches(dataset, batch_size):
+        for images, target, _ in evaluation_batches(dataset, batch_size):
             with autocast():
                 inputs = normalize(images, device, channels_last)
                 statistics = sample_statistics(model, inputs, num_samples, batch_norm="running")
@@ -187,7 +187,7 @@ def deterministic_miou(
     training = model.training
     model.eval()
     try:
-        for images, target in evaluation_batches(dataset, batch_size):
+        for images, target, _ in evaluation_batches(dataset, batch_size):
             with autocast():
                 prediction = model(normalize(images, device, channels_last)).argmax(1)
             confusion += confusion_matrix(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm.auto import tqdm
 
 from ..sampling import sample_statistics
@@ -83,11 +85,18 @@ def _time(trainer: Trainer) -> LossTime:
     """Times the loss on a training batch; the statistics it needs come from the model."""
     config = trainer.config
     batch = next(trainer.batches.iterate(0, 1))
-    images, target = trainer.inputs(batch)
-    trainer.model.train()
+    images, target, mask = trainer.inputs(batch)
+    for model in trainer.models:
+        model.train()
     with torch.no_grad(), config.autocast():
-        logits, statistics = trainer.forward(images)
-    return time_loss(trainer.loss, logits, target, statistics, num_samples=config.samples)
+        logits, statistics = trainer.forward(images, alone=True)
+    return time_loss(
+        partial(trainer.loss, mask=mask),
+        logits[0],
+        target,
+        statistics,
+        num_samples=config.members if config.loss == "iu" else config.samples,
+    )
 
 
 def _telling_images(dataset: SegmentationDataset) -> list[int]:
@@ -133,14 +142,21 @@ def _panels(experiment: Experiment, trainer: Trainer, indices: Sequence[int]) ->
 def run(experiment: Experiment) -> str:
     """Runs the experiment.
 
+    Where torch.distributed is initialised every rank runs it; the first does all but the training
+    of the other ranks' members.
+
     Returns:
-        The table, as written to ``table.md``.
+        The table, as written to ``table.md``; nothing on ranks that are not the first.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C; what was trained is in the checkpoints.
         CheckpointError: `resume` met a checkpoint of another experiment.
         DivergedError: a loss is no longer finite.
     """
+    if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+        for loss in experiment.losses:
+            _train(experiment, loss)
+        return ""
     experiment.folder.mkdir(parents=True, exist_ok=True)
     if not experiment.resume:
         # An older run's results must not pass for this one's if it is interrupted.

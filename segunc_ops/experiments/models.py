@@ -104,6 +104,7 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         if len(widths) != 4:
             raise ValueError(f"widths: expected four stages, got {len(widths)}")
+        self.num_classes = num_classes
         self.encoder = Encoder(widths, dropout)
         self.decoder = Decoder(widths, widths[1], num_classes)
         for module in self.modules():

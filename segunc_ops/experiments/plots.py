@@ -35,7 +35,7 @@ _STREET_COLOURS = {
 _IGNORED = "#9b9b9b"
 _RIGHT = "#f7f7f5"
 _WRONG = "#c0392b"
-LOSS_TITLES = {"ce": "CE", "uce": "U-CE"}
+LOSS_TITLES = {"ce": "CE", "uce": "U-CE", "iu": "IU"}
 
 
 class Panel(NamedTuple):
@@ -213,7 +213,7 @@ def plot_learning_curves(histories: Mapping[str, History], path: Path) -> None:
             markersize=3.5,
             label=title,
         )
-    loss_axes.set_title("training loss (U-CE's is weighted)", fontsize=10)
+    loss_axes.set_title("training loss (U-CE's and IU's are weighted)", fontsize=10)
     loss_axes.set_yscale("log")
     loss_axes.yaxis.set_major_formatter("{x:g}")
     loss_axes.yaxis.set_minor_formatter("{x:g}")

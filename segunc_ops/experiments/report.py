@@ -66,6 +66,16 @@ def device_name(device: str) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
+def _about_members(results: Mapping[str, LossResult]) -> str:
+    """What an IU column is of: one network, as are the others."""
+    if "iu" not in results:
+        return ""
+    config = results["iu"].config
+    if config.masks is not None:
+        return f"IU: weighted by the masks {config.masks} of an ensemble trained before. "
+    return f"IU: the first of {config.members} members trained together. "
+
+
 def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float]) -> str:
     """Markdown: classes, summary and time of the loss, a column per loss.
 
@@ -134,8 +144,9 @@ def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float
         f"{config.crop[1]}, seed {config.seed}; evaluated on the mean of "
         f"{first.evaluation.num_samples} Monte-Carlo dropout samples over "
         f"{first.evaluation.num_pixels:,} labelled pixels; uncertainty: standard deviation of the "
-        f"predicted class's probability, by true class. {device_name(config.device)}, torch "
-        f"{torch.__version__}, kernels: {kernels}; times are medians."
+        f"predicted class's probability, by true class. {_about_members(results)}"
+        f"{device_name(config.device)}, torch {torch.__version__}, kernels: {kernels}; "
+        "times are medians."
     )
     blocks = [_markdown(per_class), _markdown(summary), _markdown(timing), [note]]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"

@@ -1,12 +1,15 @@
-"""Training by cross-entropy or by uncertainty-aware cross-entropy, resumable to the bit.
+"""Training by cross-entropy, U-CE or instance-wise uncertainty, resumable to the bit.
 
 The recipe is that of U-CE (Landgraf et al. 2023): SGD with momentum 0.9 and weight decay 1e-4,
 the decoder at ten times the encoder's learning rate, polynomial decay, and per step S Monte-Carlo
-dropout samples whose standard deviation weights the loss.
+dropout samples whose standard deviation weights the loss. For instance-wise uncertainty (Almeida
+et al.) M members train together on the same batches, each weighted by the entropy of them all, its
+mean over each component; or a single network, weighted by the masks of an ensemble trained before.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import signal
@@ -16,20 +19,28 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..functional import PredictiveStatistics
-from ..losses import CrossEntropyLoss, UncertaintyAwareCrossEntropyLoss
-from ..sampling import sample_statistics
+from ..losses import (
+    CrossEntropyLoss,
+    InstanceUncertaintyCrossEntropyLoss,
+    UncertaintyAwareCrossEntropyLoss,
+)
+from ..losses.instance_uncertainty import Components, instance_uncertainty
+from ..sampling import PredictiveAccumulator, sample_statistics
 from .datasets import Batch, SegmentationDataset, Size, TrainingBatches, normalize
 from .evaluation import class_iou, confusion_matrix, deterministic_miou
+from .mask_files import MaskedDataset
 from .models import EncoderDecoder
 
-LossName = Literal["ce", "uce"]
+LossName = Literal["ce", "uce", "iu"]
 
 # What a resumed run may change without becoming another experiment.
 _FREE_FIELDS = frozenset({"device", "channels_last", "compile", "workers"})
@@ -51,7 +62,9 @@ class TrainingConfig:
 
     ``amp`` is None, ``"bf16"`` or ``"fp16"`` (CUDA only, with gradient scaling); ``samples`` and
     ``alpha`` are S and the exponent of U-CE; ``validate_every`` counts steps, as do ``steps`` and
-    ``report_every``.
+    ``report_every``. Of instance-wise uncertainty are ``exponent``, ``components``,
+    ``connectivity`` and ``members``, which train together; unless ``masks``, the fingerprint of
+    a :class:`MaskedDataset`, says that the uncertainty comes with the images.
     """
 
     loss: LossName
@@ -65,6 +78,11 @@ class TrainingConfig:
     dropout: float = 0.2
     samples: int = 10
     alpha: float = 10.0
+    members: int = 3
+    exponent: float = 2.0
+    components: Components = "target"
+    connectivity: int | None = None
+    masks: str | None = None
     seed: int = 0
     device: str = "cpu"
     amp: str | None = None
@@ -75,14 +93,21 @@ class TrainingConfig:
     report_every: int = 5
 
     def __post_init__(self) -> None:
-        if self.loss not in ("ce", "uce"):
-            raise ValueError(f"loss: expected 'ce' or 'uce', got {self.loss!r}")
+        if self.loss not in get_args(LossName):
+            raise ValueError(f"loss: expected one of {get_args(LossName)}, got {self.loss!r}")
         if self.amp not in (None, "bf16", "fp16"):
             raise ValueError(f"amp: expected None, 'bf16' or 'fp16', got {self.amp!r}")
         if self.amp == "fp16" and torch.device(self.device).type == "cpu":
             raise ValueError("amp: fp16 needs a CUDA device; use bf16 on the CPU")
         if self.loss == "uce" and self.samples < 2:
             raise ValueError(f"samples: a deviation needs at least 2, got {self.samples}")
+        if self.loss == "iu" and self.masks is None and self.members < 2:
+            raise ValueError(f"members: an ensemble needs at least 2, got {self.members}")
+
+    @property
+    def num_models(self) -> int:
+        """How many networks train together."""
+        return self.members if self.loss == "iu" and self.masks is None else 1
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of the forward passes."""
@@ -145,17 +170,74 @@ def deferred_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
+def _member_seed(seed: int, number: int) -> int:
+    """The seed of a member's weights; the first one's are those of a network trained alone."""
+    if number == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, 2, number]).generate_state(1)[0])
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a :class:`Trainer` has written.
+
+    Raises:
+        CheckpointError: the file is missing or something else.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if missing := {"config", "num_classes", "step", "members", "ranks"} - set(state):
+            raise KeyError(*sorted(missing))
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a checkpoint ({error})") from error
+    return state
+
+
+def load_members(path: Path, *, finished: bool = False) -> list[EncoderDecoder]:
+    """The networks of a checkpoint in evaluation mode: one, or all that trained together.
+
+    Args:
+        path: what a :class:`Trainer` has written.
+        finished: whether the training must have come to its end.
+
+    Raises:
+        CheckpointError: the file is missing, is no checkpoint, of another network or, where that
+            matters, of an interrupted training.
+    """
+    state = read_checkpoint(path)
+    step, steps = state["step"], state["config"]["steps"]
+    if finished and step < steps:
+        raise CheckpointError(
+            f"{path}: its training stopped at step {step} of {steps}; finish it with "
+            "`segunc train --resume`"
+        )
+    models = []
+    for weights in state["members"]:
+        model = EncoderDecoder(state["num_classes"], dropout=state["config"]["dropout"])
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: holds another network ({error})") from error
+        models.append(model.eval())
+    return models
+
+
 class Trainer:
-    """Trains an :class:`EncoderDecoder`.
+    """Trains an :class:`EncoderDecoder`, or several together.
 
     Two trainers whose configurations differ only in the loss start from the same weights and see
-    the same batches.
+    the same batches. Members that train together start from weights of their own and see the same
+    batches; where torch.distributed is initialised they are dealt to its ranks, and the first
+    rank, which has the first member, validates and writes the checkpoint of all.
 
     Args:
         config: the recipe.
         train: images to learn from.
-        validation: images for the mIoU of the learning curve.
+        validation: images for the mIoU of the learning curve, that of the first member.
         checkpoint: file that is written at every validation and at Ctrl-C; None writes none.
+
+    Raises:
+        ValueError: there are more ranks than members, or the dataset's masks are not those of
+            the configuration.
     """
 
     def __init__(
@@ -171,15 +253,26 @@ class Trainer:
         self.device = torch.device(config.device)
         self.num_classes = len(train.class_names)
         self.ignore_index = train.ignore_index
-        torch.manual_seed(config.seed)
-        self.model = EncoderDecoder(self.num_classes, dropout=config.dropout)
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
-        if config.compile:
-            self.model.compile()
+        if config.loss == "iu" and config.masks is not None:
+            found = train.fingerprint if isinstance(train, MaskedDataset) else None
+            if found != config.masks:
+                raise ValueError(f"train: expected masks {config.masks}, got {found}")
+        self.rank, self.num_ranks = 0, 1
+        if config.num_models > 1 and dist.is_available() and dist.is_initialized():
+            self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
+        if self.num_ranks > config.num_models:
+            raise ValueError(
+                f"members: expected one for each of {self.num_ranks} ranks, got {config.members}"
+            )
+        self._numbers = range(self.rank, config.num_models, self.num_ranks)
+        self.models = [self._build_model(number) for number in self._numbers]
         self.criterion = self._build_criterion().to(self.device)
         self.optimizer = torch.optim.SGD(
-            self.model.parameter_groups(config.learning_rate),
+            [
+                group
+                for model in self.models
+                for group in model.parameter_groups(config.learning_rate)
+            ],
             lr=config.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
@@ -200,50 +293,116 @@ class Trainer:
         shape = (self.num_classes, self.num_classes)
         self._confusion = torch.zeros(shape, dtype=torch.float64, device=self.device)
 
+    @property
+    def model(self) -> EncoderDecoder:
+        """The network that is evaluated: the first one."""
+        return self.models[0]
+
+    def _build_model(self, number: int) -> EncoderDecoder:
+        config = self.config
+        torch.manual_seed(_member_seed(config.seed, number))
+        model = EncoderDecoder(self.num_classes, dropout=config.dropout)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        if config.compile:
+            model.compile()
+        return model
+
     def _build_criterion(self) -> nn.Module:
-        if self.config.loss == "ce":
+        config = self.config
+        if config.loss == "ce":
             return CrossEntropyLoss(ignore_index=self.ignore_index)
-        return UncertaintyAwareCrossEntropyLoss(
-            alpha=self.config.alpha, ignore_index=self.ignore_index
+        if config.loss == "uce":
+            return UncertaintyAwareCrossEntropyLoss(
+                alpha=config.alpha, ignore_index=self.ignore_index
+            )
+        return InstanceUncertaintyCrossEntropyLoss(
+            config.exponent,
+            components=config.components,
+            connectivity=config.connectivity,
+            ignore_index=self.ignore_index,
         )
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def inputs(self, batch: Batch) -> Batch:
         """A batch on the device, images standardised."""
-        images = normalize(batch.images, self.device, self.config.channels_last)
-        return images, batch.target.to(self.device, non_blocking=True)
+        images, target, mask = batch
+        return Batch(
+            normalize(images, self.device, self.config.channels_last),
+            target.to(self.device, non_blocking=True),
+            None if mask is None else mask.to(self.device, non_blocking=True),
+        )
 
-    def forward(self, images: Tensor) -> tuple[Tensor, PredictiveStatistics | None]:
-        """Logits with gradient and, for U-CE, the statistics of S samples without."""
+    def forward(
+        self, images: Tensor, *, alone: bool = False
+    ) -> tuple[list[Tensor], PredictiveStatistics | None]:
+        """Logits with gradient of each network here and, where the loss needs them, statistics.
+
+        These are of S samples for U-CE, of all members, those of other ranks too unless `alone`,
+        for instance-wise uncertainty.
+        """
         statistics = None
         if self.config.loss == "uce":
             statistics = sample_statistics(self.model, images, self.config.samples)
-        return self.model(images), statistics
+        logits: list[Tensor] = [model(images) for model in self.models]
+        if self.config.num_models > 1:
+            accumulator = PredictiveAccumulator()
+            for each in logits:
+                accumulator.update(each)
+            if self.num_ranks > 1 and not alone:
+                accumulator.all_reduce()
+            statistics = accumulator.compute()
+        return logits, statistics
 
     def loss(
-        self, logits: Tensor, target: Tensor, statistics: PredictiveStatistics | None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        statistics: PredictiveStatistics | None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """The criterion's scalar."""
-        if statistics is None:
-            loss: Tensor = self.criterion(logits, target)
-        else:
+        """The criterion's scalar; a mask of instance uncertainty goes before statistics."""
+        if self.config.loss == "iu" and mask is not None:
+            loss: Tensor = self.criterion(logits, target, instance_uncertainty=mask)
+        elif statistics is not None:
             loss = self.criterion(logits, target, statistics)
+        else:
+            loss = self.criterion(logits, target)
         return loss
 
+    def _ensemble_mask(self, statistics: PredictiveStatistics, target: Tensor) -> Tensor:
+        """The instance uncertainty that all members share."""
+        by_target = self.config.components == "target"
+        return instance_uncertainty(
+            statistics.entropy,
+            target if by_target else statistics.prediction,
+            num_classes=self.num_classes,
+            connectivity=self.config.connectivity,
+            ignore_index=self.ignore_index if by_target else None,
+        )
+
     def train_step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """One update; returns loss, logits and target."""
+        """One update; returns the loss, and the first network's logits, and the target.
+
+        The loss is this rank's share of the mean over all members.
+        """
         decay = polynomial_decay(self.step, self.config.steps)
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * decay
-        images, target = self.inputs(batch)
+        images, target, mask = self.inputs(batch)
         with self.config.autocast():
             logits, statistics = self.forward(images)
-            loss = self.loss(logits, target, statistics)
+            if self.config.num_models > 1:
+                assert statistics is not None
+                mask = self._ensemble_mask(statistics, target)
+            # No two share a parameter: the sum gives each network the gradient of its own loss.
+            losses = [self.loss(each, target, statistics, mask) for each in logits]
+            loss = torch.stack(losses).sum()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        return loss.detach(), logits.detach(), target
+        return loss.detach() / self.config.num_models, logits[0].detach(), target
 
     def fit(self, *, progress: bool = True) -> History:
         """Trains to the last step.
@@ -259,18 +418,20 @@ class Trainer:
             DivergedError: the loss is not finite.
         """
         config = self.config
-        self.model.train()
+        for model in self.models:
+            model.train()
         bar = tqdm(
             total=config.steps,
             initial=self.step,
             desc=f"train {config.loss}",
             unit="step",
-            disable=not progress,
+            disable=not progress or self.rank > 0,
             dynamic_ncols=True,
         )
         batches = self.batches.iterate(self.step, config.steps)
         with deferred_interrupt() as stop, bar:
             started, first = time.perf_counter(), self.step
+            stopped = False
             try:
                 for batch in batches:
                     loss, logits, target = self.train_step(batch)
@@ -289,18 +450,27 @@ class Trainer:
                         self._validate()
                         self.save()
                         started, first = time.perf_counter(), self.step
-                    if stop.is_set():
+                    stopped = self._sum_over_ranks(float(stop.is_set())) > 0
+                    if stopped:
                         break
             finally:
                 batches.close()
-            if stop.is_set():
+            if stopped:
                 self.history.seconds += time.perf_counter() - started
                 self.save()
                 raise KeyboardInterrupt
         return self.history
 
+    def _sum_over_ranks(self, value: float) -> float:
+        """The same on every rank, so that all decide alike."""
+        if self.num_ranks == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return float(total)
+
     def _report(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
-        value = float(loss)
+        value = self._sum_over_ranks(float(loss))
         if not math.isfinite(value):
             raise DivergedError(
                 f"the {self.config.loss} loss is {value} at step {self.step}; "
@@ -315,6 +485,8 @@ class Trainer:
         self.history.train_miou.append(float(class_iou(self._confusion).nanmean()))
 
     def _validate(self) -> None:
+        if self.rank > 0:
+            return
         miou = deterministic_miou(
             self.model,
             self.validation,
@@ -327,38 +499,58 @@ class Trainer:
         self.history.validation_miou.append(miou)
 
     def save(self) -> None:
-        """Writes the checkpoint, if there is to be one."""
+        """Writes the checkpoint, if there is to be one; of several ranks the first writes it."""
         if self.checkpoint is None:
             return
-        state = {
-            "config": asdict(self.config),
-            "num_classes": self.num_classes,
-            "step": self.step,
-            "model": self.model.state_dict(),
+        mine: dict[str, Any] = {
+            "models": [model.state_dict() for model in self.models],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random_state": torch.get_rng_state(),
-            "history": asdict(self.history),
-            "running_loss": self._running_loss,
-            "confusion": self._confusion,
         }
         if self.device.type == "cuda":
-            state["cuda_random_state"] = torch.cuda.get_rng_state(self.device)
-        save_atomically(state, self.checkpoint)
+            mine["cuda_random_state"] = torch.cuda.get_rng_state(self.device)
+        ranks = [mine] if self.num_ranks == 1 else self._gather(mine)
+        if not ranks:
+            return
+        models = [each.pop("models") for each in ranks]
+        members = [models[i % len(models)][i // len(models)] for i in range(self.config.num_models)]
+        save_atomically(
+            {
+                "config": asdict(self.config),
+                "num_classes": self.num_classes,
+                "step": self.step,
+                "model": members[0],
+                "members": members,
+                "ranks": ranks,
+                "history": asdict(self.history),
+                "running_loss": self._running_loss,
+                "confusion": self._confusion,
+            },
+            self.checkpoint,
+        )
+
+    def _gather(self, mine: dict[str, Any]) -> list[dict[str, Any]]:
+        """What every rank has, in main memory, for the first; nothing for the others."""
+        file = io.BytesIO()
+        torch.save(mine, file)
+        every: list[bytes] | None = [b""] * self.num_ranks if self.rank == 0 else None
+        dist.gather_object(file.getvalue(), every)
+        return [
+            torch.load(io.BytesIO(each), map_location="cpu", weights_only=True)
+            for each in every or ()
+        ]
 
     def resume(self) -> bool:
         """Continues from the checkpoint; False if there is none.
 
         Raises:
-            CheckpointError: it cannot be read, or another recipe wrote it.
+            CheckpointError: it cannot be read, or another recipe or number of ranks wrote it.
         """
         if self.checkpoint is None or not self.checkpoint.is_file():
             return False
-        try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            written = state["config"]
-        except Exception as error:
-            raise CheckpointError(f"{self.checkpoint}: not a checkpoint ({error})") from error
+        state = read_checkpoint(self.checkpoint)
+        written = state["config"]
         if state["num_classes"] != self.num_classes:
             raise CheckpointError(
                 f"{self.checkpoint}: was trained for {state['num_classes']} classes, "
@@ -369,16 +561,23 @@ class Trainer:
                 raise CheckpointError(
                     f"{self.checkpoint}: was trained with {name} = {written.get(name)}, not {value}"
                 )
+        if len(state["ranks"]) != self.num_ranks:
+            raise CheckpointError(
+                f"{self.checkpoint}: was trained on {len(state['ranks'])} ranks, "
+                f"not {self.num_ranks}"
+            )
+        mine = state["ranks"][self.rank]
         self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for number, model in zip(self._numbers, self.models, strict=True):
+            model.load_state_dict(state["members"][number])
+        self.optimizer.load_state_dict(mine["optimizer"])
+        self.scaler.load_state_dict(mine["scaler"])
         self.history = History(**state["history"])
         self._running_loss = state["running_loss"]
         self._confusion.copy_(state["confusion"])
-        torch.set_rng_state(state["random_state"])
-        if self.device.type == "cuda" and "cuda_random_state" in state:
-            torch.cuda.set_rng_state(state["cuda_random_state"], self.device)
+        torch.set_rng_state(mine["random_state"])
+        if self.device.type == "cuda" and "cuda_random_state" in mine:
+            torch.cuda.set_rng_state(mine["cuda_random_state"], self.device)
         return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..functional import Reduction, cross_entropy
+from ..functional import Reduction
 from ._base import ClassWeightedLoss
 
 __all__ = ["CrossEntropyLoss"]
@@ -53,12 +53,4 @@ class CrossEntropyLoss(ClassWeightedLoss):
         super().__init__(weight, ignore_index, reduction, label_smoothing)
 
     def forward(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
-        return cross_entropy(
-            input,
-            target,
-            self.weight,
-            pixel_weight=pixel_weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-        )
+        return self._cross_entropy(input, target, pixel_weight)

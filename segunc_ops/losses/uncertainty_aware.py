@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-from typing import Literal, cast, get_args
-
-import torch
 from torch import Tensor
 
-from ..functional import PredictiveStatistics, Reduction, cross_entropy
-from ..reference import accumulate_dtype
+from ..functional import PredictiveStatistics, Reduction
 from ..sampling import PredictiveAccumulator
-from ._base import ClassWeightedLoss
+from ._base import (
+    OR_STATISTICS,
+    Missing,
+    Uncertainty,
+    UncertaintyWeightedLoss,
+    check_exponent,
+    check_map,
+    check_uncertainty,
+    power_weight,
+)
 
 __all__ = ["UncertaintyAwareCrossEntropyLoss"]
-
-Missing = Literal["error", "plain"]
-Uncertainty = Tensor | PredictiveStatistics | PredictiveAccumulator
 
 
 def _standard_deviation(uncertainty: Uncertainty) -> Tensor:
@@ -31,19 +31,10 @@ def _standard_deviation(uncertainty: Uncertainty) -> Tensor:
                 f"is no standard deviation, got {uncertainty.count}"
             )
         uncertainty = uncertainty.compute().std
-    if not isinstance(uncertainty, Tensor):
-        raise TypeError(
-            "uncertainty: expected a tensor, PredictiveStatistics or PredictiveAccumulator, got "
-            f"{type(uncertainty).__name__}"
-        )
-    if not uncertainty.is_floating_point():
-        raise TypeError(
-            f"uncertainty: expected a floating-point standard deviation, got {uncertainty.dtype}"
-        )
-    return uncertainty.detach()
+    return check_uncertainty(uncertainty, "standard deviation", accepted=OR_STATISTICS)
 
 
-class UncertaintyAwareCrossEntropyLoss(ClassWeightedLoss):
+class UncertaintyAwareCrossEntropyLoss(UncertaintyWeightedLoss[Tensor]):
     r"""Cross-entropy whose pixels count more where the model is uncertain.
 
     "U-CE: Uncertainty-aware Cross-Entropy for Semantic Segmentation", Landgraf et al. 2023:
@@ -115,18 +106,8 @@ class UncertaintyAwareCrossEntropyLoss(ClassWeightedLoss):
         label_smoothing: float = 0.0,
         missing: Missing = "error",
     ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing)
-        if not isinstance(cast(object, alpha), Real):
-            raise TypeError(
-                f"alpha: expected a number, got {type(alpha).__name__}; class weights go to weight="
-            )
-        if not (math.isfinite(alpha) and alpha >= 0):
-            raise ValueError(f"alpha: expected a finite number of at least 0, got {alpha}")
-        if missing not in get_args(Missing):
-            raise ValueError(f"missing: expected one of {get_args(Missing)}, got {missing!r}")
-        self.alpha = float(alpha)
-        self.missing = missing
-        self._observed: Tensor | None = None
+        super().__init__(weight, ignore_index, reduction, label_smoothing, missing)
+        self.alpha = check_exponent("alpha", alpha)
 
     def observe(self, uncertainty: Uncertainty) -> None:
         """Keeps the uncertainty for the next call in training mode, in place of an older one.
@@ -144,38 +125,11 @@ class UncertaintyAwareCrossEntropyLoss(ClassWeightedLoss):
         self, input: Tensor, target: Tensor, uncertainty: Uncertainty | None = None
     ) -> Tensor:
         sigma = None if uncertainty is None else _standard_deviation(uncertainty)
-        if self.training:
-            if sigma is None:
-                sigma = self._observed
-            self._observed = None
-            if sigma is None and self.missing == "error":
-                raise ValueError(
-                    "uncertainty: expected one in training mode, got none; pass it, call "
-                    "observe(uncertainty) before, or construct the loss with missing='plain'"
-                )
-        return cross_entropy(
-            input,
-            target,
-            self.weight,
-            pixel_weight=None if sigma is None else self._pixel_weight(sigma, input),
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-        )
-
-    def _pixel_weight(self, sigma: Tensor, input: Tensor) -> Tensor:
-        # By the input: a target that does not fit it is told of as such.
-        pixels = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
-        if sigma.shape != pixels:
-            raise ValueError(
-                f"uncertainty: expected the target's shape {tuple(pixels)} for input of shape "
-                f"{tuple(input.shape)}, got {tuple(sigma.shape)}"
-            )
-        if sigma.device != input.device:
-            raise ValueError(
-                f"uncertainty: expected device {input.device} like input, got {sigma.device}"
-            )
-        return torch.pow(1 + sigma.to(accumulate_dtype(sigma.dtype)), self.alpha)
+        sigma = self._consume(sigma)
+        if sigma is None:
+            return self._cross_entropy(input, target, None)
+        check_map("uncertainty", sigma, input)
+        return self._cross_entropy(input, target, power_weight(sigma, self.alpha))
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha:g}, {super().extra_repr()}, missing={self.missing!r}"
+        return f"alpha={self.alpha:g}, {super().extra_repr()}"

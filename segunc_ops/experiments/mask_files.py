@@ -1,0 +1,255 @@
+"""Uncertainty masks as files, a float32 TIFF for each image, and a dataset with them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from .datasets import DatasetError, FolderDataset, Sample
+
+MaskKind = Literal["instance", "entropy"]
+
+_IMAGE_DESCRIPTION = 270
+_FORMAT = "segunc mask 1"
+_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial")
+
+
+@dataclass(frozen=True)
+class MaskRecord:
+    """What a mask was made of, as it tells in its TIFF description.
+
+    ``members`` are the SHA-256 digests of the members' weights, sorted. Of a map of raw entropy,
+    which knows no components, ``components``, ``connectivity`` and ``ignore_index`` are None.
+    """
+
+    members: tuple[str, ...]
+    map: MaskKind
+    num_classes: int
+    components: str | None = None
+    connectivity: int | None = None
+    ignore_index: int | None = None
+
+    def to_json(self) -> str:
+        """The same text for equal records."""
+        return json.dumps({"format": _FORMAT, **asdict(self)}, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: object) -> MaskRecord | None:
+        """The record in a TIFF description; None in one of another program."""
+        try:
+            fields: dict[str, Any] = json.loads(str(text))
+            if fields.pop("format") != _FORMAT:
+                return None
+            return MaskRecord(**{**fields, "members": tuple(fields["members"])})
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def differs(self, other: MaskRecord) -> str:
+        """Names the first field in which another record differs, with both values."""
+        theirs = asdict(other)
+        for name, value in asdict(self).items():
+            if value != theirs[name]:
+                return f"{name} {_short(value)}, not {_short(theirs[name])}"
+        return "nothing"
+
+
+def _short(value: object) -> str:
+    return " ".join(digest[:8] for digest in value) if isinstance(value, tuple) else str(value)
+
+
+def mask_path(folder: Path, stem: str) -> Path:
+    """Where the mask of the image with this stem lies."""
+    return folder / f"{stem}.tif"
+
+
+def write_mask(path: Path, values: NDArray[np.float32], record: MaskRecord) -> None:
+    """Writes a mask whole or not at all; equal arguments give equal bytes.
+
+    A process that is killed meanwhile leaves a hidden file beside it, for
+    :func:`remove_partial_masks`.
+
+    Args:
+        path: the TIFF.
+        values: (H, W).
+        record: what they were made of.
+    """
+    encoded = io.BytesIO()
+    Image.fromarray(values).save(
+        encoded,
+        "TIFF",
+        compression="tiff_deflate",
+        tiffinfo={_IMAGE_DESCRIPTION: record.to_json()},
+    )
+    # Of a name of its own, so that no two processes ever write one file.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        with partial.open("xb") as file:
+            file.write(encoded.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_partial_masks(folder: Path, stems: set[str]) -> None:
+    """Removes what killed processes left of the masks of these images."""
+    names = {mask_path(folder, stem).name for stem in stems}
+    for path in folder.iterdir():
+        found = _PARTIAL.fullmatch(path.name)
+        if found and found[1] in names:
+            path.unlink(missing_ok=True)
+
+
+def read_mask(path: Path) -> tuple[NDArray[np.float32], MaskRecord | None]:
+    """A mask's values (H, W) and record, None if another program wrote it.
+
+    Raises:
+        DatasetError: the file is missing, unreadable or damaged, has other than one channel of
+            float32, or holds NaN, infinity or negative values.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, description = image.mode, getattr(image, "tag_v2", {}).get(_IMAGE_DESCRIPTION)
+            values = np.array(image)
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such mask") from None
+    except Exception as error:  # whatever a decoder makes of damaged bytes
+        raise DatasetError(f"{path}: cannot be read as a mask ({error})") from error
+    if mode != "F":
+        raise DatasetError(f"{path}: expected a mask of one float32 channel, got mode {mode}")
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise DatasetError(
+            f"{path}: expected finite uncertainties of at least 0, got {values[row, column]} at "
+            f"row {row}, column {column}"
+        )
+    return values, MaskRecord.from_json(description)
+
+
+class MaskedDataset:
+    """A folder dataset whose samples have a mask of instance uncertainty too.
+
+    Args:
+        dataset: images and label maps.
+        masks: folder with a TIFF for each image, of its stem, as `segunc masks` writes them.
+
+    Raises:
+        DatasetError: the folder or a mask is missing.
+    """
+
+    def __init__(self, dataset: FolderDataset, masks: str | Path) -> None:
+        folder = Path(masks)
+        if not folder.is_dir():
+            raise DatasetError(f"{folder}: no such folder")
+        self._dataset = dataset
+        self._paths = [mask_path(folder, dataset.stem(i)) for i in range(len(dataset))]
+        missing = [path for path in self._paths if not path.is_file()]
+        if missing:
+            raise DatasetError(
+                f"{missing[0]}: no such mask ({len(missing)} of {len(self._paths)} images have "
+                "none); `segunc masks` writes them, and goes on where it was stopped"
+            )
+        self._fingerprint: str | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of classes 0 to C - 1."""
+        return self._dataset.class_names
+
+    @property
+    def ignore_index(self) -> int:
+        """Label of the pixels that count for nothing."""
+        return self._dataset.ignore_index
+
+    @property
+    def fingerprint(self) -> str:
+        """What the masks were made of, in 16 letters; "unrecorded" of another program's."""
+        if self._fingerprint is None:
+            record = read_mask(self._paths[0])[1]
+            self._fingerprint = "unrecorded"
+            if record is not None:
+                self._fingerprint = hashlib.sha256(record.to_json().encode()).hexdigest()[:16]
+        return self._fingerprint
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def label(self, index: int) -> NDArray[np.integer]:
+        """The label map (H, W) alone."""
+        return self._dataset.label(index)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._dataset[index]
+        mask = read_mask(self._paths[index])[0]
+        self._check_size(index, mask.shape, sample.label.shape)
+        return sample._replace(mask=mask)
+
+    def _check_size(self, index: int, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        if found != wanted:
+            raise DatasetError(
+                f"{self._paths[index]}: mask is {found[1]} x {found[0]}, its image "
+                f"{self._dataset.image_path(index).name} {wanted[1]} x {wanted[0]}"
+            )
+
+    def scan(self, progress: Callable[[int], object] | None = None) -> None:
+        """Reads every mask once, so that a bad one is found before training starts.
+
+        Args:
+            progress: called with 1 after each file.
+
+        Raises:
+            DatasetError: a mask that :func:`read_mask` refuses, one of another size than its image,
+                of raw entropy, or of other members or settings than the rest.
+        """
+
+        def check(index: int) -> MaskRecord | None:
+            mask, record = read_mask(self._paths[index])
+            image_path = self._dataset.image_path(index)
+            try:
+                with Image.open(image_path) as image:
+                    size = image.size
+            except (UnidentifiedImageError, OSError) as error:
+                raise DatasetError(f"{image_path}: cannot be read as an image ({error})") from error
+            self._check_size(index, mask.shape, size[::-1])
+            return record
+
+        records: list[MaskRecord | None] = []
+        with ThreadPoolExecutor() as pool:
+            for path, record in zip(self._paths, pool.map(check, range(len(self))), strict=True):
+                records.append(record)
+                if record is not None and record.map != "instance":
+                    raise DatasetError(
+                        f"{path}: holds the {record.map} of each pixel, not the instance "
+                        "uncertainty; write that with `segunc masks --map instance`"
+                    )
+                first = records[0]
+                if record != first:
+                    how = "another program"
+                    if record is not None and first is not None:
+                        how = record.differs(first)
+                    raise DatasetError(
+                        f"{path}: was not made like {self._paths[0].name} ({how}); write all masks "
+                        "in one folder with the same members"
+                    )
+                if progress is not None:
+                    progress(1)
