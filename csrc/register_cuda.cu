@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
+#include "counts/binding.h"
+#include "counts/cuda.h"
 #include "cross_entropy/binding.h"
 #include "cross_entropy/cuda.h"
 #include "scale/binding.h"
@@ -42,7 +44,8 @@ void raise_pending() {
   if (flag[0] == 0) return;
   flag[0] = 0;
   throw std::out_of_range("target: an earlier call on CUDA met the out-of-range class " +
-                          std::to_string(flag[1]) + "; the loss is NaN at such pixels");
+                          std::to_string(flag[1]) +
+                          "; the loss is NaN at such pixels, and no metric counts them");
 }
 
 struct Cuda {
@@ -83,6 +86,16 @@ struct Cuda {
   void accumulate(const AccumulateParams& p) const { cuda::accumulate(p, stream_); }
   void finalize(const FinalizeParams& p) const { cuda::finalize(p, stream_); }
 
+  void counts(CountsParams& p) const {
+    p.bad_target = const_cast<int64_t*>(bad_target());
+    cuda::counts(p, stream_);
+  }
+  void map_counts(MapCountsParams& p) const {
+    p.bad_target = const_cast<int64_t*>(bad_target());
+    cuda::map_counts(p, stream_);
+  }
+  void patch_counts(const PatchCountsParams& p) const { cuda::patch_counts(p, stream_); }
+
  private:
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
@@ -103,6 +116,9 @@ STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CUDA, m) {
   m.impl("predictive_statistics", TORCH_BOX(&predictive_statistics<Cuda>));
   m.impl("accumulate_statistics_", TORCH_BOX(&accumulate_statistics<Cuda>));
   m.impl("finalize_statistics", TORCH_BOX(&finalize_statistics<Cuda>));
+  m.impl("accumulate_counts_", TORCH_BOX(&accumulate_counts<Cuda>));
+  m.impl("accumulate_map_counts_", TORCH_BOX(&accumulate_map_counts<Cuda>));
+  m.impl("accumulate_patch_counts_", TORCH_BOX(&accumulate_patch_counts<Cuda>));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CompositeExplicitAutograd, m) {

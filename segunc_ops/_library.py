@@ -205,6 +205,49 @@ def _register_fakes() -> None:
     ) -> tuple[Tensor, ...]:
         return tuple(maps(mean, tuple(entropy_sum.shape)))
 
+    @torch.library.register_fake("segunc_ops::accumulate_counts_")
+    def _(
+        input: Tensor,
+        target: Tensor,
+        uncertainty: Tensor | None,
+        ignore_index: int,
+        probabilities: bool,
+        confusion: Tensor | None,
+        uncertainty_sums: Tensor | None,
+        calibration: Tensor | None,
+        scores: Tensor | None,
+        histogram: Tensor | None,
+        outcome: Tensor | None,
+    ) -> None:
+        return None
+
+    @torch.library.register_fake("segunc_ops::accumulate_map_counts_")
+    def _(
+        prediction: Tensor,
+        confidence: Tensor | None,
+        target: Tensor,
+        uncertainty: Tensor | None,
+        num_classes: int,
+        ignore_index: int,
+        confusion: Tensor | None,
+        uncertainty_sums: Tensor | None,
+        calibration: Tensor | None,
+        histogram: Tensor | None,
+        outcome: Tensor | None,
+    ) -> None:
+        return None
+
+    @torch.library.register_fake("segunc_ops::accumulate_patch_counts_")
+    def _(
+        outcome: Tensor,
+        uncertainty: Tensor,
+        thresholds: Tensor,
+        window: int,
+        accuracy_threshold: float,
+        counts: Tensor,
+    ) -> None:
+        return None
+
 
 def _register_raising_autograd() -> None:
     """Makes differentiating a bare operator an error instead of a gradient that is missing.
