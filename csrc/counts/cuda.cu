@@ -355,9 +355,18 @@ SEGUNC_DEVICE void reduce_classes(const CountsParams& p, const Owner& owner, con
   constexpr int kNone = 0x7fffffff;
   A maximum[V];
   int best[V];
-  largest_logit(owner, value, maximum);
 #pragma unroll
-  for (int j = 0; j < V; j++) best[j] = kNone;
+  for (int j = 0; j < V; j++) {
+    maximum[j] = -kInfinity<A>;
+    best[j] = kNone;
+  }
+#pragma unroll
+  for (int i = 0; i < K; i++) {
+#pragma unroll
+    for (int j = 0; j < V; j++) maximum[j] = larger(value[i][j], maximum[j]);  // never NaN
+  }
+#pragma unroll
+  for (int j = 0; j < V; j++) maximum[j] = owner.maximum(maximum[j]);
 #pragma unroll
   for (int i = K - 1; i >= 0; i--) {
 #pragma unroll

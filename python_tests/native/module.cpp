@@ -15,8 +15,10 @@
 
 #include "common/class_map.h"
 #include "common/element.h"
+#include "counts/cuda.h"
 #include "cross_entropy/cuda.h"
 #include "host_execution/host_execution.h"
+#include "math/counts.h"
 #include "math/cross_entropy.h"
 #include "math/exp_log.h"
 #include "math/moments.h"
@@ -245,6 +247,76 @@ void finalize(const py::kwargs& kwargs) {
   cuda::finalize(params, {});
 }
 
+CountTables count_tables(Fields& fields) {
+  CountTables tables{};
+  tables.confusion = fields.contiguous<int64_t>("confusion");
+  tables.uncertainty = fields.contiguous<int64_t>("uncertainty_sums");
+  tables.calibration = fields.contiguous<int64_t>("calibration");
+  tables.scores = fields.contiguous<int64_t>("scores");
+  tables.histogram = fields.contiguous<int64_t>("histogram");
+  tables.bins = fields.value<int64_t>("bins");
+  return tables;
+}
+
+void counts(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  CountsParams params{};
+  const py::array input = fields.array("input");
+  params.input = input.data();
+  params.map = class_map(input, fields.value("as_strided", false));
+  params.dtype = dtype_of(fields.value<std::string>("dtype"));
+  params.target_type = index_type_of(fields.array("target"));
+  params.target = fields.contiguous("target");
+  params.uncertainty = fields.contiguous("uncertainty");
+  params.outcome = fields.contiguous<uint8_t>("outcome");
+  params.tables = count_tables(fields);
+  params.probabilities = fields.value<bool>("probabilities");
+  params.ignore_index = fields.value<int64_t>("ignore_index");
+  params.bad_target = fields.contiguous<int64_t>("bad_target");
+  fields.finish();
+  cuda::counts(params, {});
+}
+
+void map_counts(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  MapCountsParams params{};
+  const py::array prediction = fields.array("prediction");
+  params.prediction = fields.contiguous("prediction");
+  params.prediction_type = index_type_of(prediction);
+  params.pixels = prediction.size();
+  params.confidence = fields.contiguous("confidence");
+  params.target_type = index_type_of(fields.array("target"));
+  params.target = fields.contiguous("target");
+  params.uncertainty = fields.contiguous("uncertainty");
+  params.outcome = fields.contiguous<uint8_t>("outcome");
+  params.tables = count_tables(fields);
+  params.classes = fields.value<int64_t>("classes");
+  params.dtype = dtype_of(fields.value<std::string>("dtype"));
+  params.ignore_index = fields.value<int64_t>("ignore_index");
+  params.bad_target = fields.contiguous<int64_t>("bad_target");
+  fields.finish();
+  cuda::map_counts(params, {});
+}
+
+void patch_counts(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  PatchCountsParams params{};
+  const py::array outcome = fields.array("outcome");
+  params.outcome = fields.contiguous<const uint8_t>("outcome");
+  params.images = outcome.shape(0);
+  params.rows = outcome.shape(1);
+  params.columns = outcome.shape(2);
+  params.uncertainty = fields.contiguous("uncertainty");
+  params.count = fields.array("thresholds").size();
+  params.thresholds = fields.contiguous<const double>("thresholds");
+  params.counts = fields.contiguous<int64_t>("counts");
+  params.window = fields.value<int64_t>("window");
+  params.accuracy_threshold = fields.value<double>("accuracy_threshold");
+  params.dtype = dtype_of(fields.value<std::string>("dtype"));
+  fields.finish();
+  cuda::patch_counts(params, {});
+}
+
 void define_kernels(py::module_& m) {
   m.def("cross_entropy_partials", [](const py::kwargs& kwargs) {
     return cuda::cross_entropy_partials(cross_entropy_params(kwargs));
@@ -288,6 +360,9 @@ void define_kernels(py::module_& m) {
   m.def("predictive_statistics", predictive_statistics);
   m.def("accumulate", accumulate);
   m.def("finalize", finalize);
+  m.def("counts", counts);
+  m.def("map_counts", map_counts);
+  m.def("patch_counts", patch_counts);
   m.attr("max_scattered_samples") = cuda::kMaxScatteredSamples;
 }
 
@@ -303,6 +378,12 @@ void define_formulas(py::module_& m) {
         }));
   m.def("cross_entropy_derivative", py::vectorize([](A exponential, A total_over_sum, A t) {
           return math::cross_entropy_derivative(exponential, total_over_sum, t);
+        }));
+  m.def("to_fixed", py::vectorize([](A v) { return math::to_fixed(v); }));
+  m.def("negative_log", py::vectorize([](A p) { return math::negative_log(p); }));
+  m.def("uncertainty_bin", py::vectorize([](A v) { return math::uncertainty_bin(float(v)); }));
+  m.def("calibration_bin", py::vectorize([](int64_t fixed, int64_t bins) {
+          return math::calibration_bin(fixed, bins);
         }));
   m.def("entropy_term", py::vectorize([](A p) { return math::entropy_term(p); }));
   m.def("softmax_entropy", py::vectorize([](A log_sum, A dot, A inverse_sum) {
