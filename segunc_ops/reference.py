@@ -344,10 +344,10 @@ def accumulate_patch_counts(
     """Adds patches to their counts; see :func:`segunc_ops.functional.accumulate_patch_counts`."""
 
     def patches(pixels: Tensor) -> Tensor:
-        rows, columns = (size // window * window for size in pixels.shape[-2:])
-        cut = pixels[..., :rows, :columns]
-        tiles = cut.unfold(-2, window, window).unfold(-2, window, window)
-        return tiles.reshape(-1, window * window)
+        rows, columns = (size // window for size in pixels.shape[-2:])
+        cut = pixels.flatten(0, -3)[:, : rows * window, : columns * window]
+        tiles = cut.reshape(len(cut), rows, window, columns, window).transpose(2, 3)
+        return tiles.reshape(len(cut) * rows * columns, window * window)
 
     valid = patches(outcome != _IGNORED)
     defined = (uncertainty >= 0) & (uncertainty <= _MAX_UNCERTAINTY)
