@@ -96,6 +96,7 @@ OPERATORS = {
     "cross_entropy": Operator("once, in input and pixel_weight"),
     "predictive_statistics": Operator("no"),
     "accumulate_statistics": Operator("no"),
+    "accumulate_counts": Operator("no"),
 }
 
 

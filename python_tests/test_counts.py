@@ -62,7 +62,12 @@ def count(
     """Tables of one call, and the outcome."""
     tables = options.pop("tables", TABLES)
     num_classes = options.get("num_classes") or values.shape[1]
-    counts = sf.empty_counts(num_classes, num_bins=options.pop("num_bins", 15), tables=tables)
+    counts = sf.empty_counts(
+        num_classes,
+        num_bins=options.pop("num_bins", 15),
+        tables=tables,
+        device=options.pop("device", None),
+    )
     outcome = sf.accumulate_counts(
         counts, values, target, uncertainty, ignore_index=IGNORED, return_outcome=True, **options
     )

@@ -104,8 +104,9 @@ def is_native(device: torch.device) -> bool:
 def check() -> None:
     """Raises the :class:`IndexError` of an out-of-range target that a CUDA kernel has met.
 
-    Kernels never synchronise: such a pixel's loss is NaN and the error is raised by the next
-    call of any operation. This function asks without one, after waiting for the device.
+    Kernels never synchronise: such a pixel's loss is NaN, no metric counts it, and the error is
+    raised by the next call of any operation. This function asks without one, after waiting for
+    the device.
     """
     if _failures["cuda"] is None and torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -344,7 +344,8 @@ class _CountingMetric(Metric):
         Returns:
             The figure and its axes.
         """
-        return self._plot(val, ax)
+        figure, axes = self._plot(val, ax)
+        return figure if ax is None else ax.get_figure(), axes
 
 
 class MeanIoU(_CountingMetric):
@@ -638,9 +639,9 @@ class ClassUncertainty(_UncertaintyMetric):
 class RiskCoverage(_UncertaintyMetric):
     """Error rate among the most certain pixels, for every share of them, and the curve's area.
 
-    ``compute()`` returns a :class:`RiskCoverageCurve`. Uncertainties are compared by their bins, 128
-    an octave from 2^-24 to 256; pixels of one bin are taken as equally uncertain and kept in random
-    order, of which the area is the mean. It is exact up to that.
+    ``compute()`` returns a :class:`RiskCoverageCurve`. Uncertainties are compared by their bins,
+    128 an octave from 2^-24 to 256; pixels of one bin are taken as equally uncertain and kept in
+    random order, of which the area is the mean. It is exact up to that.
 
     Args:
         num_classes: C.
