@@ -64,6 +64,30 @@ def _statistics(samples: Sequence[Tensor]) -> None:
     accumulator.compute(return_mean=True)
 
 
+def _counts(logits: Tensor, target_dtype: torch.dtype) -> None:
+    n, c, h, w = logits.shape
+    target = torch.randint(0, c, (n, h, w), device=logits.device)
+    target[torch.rand(n, h, w, device=logits.device) < 0.2] = _IGNORE_INDEX
+    target = target.to(target_dtype)
+    statistics = sf.predictive_statistics([logits, -logits])
+    thresholds = torch.tensor([0.1, 0.2], dtype=torch.float64, device=logits.device)
+    patches = torch.zeros((2, 5), dtype=torch.int64, device=logits.device)
+    for values, tables in ((logits, None), (statistics, ("confusion", "calibration", "histogram"))):
+        counts = sf.empty_counts(
+            c, tables=tables or sf.SegmentationCounts._fields, device=logits.device
+        )
+        outcome = sf.accumulate_counts(
+            counts,
+            values,
+            target,
+            statistics.std,
+            ignore_index=_IGNORE_INDEX,
+            return_outcome=True,
+        )
+        assert outcome is not None
+        sf.accumulate_patch_counts(patches, outcome, statistics.std, thresholds)
+
+
 def run(device: str) -> int:
     """Runs all cases on `device`; returns how many."""
     torch.manual_seed(0)
@@ -74,7 +98,8 @@ def run(device: str) -> int:
     for size, dtype, layout in itertools.product(_SIZES, _DTYPES, layouts):
         _cross_entropy(_logits(size, dtype, layout, device), next(reductions), next(target_dtypes))
         _statistics([_logits(size, dtype, layout, device) for _ in range(1 + count % 4)])
-        count += 2
+        _counts(_logits(size, dtype, layout, device), next(target_dtypes))
+        count += 3
     if device == "cuda":
         torch.cuda.synchronize()
         segunc_ops.check()

@@ -1,11 +1,13 @@
 // Who implements the operators on a CPU.
 #include <climits>
+#include <mutex>
 
 #include "common/cpu/isa.h"
 #include "common/cpu/memory.h"
 #include "common/cpu/parallel.h"
 #include "common/cpu/units.h"
 #include "components/binding.h"
+#include "counts/binding.h"
 #include "cross_entropy/binding.h"
 #include "scale/binding.h"
 #include "statistics/binding.h"
@@ -20,6 +22,9 @@ SEGUNC_CPU_FUNCTION(connected_components,
                     (const ComponentsParams& params, const Parallel& parallel), (params, parallel))
 SEGUNC_CPU_FUNCTION(component_mean, (const ComponentMeanParams& params, const Parallel& parallel),
                     (params, parallel))
+SEGUNC_CPU_ENTRY(counts_units, CountsParams)
+SEGUNC_CPU_ENTRY(map_counts_units, MapCountsParams)
+SEGUNC_CPU_ENTRY(patch_rows, PatchCountsParams)
 
 namespace segunc {
 namespace {
@@ -45,6 +50,56 @@ double ordered_sum(const double* partial, int64_t count) {
   return sum;
 }
 
+[[noreturn]] void fail_class(const char* name, int64_t classes, const std::string& otherwise,
+                             const void* data, IndexType type, int64_t pixel) {
+  throw std::out_of_range(std::string(name) + ": expected a class in [0, " +
+                          std::to_string(classes) + ")" + otherwise + ", got " +
+                          std::to_string(load_index(data, type, pixel)));
+}
+
+std::string or_ignored(int64_t ignore_index) { return " or " + std::to_string(ignore_index); }
+
+// Runs units of work that add integers to tables: each thread to its own, which `place` puts into
+// its parameters. They are merged when all are done and `check` has found no reason to throw, so an
+// error leaves the tables as they were.
+template <class Params, size_t Count, class Place, class Check>
+void count_apart(int64_t units, int64_t grain, void (*run)(const Params&, int64_t, int64_t),
+                 const Params& params, const std::array<TableSpan, Count>& tables, Place place,
+                 Check check) {
+  int64_t size = 0;
+  for (const TableSpan& table : tables) size += table.data ? table.size : 0;
+  std::mutex mutex;
+  std::vector<std::vector<int64_t>> parts;
+  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> part(size);
+    Params mine = params;
+    place(mine, part.data());
+    run(mine, begin, end);
+    const std::lock_guard<std::mutex> lock(mutex);
+    parts.push_back(std::move(part));
+  });
+  check();
+  for (const std::vector<int64_t>& part : parts) {
+    const int64_t* from = part.data();
+    for (const TableSpan& table : tables) {
+      if (!table.data) continue;
+      for (int64_t i = 0; i < table.size; ++i) table.data[i] += from[i];
+      from += table.size;
+    }
+  }
+}
+
+// Points every wanted table into a thread's own memory.
+void place_tables(CountTables& tables, int64_t classes, int64_t* memory) {
+  const auto spans = spans_of(tables, classes);
+  size_t i = 0;
+  for (int64_t** table : {&tables.confusion, &tables.uncertainty, &tables.calibration,
+                          &tables.scores, &tables.histogram}) {
+    if (*table) *table = memory, memory += spans[i].size;
+    ++i;
+  }
+}
+
 struct Cpu {
   explicit Cpu(const Tensor&) {}
 
@@ -68,9 +123,8 @@ struct Cpu {
     p.bad_target = &bad_pixel;
     parallel(cross_entropy_partials(p), cpu::cross_entropy_units, p);
     if (bad_pixel != INT64_MAX)
-      throw std::out_of_range("target: expected a class in [0, " + std::to_string(p.map.classes) +
-                              ") or " + std::to_string(p.ignore_index) + ", got " +
-                              std::to_string(load_index(p.target, p.target_type, bad_pixel)));
+      fail_class("target", p.map.classes, or_ignored(p.ignore_index), p.target, p.target_type,
+                 bad_pixel);
   }
   void finish_loss(const double* partial, int64_t count, const double* normalizer, void* loss,
                    Dtype dtype) const {
@@ -104,6 +158,44 @@ struct Cpu {
   }
   void components(const ComponentsParams& p) const { cpu::connected_components(p, kThreads); }
   void component_mean(const ComponentMeanParams& p) const { cpu::component_mean(p, kThreads); }
+  void counts(CountsParams& p) const {
+    int64_t bad_pixel = INT64_MAX;
+    p.bad_target = &bad_pixel;
+    const int64_t classes = p.map.classes;
+    count_apart(
+        p.map.images * units_of(p.map.pixels), 1, cpu::counts_units, p, spans_of(p.tables, classes),
+        [&](CountsParams& mine, int64_t* memory) { place_tables(mine.tables, classes, memory); },
+        [&] {
+          if (bad_pixel != INT64_MAX)
+            fail_class("target", classes, or_ignored(p.ignore_index), p.target, p.target_type,
+                       bad_pixel);
+        });
+  }
+  void map_counts(MapCountsParams& p) const {
+    int64_t bad_pixel = INT64_MAX, bad_prediction = INT64_MAX;
+    p.bad_target = &bad_pixel;
+    p.bad_prediction = &bad_prediction;
+    count_apart(
+        units_of(p.pixels), 1, cpu::map_counts_units, p, spans_of(p.tables, p.classes),
+        [&](MapCountsParams& mine, int64_t* memory) {
+          place_tables(mine.tables, p.classes, memory);
+        },
+        [&] {
+          if (bad_pixel != INT64_MAX)
+            fail_class("target", p.classes, or_ignored(p.ignore_index), p.target, p.target_type,
+                       bad_pixel);
+          if (bad_prediction != INT64_MAX)
+            fail_class("prediction", p.classes, "", p.prediction, p.prediction_type,
+                       bad_prediction);
+        });
+  }
+  void patch_counts(const PatchCountsParams& p) const {
+    const std::array<TableSpan, 1> tables{{{p.counts, p.count * kPatchCounts}}};
+    constexpr int64_t kGrain = 8;  // rows of patches
+    count_apart(
+        p.images * (p.rows / p.window), kGrain, cpu::patch_rows, p, tables,
+        [](PatchCountsParams& mine, int64_t* memory) { mine.counts = memory; }, [] {});
+  }
 };
 
 std::string cpu_isa() { return cpu::name(cpu::isa()); }
@@ -132,6 +224,9 @@ STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CPU, m) {
   m.impl("finalize_statistics", TORCH_BOX(&finalize_statistics<Cpu>));
   m.impl("connected_components", TORCH_BOX(&connected_components<Cpu>));
   m.impl("component_mean", TORCH_BOX(&component_mean<Cpu>));
+  m.impl("accumulate_counts_", TORCH_BOX(&accumulate_counts<Cpu>));
+  m.impl("accumulate_map_counts_", TORCH_BOX(&accumulate_map_counts<Cpu>));
+  m.impl("accumulate_patch_counts_", TORCH_BOX(&accumulate_patch_counts<Cpu>));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CompositeExplicitAutograd, m) {

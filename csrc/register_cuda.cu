@@ -7,6 +7,8 @@
 
 #include "components/binding.h"
 #include "components/cuda.h"
+#include "counts/binding.h"
+#include "counts/cuda.h"
 #include "cross_entropy/binding.h"
 #include "cross_entropy/cuda.h"
 #include "scale/binding.h"
@@ -44,7 +46,8 @@ void raise_pending() {
   if (flag[0] == 0) return;
   flag[0] = 0;
   throw std::out_of_range("target: an earlier call on CUDA met the out-of-range class " +
-                          std::to_string(flag[1]) + "; the loss is NaN at such pixels");
+                          std::to_string(flag[1]) +
+                          "; the loss is NaN at such pixels, and no metric counts them");
 }
 
 struct Cuda {
@@ -93,6 +96,15 @@ struct Cuda {
   }
   void components(const ComponentsParams& p) const { cuda::connected_components(p, stream_); }
   void component_mean(const ComponentMeanParams& p) const { cuda::component_mean(p, stream_); }
+  void counts(CountsParams& p) const {
+    p.bad_target = const_cast<int64_t*>(bad_target());
+    cuda::counts(p, stream_);
+  }
+  void map_counts(MapCountsParams& p) const {
+    p.bad_target = const_cast<int64_t*>(bad_target());
+    cuda::map_counts(p, stream_);
+  }
+  void patch_counts(const PatchCountsParams& p) const { cuda::patch_counts(p, stream_); }
 
  private:
   torch::stable::accelerator::DeviceGuard guard_;
@@ -116,6 +128,9 @@ STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CUDA, m) {
   m.impl("finalize_statistics", TORCH_BOX(&finalize_statistics<Cuda>));
   m.impl("connected_components", TORCH_BOX(&connected_components<Cuda>));
   m.impl("component_mean", TORCH_BOX(&component_mean<Cuda>));
+  m.impl("accumulate_counts_", TORCH_BOX(&accumulate_counts<Cuda>));
+  m.impl("accumulate_map_counts_", TORCH_BOX(&accumulate_map_counts<Cuda>));
+  m.impl("accumulate_patch_counts_", TORCH_BOX(&accumulate_patch_counts<Cuda>));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CompositeExplicitAutograd, m) {

@@ -109,6 +109,7 @@ OPERATORS = {
     "component_mean": Operator(
         "any number of times, in values", layouts="any, by a contiguous copy"
     ),
+    "accumulate_counts": Operator("no"),
 }
 
 

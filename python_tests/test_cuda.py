@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from comparison import assert_close, assert_same_bits
 from support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
+from test_counts import SHAPES as COUNTED_SHAPES
+from test_counts import assert_counts_agree, random_batch
+from test_counts import count as counts_of
 from test_cross_entropy import EXTREMES, IGNORED
 from test_cross_entropy import compare as compare_cross_entropy
 from test_statistics import FIELDS, SHAPES
@@ -102,6 +105,59 @@ def test_statistics(layout, dtype):
 
 def _statistics_on_cpu(found: segunc_ops.PredictiveStatistics) -> segunc_ops.PredictiveStatistics:
     return segunc_ops.PredictiveStatistics(*(None if t is None else t.cpu() for t in found))
+
+
+def _counts_on_cpu(
+    counted: tuple[sf.SegmentationCounts, Tensor],
+) -> tuple[sf.SegmentationCounts, Tensor]:
+    counts, outcome = counted
+    tables = (None if table is None else table.cpu() for table in counts)
+    return sf.SegmentationCounts(*tables), outcome.cpu()
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_counts(layout, dtype, probabilities):
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    for number, shape in enumerate((*COUNTED_SHAPES, (2, 19, 512, 513), (1, 100, 64, 65))):
+        values, target, uncertainty = random_batch(shape, dtype, layout, probabilities)
+        target = target.to(TARGET_DTYPES[number % 3])
+        options = {"from_probabilities": probabilities}
+        wanted = counts_of(values, target, uncertainty, **options)
+        on_gpu = LAYOUTS[layout].make(values.cuda())
+        found = counts_of(on_gpu, target.cuda(), uncertainty.cuda(), device="cuda", **options)
+        name = f"{layout} {dtype} {shape}"
+        assert_counts_agree(_counts_on_cpu(found), wanted, compute, name)
+
+
+@pytest.mark.parametrize("window", [1, 3, 4])
+def test_counts_of_maps_and_patches(window):
+    statistics = sf.predictive_statistics(torch.randn(4, 2, 19, 130, 131))
+    target = torch.randint(0, 19, (2, 130, 131), dtype=torch.uint8)
+    target[:, :9, :9] = IGNORED
+    on_gpu = sf.PredictiveStatistics(*(None if t is None else t.cuda() for t in statistics))
+    options = {"num_classes": 19, "tables": ("confusion", "calibration", "histogram")}
+    wanted = counts_of(statistics, target, statistics.std, **options)
+    found = counts_of(on_gpu, target.cuda(), on_gpu.std, device="cuda", **options)
+    assert_counts_agree(_counts_on_cpu(found), wanted, torch.float32, "maps")
+    thresholds = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    patches = torch.zeros(2, 5, dtype=torch.int64)
+    of_gpu = patches.cuda()
+    sf.accumulate_patch_counts(patches, wanted[1], statistics.std, thresholds, window=window)
+    sf.accumulate_patch_counts(of_gpu, found[1], on_gpu.std, thresholds.cuda(), window=window)
+    assert_same_bits(of_gpu.cpu(), patches, name="patches")
+
+
+def test_a_bad_target_is_in_no_count_and_raised_by_the_next_call():
+    values, target = torch.randn(1, 5, 40, 41), torch.randint(0, 5, (1, 40, 41))
+    target[0, 3, 4] = 9
+    tables = ("confusion", "calibration", "scores")
+    counts, outcome = counts_of(values.cuda(), target.cuda(), device="cuda", tables=tables)
+    assert counts.confusion.sum() == counts.scores[0] == 40 * 41 - 1
+    assert outcome[0, 3, 4] == 2
+    with pytest.raises(IndexError, match="out-of-range class 9"):
+        segunc_ops.check()
 
 
 def test_more_samples_than_one_call_takes():
@@ -204,11 +260,13 @@ def test_nothing_synchronises():
     x = torch.randn(2, 19, 64, 64, device="cuda", requires_grad=True)
     u = torch.rand(2, 64, 64, device="cuda", requires_grad=True)
     target = torch.randint(0, 19, (2, 64, 64), device="cuda")
+    counts = sf.empty_counts(19, device="cuda")
     _step(x, target, u, "mean")
     torch.cuda.set_sync_debug_mode("error")
     try:
         _step(x, target, u, "mean")
         sf.predictive_statistics([x.detach(), x.detach()])
+        sf.accumulate_counts(counts, x.detach(), target, u.detach())
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

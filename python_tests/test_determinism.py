@@ -59,6 +59,22 @@ def _stream(dtype: torch.dtype) -> Callable[[], list[Tensor]]:
     return run
 
 
+def _counts(dtype: torch.dtype) -> Callable[[], list[Tensor]]:
+    logits, target = torch.randn(2, 7, 65, 67).to(dtype), torch.randint(0, 7, (2, 65, 67))
+    uncertainty = torch.rand(2, 65, 67)
+
+    def run() -> list[Tensor]:
+        counts = sf.empty_counts(7)
+        outcome = sf.accumulate_counts(counts, logits, target, uncertainty, return_outcome=True)
+        assert outcome is not None
+        patches = torch.zeros(1, 5, dtype=torch.int64)
+        threshold = torch.tensor([0.5], dtype=torch.float64)
+        sf.accumulate_patch_counts(patches, outcome, uncertainty, threshold)
+        return [*counts, outcome, patches]  # type: ignore[list-item]
+
+    return run
+
+
 CALLS = {
     "mean float32": lambda: _cross_entropy(torch.float32, "contiguous", "mean"),
     "sum bfloat16 channels_last": lambda: _cross_entropy(torch.bfloat16, "channels_last", "sum"),
@@ -68,6 +84,8 @@ CALLS = {
     "statistics float32": lambda: _statistics(torch.float32),
     "statistics bfloat16": lambda: _statistics(torch.bfloat16),
     "stream float32": lambda: _stream(torch.float32),
+    "counts float32": lambda: _counts(torch.float32),
+    "counts bfloat16": lambda: _counts(torch.bfloat16),
 }
 
 

@@ -104,8 +104,9 @@ def is_native(device: torch.device) -> bool:
 def check() -> None:
     """Raises the :class:`IndexError` of an out-of-range target that a CUDA kernel has met.
 
-    Kernels never synchronise: such a pixel's loss is NaN and the error is raised by the next
-    call of any operation. This function asks without one, after waiting for the device.
+    Kernels never synchronise: such a pixel's loss is NaN, no metric counts it, and the error is
+    raised by the next call of any operation. This function asks without one, after waiting for
+    the device.
     """
     if _failures["cuda"] is None and torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -221,6 +222,49 @@ def _register_fakes() -> None:
         bound: float | None,
     ) -> Tensor:
         return values.new_empty(values.shape)
+
+    @torch.library.register_fake("segunc_ops::accumulate_counts_")
+    def _(
+        input: Tensor,
+        target: Tensor,
+        uncertainty: Tensor | None,
+        ignore_index: int,
+        probabilities: bool,
+        confusion: Tensor | None,
+        uncertainty_sums: Tensor | None,
+        calibration: Tensor | None,
+        scores: Tensor | None,
+        histogram: Tensor | None,
+        outcome: Tensor | None,
+    ) -> None:
+        return None
+
+    @torch.library.register_fake("segunc_ops::accumulate_map_counts_")
+    def _(
+        prediction: Tensor,
+        confidence: Tensor | None,
+        target: Tensor,
+        uncertainty: Tensor | None,
+        num_classes: int,
+        ignore_index: int,
+        confusion: Tensor | None,
+        uncertainty_sums: Tensor | None,
+        calibration: Tensor | None,
+        histogram: Tensor | None,
+        outcome: Tensor | None,
+    ) -> None:
+        return None
+
+    @torch.library.register_fake("segunc_ops::accumulate_patch_counts_")
+    def _(
+        outcome: Tensor,
+        uncertainty: Tensor,
+        thresholds: Tensor,
+        window: int,
+        accuracy_threshold: float,
+        counts: Tensor,
+    ) -> None:
+        return None
 
 
 def _register_raising_autograd() -> None:

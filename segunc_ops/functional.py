@@ -22,10 +22,14 @@ from .reference import accumulate_dtype
 __all__ = [
     "PredictiveStatistics",
     "Reduction",
+    "SegmentationCounts",
+    "accumulate_counts",
+    "accumulate_patch_counts",
     "accumulate_statistics",
     "component_mean",
     "connected_components",
     "cross_entropy",
+    "empty_counts",
     "finalize_statistics",
     "predictive_statistics",
 ]
@@ -60,6 +64,29 @@ class PredictiveStatistics(NamedTuple):
     """H[m] - mean_s H[p_s]."""
     mean: Tensor | None = None
     """m, of shape ``(N, C, *)``, if asked for."""
+
+
+class SegmentationCounts(NamedTuple):
+    """Tables of integers that metrics are made of; None where one is not wanted.
+
+    C classes, B bins of confidence. Sums are in units of 2^-24 (6e-8), to which each pixel's value
+    is rounded, so that tables of any parts of a dataset add up to those of the whole, bit by bit.
+    """
+
+    confusion: Tensor | None = None
+    """``(C, C)``, pixels: row = target, column = prediction."""
+    uncertainty_sums: Tensor | None = None
+    """``(2, C, C)``, by target and prediction: the sum of the uncertainty, and the number of pixels
+    where it is not in [0, 256)."""
+    calibration: Tensor | None = None
+    """``(B + 1, 3)``, per bin of confidence: pixels, correct pixels, the sum of the confidence. The
+    last row has the pixels whose confidence is not in [0, 1]."""
+    scores: Tensor | None = None
+    """``(5,)``: pixels, the sums of the Brier score and of -log p of the target, pixels where that
+    p is 0, which the latter leaves out, and pixels without probabilities (NaN), which both do."""
+    histogram: Tensor | None = None
+    """``(2, 4097)``, wrong and correct pixels by uncertainty. Bins are those of a float32's leading
+    bits, 128 an octave from 2^-24 to 256 (0.8% wide); the last column as in `uncertainty_sums`."""
 
 
 def _describe(value: object) -> str:
@@ -400,6 +427,290 @@ def finalize_statistics(
     run = ops if is_native(mean.device) else reference
     maps = run.finalize_statistics(mean, squared_deviations, entropy_sum, count)
     return PredictiveStatistics._make([*maps, mean.clone() if return_mean else None])
+
+
+def empty_counts(
+    num_classes: int,
+    *,
+    num_bins: int = 15,
+    tables: Sequence[str] = SegmentationCounts._fields,
+    device: torch.device | str | None = None,
+) -> SegmentationCounts:
+    """Tables of zeros for :func:`accumulate_counts`.
+
+    Args:
+        num_classes: C.
+        num_bins: bins of confidence.
+        tables: the names of those that are wanted.
+        device: where they live.
+
+    Raises:
+        ValueError: on a number that is not positive or a table that does not exist.
+    """
+    num_classes = _check_positive("num_classes", num_classes)
+    num_bins = _check_positive("num_bins", num_bins)
+    shapes = {
+        "confusion": (num_classes, num_classes),
+        "uncertainty_sums": (2, num_classes, num_classes),
+        "calibration": (num_bins + 1, 3),
+        "scores": (5,),
+        "histogram": (2, reference.UNCERTAINTY_BINS + 1),
+    }
+    for name in tables:
+        if name not in shapes:
+            raise ValueError(f"tables: expected some of {tuple(shapes)}, got {name!r}")
+    return SegmentationCounts(
+        **{name: torch.zeros(shapes[name], dtype=torch.int64, device=device) for name in tables}
+    )
+
+
+@torch.no_grad()
+def accumulate_counts(
+    counts: SegmentationCounts,
+    input: Tensor | PredictiveStatistics,
+    target: Tensor,
+    uncertainty: Tensor | None = None,
+    *,
+    from_probabilities: bool = False,
+    num_classes: int | None = None,
+    ignore_index: int = -100,
+    return_outcome: bool = False,
+) -> Tensor | None:
+    """Adds every pixel of a batch to tables, in place and in one pass.
+
+    Everything is counted as integers, so results depend neither on threads nor on how a dataset is
+    cut into batches. Rules: the prediction is the lowest class of the largest value, a NaN is never
+    chosen; the confidence, rounded to 2^-24, falls into the bin (a, b] that holds it; what is not
+    finite is counted apart, see :class:`SegmentationCounts`.
+
+    Args:
+        counts: from :func:`empty_counts`, on the input's device.
+        input: logits ``(N, C, *)`` of any float type and strides; or class probabilities; or
+            :class:`PredictiveStatistics`, whose prediction and confidence are counted and whose
+            mean, if `scores` are wanted, has to be there.
+        target: class indices ``(N, *)``; int64, int32 or uint8.
+        uncertainty: ``(N, *)``, any float type, needed for `uncertainty_sums` and `histogram`; read
+            in the type that the input is computed in. Values are expected in [0, 256).
+        from_probabilities: whether the input tensor holds probabilities instead of logits.
+        num_classes: C, where neither the input nor the tables tell it.
+        ignore_index: pixels with this target are in no count, whatever the input holds there.
+        return_outcome: whether to return what became of each pixel.
+
+    Returns:
+        None, or the uint8 map ``(N, *)``: 0 wrong, 1 correct, 2 ignored.
+
+    Raises:
+        ValueError: shapes or devices that do not fit, or something that is missing.
+        TypeError: types that do not fit.
+        IndexError: a target outside [0, C) that is not `ignore_index`, or a prediction outside of
+            [0, C); no table has changed. On CUDA by the next call of any operation (see
+            :func:`segunc_ops.check`), that pixel being in no count.
+    """
+    ignore_index = _check_integer("ignore_index", ignore_index)
+    values: Tensor | None = None
+    statistics: PredictiveStatistics | None = None
+    if not isinstance(input, PredictiveStatistics):
+        values = input
+        _check_class_scores("input", values)
+    elif counts.scores is None:
+        statistics = input
+    else:
+        if input.mean is None:
+            raise ValueError(
+                "input: expected statistics with their mean for the scores, got none; pass "
+                "return_mean=True where they are made"
+            )
+        values, from_probabilities = input.mean, True
+        _check_class_scores("input.mean", values)
+    if values is not None:
+        dtype = accumulate_dtype(values.dtype)
+        pixels, device, classes = _pixel_shape(values), values.device, values.shape[1]
+        _check_target(values, target)
+    else:
+        assert statistics is not None
+        pixels, device = statistics.prediction.shape, statistics.prediction.device
+        dtype = accumulate_dtype(statistics.confidence.dtype)
+        _check_map_target(statistics, target)
+        classes = _num_classes(counts, statistics, num_classes)
+    if num_classes is not None and classes != num_classes:
+        raise ValueError(f"input: expected {num_classes} classes, got {classes}")
+    _check_counts(counts, classes, device)
+    if uncertainty is not None:
+        uncertainty = _check_uncertainty(uncertainty, pixels, device).to(dtype).contiguous()
+    elif counts.uncertainty_sums is not None or counts.histogram is not None:
+        raise ValueError("uncertainty: expected a map for these tables, got none")
+    outcome = torch.empty(pixels, dtype=torch.uint8, device=device) if return_outcome else None
+
+    native = is_native(device)
+    target = target.contiguous()
+    if values is not None:
+        count = ops.accumulate_counts_ if native else reference.accumulate_counts
+        count(
+            _addressable(values),
+            target,
+            uncertainty,
+            ignore_index,
+            from_probabilities,
+            counts.confusion,
+            counts.uncertainty_sums,
+            counts.calibration,
+            counts.scores,
+            counts.histogram,
+            outcome,
+        )
+    else:
+        assert statistics is not None
+        confidence = None if counts.calibration is None else statistics.confidence
+        count = ops.accumulate_map_counts_ if native else reference.accumulate_map_counts
+        count(
+            statistics.prediction.contiguous(),
+            None if confidence is None else confidence.to(dtype).contiguous(),
+            target,
+            uncertainty,
+            classes,
+            ignore_index,
+            counts.confusion,
+            counts.uncertainty_sums,
+            counts.calibration,
+            counts.histogram,
+            outcome,
+        )
+    return outcome
+
+
+@torch.no_grad()
+def accumulate_patch_counts(
+    counts: Tensor,
+    outcome: Tensor,
+    uncertainty: Tensor,
+    thresholds: Tensor,
+    *,
+    window: int = 4,
+    accuracy_threshold: float = 0.5,
+) -> None:
+    """Adds patches of pixels, accurate or not and certain or not, to their counts, in place.
+
+    Patches of `window` x `window` pixels of the last two axes lie side by side; what is left of an
+    image at its right and lower border is dropped, and so are patches without valid pixels. A patch
+    is accurate if its share of correct pixels is above `accuracy_threshold`, and uncertain if its
+    mean uncertainty is above the threshold; both strictly, over its valid pixels.
+
+    Args:
+        counts: int64 ``(K, 5)``, contiguous: per threshold the patches that are accurate and
+            certain, accurate and uncertain, inaccurate and certain, inaccurate and uncertain; and
+            those with an uncertainty that is not in [0, 256).
+        outcome: uint8 ``(N, *, H, W)`` as :func:`accumulate_counts` returns it.
+        uncertainty: of the same shape, any float type.
+        thresholds: of the mean uncertainty, float64 ``(K,)``, on the same device.
+        window: a patch's edge in pixels.
+        accuracy_threshold: in [0, 1].
+
+    Raises:
+        ValueError: shapes, devices or numbers that do not fit.
+        TypeError: types that do not fit.
+    """
+    if not isinstance(outcome, Tensor) or outcome.dtype != torch.uint8:
+        raise TypeError(f"outcome: expected a uint8 tensor, got {_describe(outcome)}")
+    if outcome.dim() < 3:
+        raise ValueError(f"outcome: expected shape (N, *, H, W), got {tuple(outcome.shape)}")
+    window = _check_positive("window", window)
+    if not 0.0 <= accuracy_threshold <= 1.0:
+        raise ValueError(
+            f"accuracy_threshold: expected a number in [0, 1], got {accuracy_threshold}"
+        )
+    device = outcome.device
+    uncertainty = _check_uncertainty(uncertainty, outcome.shape, device)
+    _check_state(device, torch.float64, thresholds=(thresholds, thresholds.shape[:1]))
+    _check_state(device, torch.int64, counts=(counts, torch.Size((len(thresholds), 5))))
+    native = is_native(device)
+    count = ops.accumulate_patch_counts_ if native else reference.accumulate_patch_counts
+    count(
+        outcome.contiguous(),
+        uncertainty.to(accumulate_dtype(uncertainty.dtype)).contiguous(),
+        thresholds,
+        window,
+        float(accuracy_threshold),
+        counts,
+    )
+
+
+def _pixel_shape(input: Tensor) -> torch.Size:
+    """The shape ``(N, *)`` of the targets of an input ``(N, C, *)``."""
+    return input.shape[:1] + input.shape[2:]
+
+
+def _check_positive(name: str, value: object) -> int:
+    number = _check_integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
+
+
+def _check_class_scores(name: str, values: Tensor) -> None:
+    _check_logits(name, values)
+    if values.dim() < 2 or values.shape[1] == 0:
+        raise ValueError(f"{name}: expected shape (N, C, *) with C > 0, got {tuple(values.shape)}")
+
+
+def _check_map_target(statistics: PredictiveStatistics, target: Tensor) -> None:
+    prediction, confidence = statistics.prediction, statistics.confidence
+    if prediction.dtype not in _TARGET_DTYPES:
+        raise TypeError(f"input.prediction: expected int64, int32 or uint8, got {prediction.dtype}")
+    _check_logits("input.confidence", confidence)
+    for name, values in (("input.confidence", confidence), ("target", target)):
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {_describe(values)}")
+        if values.shape != prediction.shape:
+            raise ValueError(
+                f"{name}: expected shape {tuple(prediction.shape)} like input.prediction, got "
+                f"{tuple(values.shape)}"
+            )
+        _check_device(name, values, prediction.device)
+    if target.dtype not in _TARGET_DTYPES:
+        raise TypeError(f"target: expected int64, int32 or uint8, got {target.dtype}")
+
+
+def _num_classes(
+    counts: SegmentationCounts, statistics: PredictiveStatistics, given: int | None
+) -> int:
+    if statistics.mean is not None:
+        return statistics.mean.shape[1]
+    if counts.confusion is not None:
+        return counts.confusion.shape[0]
+    if counts.uncertainty_sums is not None:
+        return counts.uncertainty_sums.shape[1]
+    if given is None:
+        raise ValueError("num_classes: expected a number for statistics without mean, got none")
+    return given
+
+
+def _check_counts(counts: SegmentationCounts, classes: int, device: torch.device) -> None:
+    wanted = {
+        "confusion": (classes, classes),
+        "uncertainty_sums": (2, classes, classes),
+        "scores": (5,),
+        "histogram": (2, reference.UNCERTAINTY_BINS + 1),
+    }
+    for name, table in counts._asdict().items():
+        if table is None:
+            continue
+        shape = torch.Size(wanted[name]) if name in wanted else table.shape
+        if name == "calibration" and (table.dim() != 2 or table.shape[1] != 3 or len(table) < 2):
+            raise ValueError(f"calibration: expected shape (B + 1, 3), got {tuple(table.shape)}")
+        _check_state(device, torch.int64, **{name: (table, shape)})
+
+
+def _check_uncertainty(uncertainty: Tensor, pixels: torch.Size, device: torch.device) -> Tensor:
+    if not isinstance(uncertainty, Tensor) or not uncertainty.is_floating_point():
+        raise TypeError(
+            f"uncertainty: expected a floating-point tensor, got {_describe(uncertainty)}"
+        )
+    if uncertainty.shape != pixels:
+        raise ValueError(
+            f"uncertainty: expected shape {tuple(pixels)}, got {tuple(uncertainty.shape)}"
+        )
+    _check_device("uncertainty", uncertainty, device)
+    return uncertainty
 
 
 def _check_state(

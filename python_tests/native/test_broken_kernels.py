@@ -64,6 +64,7 @@ TEST_FILES = ("test_cuda_kernels.py", "test_component_kernels.py")
 # Which tests concern a kernel: pytest's -k. test_flavors.py runs all of them unchanged.
 TESTS_OF = {
     "components": "test_component_kernels",
+    "counts": "counts or counted",
     "cross_entropy": "cross_entropy or bad_targets or extreme or normalizer or finish or gradient",
     "scale": "scale",
     "statistics": "statistics or accumulator or ties",
@@ -210,6 +211,62 @@ STATISTICS_MUTATIONS = (
     ),
 )
 
+COUNTS_MUTATIONS = (
+    of(
+        "counts",
+        "tables are read while others count",
+        "const uint32_t* words) {\n  barrier();\n",
+        "const uint32_t* words) {\n",
+    ),
+    of(
+        "counts",
+        "carries are lost",
+        "  if (before + value < before) atomic_add(sum + 1, 1);\n",
+        "",
+        "more_tiles",
+    ),
+    of(
+        "counts",
+        "every thread counts for its whole warp",
+        "key >= 0 && int(lane()) == find_first_set(peers) - 1",
+        "key >= 0",
+    ),
+    of(
+        "counts",
+        "every thread of a team counts the pixel",
+        "owner.part == 0 ? label[0] : kOutside",
+        "label[0]",
+    ),
+    of(
+        "counts",
+        "NaN hides larger values",
+        "larger(value[i][j], maximum[j])",
+        "larger(maximum[j], value[i][j])",
+        "nan",
+    ),
+    of(
+        "counts",
+        "no barrier before a tile is loaded again",
+        "    barrier();  // the tile before may still be in use\n",
+        "",
+        "more_tiles",
+    ),
+    of(
+        "counts",
+        "the number of classes is a class",
+        "target >= 0 && target < classes",
+        "target >= 0 && target <= classes",
+        "bad_targets",
+    ),
+    of(
+        "counts",
+        "a patch beyond the last",
+        "if (index >= patches) continue;",
+        "if (index > patches) continue;",
+        "patch",
+    ),
+)
+
 SCALE_MUTATIONS = (
     of("scale", "the tail is left out", "if (tail < count) data[tail]", "if (false) data[tail]"),
     of(
@@ -221,7 +278,7 @@ SCALE_MUTATIONS = (
     of("scale", "a factor of one is applied", "  if (factor == A(1)) return;\n", ""),
 )
 
-MUTATIONS = CROSS_ENTROPY_MUTATIONS + STATISTICS_MUTATIONS + SCALE_MUTATIONS
+MUTATIONS = COUNTS_MUTATIONS + CROSS_ENTROPY_MUTATIONS + STATISTICS_MUTATIONS + SCALE_MUTATIONS
 
 
 def build(mutation: Mutation | None, kernel: str, directory: Path) -> None:

@@ -856,3 +856,372 @@ def test_statistics_of_nothing(host: ModuleType) -> None:
         samples = statistics_samples(case)
         run_statistics(host, case, samples)
         run_accumulator(host, case, samples)
+
+
+# ---- Counts
+
+TABLES = ("confusion", "uncertainty_sums", "calibration", "scores", "histogram")
+
+
+@dataclass(frozen=True)
+class CountsCase:
+    dtype: str
+    layout: str
+    classes: int
+    images: int = 2
+    spatial: tuple[int, ...] = (33,)
+    target_type: type = np.int64
+    ignore_index: int = -100
+    ignored: float = 0.2
+    probabilities: bool = False
+    bins: int = 15
+    tables: tuple[str, ...] = TABLES
+    outcome: bool = True
+    seed: int = 0
+
+    def __str__(self) -> str:
+        spatial = "x".join(map(str, self.spatial)) or "scalar"
+        return f"{self.dtype}-{self.layout}-{self.classes}-{self.images}x{spatial}-{self.seed}"
+
+
+def random_counts_case(dtype: str, layout: str, classes: int, seed: int) -> CountsCase:
+    generator = np.random.default_rng([seed, classes, DTYPES.index(dtype), LAYOUTS.index(layout)])
+    sizes = [size for size in SIZES if size * classes <= 1031 * 5]
+    shapes = SHAPES[int(generator.choice(sizes))]
+    spatial = shapes[int(generator.integers(len(shapes)))]
+    target_type = TARGET_TYPES[int(generator.integers(3))]
+    return CountsCase(
+        dtype,
+        layout,
+        classes,
+        images=int(generator.integers(1, 4)) if math.prod(spatial) < 1000 else 1,
+        spatial=spatial,
+        target_type=target_type,
+        ignore_index=int(generator.choice([255, 0] if target_type is np.uint8 else [-100, 255, 0])),
+        ignored=float(generator.choice([0.0, 0.2, 1.0], p=[0.3, 0.65, 0.05])),
+        probabilities=bool(generator.random() < 0.4),
+        bins=int(generator.choice([1, 15, 15, 1600])),  # so many do not fit into shared memory
+        tables=tuple(name for name in TABLES if generator.random() < 0.75),
+        outcome=bool(generator.random() < 0.6),
+        seed=seed,
+    )
+
+
+@dataclass
+class CountsInputs:
+    values: Array  # [N, C, *spatial], float64, as stored
+    target: Array  # [N, *spatial]
+    uncertainty: Array  # [N, *spatial]
+
+
+def counts_inputs(case: CountsCase) -> CountsInputs:
+    """NaN where nothing may be read. Confidences near an edge of a bin are ignored, too: rounding
+    decides which bin they are in."""
+    generator = np.random.default_rng(case.seed)
+    shape = (case.images, case.classes, *case.spatial)
+    pixels = (case.images, *case.spatial)
+    values = generator.normal(size=shape) * 3
+    if case.probabilities:
+        values = np.exp(references.log_softmax(values))
+    values = decode(encode(values, case.dtype), case.dtype)
+    target = generator.integers(0, case.classes, pixels)
+    confidence = values.max(1)
+    if not case.probabilities:
+        confidence = np.exp(references.log_softmax(values)).max(1)
+    from_edge = np.abs(confidence * case.bins - np.rint(confidence * case.bins))
+    ignored = (generator.random(pixels) < case.ignored) | (from_edge < 1e-3) & (confidence < 1)
+    target = np.where(ignored, case.ignore_index, target).astype(case.target_type)
+    ignored = target == case.ignore_index
+    values = np.where(ignored[:, None], np.nan, values)
+    uncertainty = np.exp(generator.uniform(np.log(1e-8), np.log(250), pixels))
+    uncertainty = np.where(generator.random(pixels) < 0.1, 0, uncertainty)
+    uncertainty = np.where(ignored, np.nan, uncertainty).astype(accumulate_type(case.dtype))
+    return CountsInputs(values, target, uncertainty)
+
+
+def place_tables(
+    names: tuple[str, ...], classes: int, bins: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Tables that are not empty, placed, and copies of their contents."""
+    shapes = {
+        "confusion": (classes, classes),
+        "uncertainty_sums": (2, classes, classes),
+        "calibration": (bins + 1, 3),
+        "scores": (5,),
+        "histogram": (2, references.UNCERTAINTY_BINS + 1),
+    }
+    generator = np.random.default_rng(seed)
+    before = {name: generator.integers(0, 2**40, shapes[name]) for name in names}
+    return {name: place(shapes[name], np.int64, values=before[name]) for name in names}, before
+
+
+def run_counts(host: ModuleType, case: CountsCase, inputs: CountsInputs) -> dict[str, Array]:
+    """What one call adds to the tables, the outcomes and bad_target."""
+    tables, before = place_tables(case.tables, case.classes, case.bins, case.seed)
+    values = place_elements(inputs.values, case.dtype, case.layout)
+    outputs = {"bad_target": place((2,), np.int64, values=np.zeros(2, np.int64))}
+    if case.outcome:
+        outputs["outcome"] = place(inputs.target.shape, np.uint8)
+    uncertainty = place(
+        inputs.uncertainty.shape, inputs.uncertainty.dtype, values=inputs.uncertainty
+    )
+    host.counts(
+        input=values.view,
+        target=place(inputs.target.shape, inputs.target.dtype, values=inputs.target).view,
+        uncertainty=uncertainty.view,
+        probabilities=case.probabilities,
+        ignore_index=case.ignore_index,
+        bins=case.bins,
+        dtype=case.dtype,
+        as_strided=case.layout == "forced",
+        **{name: output.view for name, output in {**tables, **outputs}.items()},
+    )
+    for name, output in {**tables, **outputs}.items():
+        output.check_surroundings(name)
+    results = {name: output.view.copy() for name, output in outputs.items()}
+    return results | {name: table.view - before[name] for name, table in tables.items()}
+
+
+def check_counts(
+    expected: references.Counts, results: dict[str, Array], pixel_tolerance: float
+) -> None:
+    for name in ("confusion", "uncertainty_sums", "histogram"):
+        if name in results:
+            assert np.array_equal(results[name], getattr(expected, name)), name
+    if "outcome" in results:
+        assert np.array_equal(results["outcome"].ravel(), expected.outcome), "outcome"
+    if "calibration" in results:
+        assert expected.calibration is not None
+        actual, wanted = results["calibration"], expected.calibration
+        assert np.array_equal(actual[:, :2], wanted[:, :2]), "pixels of bins"
+        tolerance = wanted[:, 0] * (pixel_tolerance * references.UNITS + 1)
+        assert_close("confidence", actual[:, 2], wanted[:, 2], tolerance)
+
+
+def verify_counts(
+    host: ModuleType, case: CountsCase, inputs: CountsInputs | None = None
+) -> dict[str, Array]:
+    inputs = counts_inputs(case) if inputs is None else inputs
+    results = run_under_seeds(host, lambda: run_counts(host, case, inputs))
+    rows = np.moveaxis(pixels_last(inputs.values), 1, -1).reshape(-1, case.classes)
+    target = inputs.target.ravel().astype(np.int64)
+    known = np.where(np.isnan(rows), -np.inf, rows)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_p = np.log(rows) if case.probabilities else references.log_softmax(rows)
+        probabilities = rows if case.probabilities else np.exp(log_p)
+    confidence = probabilities.max(1)  # NaN if one is
+    expected = references.counts(
+        known.argmax(1),
+        confidence,
+        target,
+        inputs.uncertainty.ravel(),
+        case.classes,
+        case.bins,
+        case.ignore_index,
+    )
+    eps = epsilon(case.dtype)
+    check_counts(expected, results, 16 * eps)
+    if "scores" in results:
+        valid = expected.outcome != 2
+        at = target[valid]
+        negative_log = -log_p[valid, at]
+        wanted = references.scores(probabilities[valid], negative_log, at)
+        assert np.array_equal(results["scores"][[0, 3, 4]], wanted[[0, 3, 4]])
+        size = np.where(np.isfinite(negative_log), np.abs(negative_log), 0).sum() + valid.sum()
+        tolerance = 64 * eps * references.UNITS * size + valid.sum()
+        assert_close("sums", results["scores"][1:3], wanted[1:3], tolerance)
+    return results
+
+
+COUNTS_CASES = [
+    random_counts_case(dtype, layout, classes, seed)
+    for seed, dtype in enumerate(DTYPES)
+    for layout in LAYOUTS
+    for classes in CLASS_COUNTS
+]
+
+
+@pytest.mark.parametrize("case", thinned(COUNTS_CASES), ids=str)
+def test_counts(host: ModuleType, case: CountsCase) -> None:
+    results = verify_counts(host, case)
+    assert results["bad_target"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize(("classes", "size"), [(1, 9001), (19, 1501), (33, 1501), (80, 1001)])
+def test_counts_of_more_tiles_than_blocks(
+    host: ModuleType, classes: int, size: int, layout: str
+) -> None:
+    """All tables, with sums of more than 32 bits in a block."""
+    verify_counts(host, CountsCase("f32", layout, classes, 1, (size,), np.uint8, 255))
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("classes", [5, 40])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
+def test_counts_of_nan_and_infinity(
+    host: ModuleType, dtype: str, classes: int, layout: str, probabilities: bool
+) -> None:
+    """What is not finite is counted apart, in every table."""
+    case = CountsCase(dtype, layout, classes, 1, (70,), ignored=0.1, probabilities=probabilities)
+    inputs = counts_inputs(case)
+    inputs.target[0, :14] = 1
+    inputs.values[0, :, :14] = 1 / classes if probabilities else 0.0
+    inputs.values[0, 0, :14] += 0.25
+    inputs.values[0, 2, 0] = np.nan
+    inputs.values[0, 1, 1] = np.nan
+    inputs.values[0, :, 2] = np.nan
+    inputs.values[0, 1, 3] = 0.0 if probabilities else -np.inf  # impossible
+    if not probabilities:
+        inputs.values[0, :, 4] = -np.inf
+        inputs.values[0, 3, 5] = np.inf
+        inputs.values[0, 1, 6] = -2000.0
+        inputs.values[0, 1, 7] = -900.0
+    inputs.values = decode(encode(inputs.values, dtype), dtype)
+    inputs.uncertainty[0, :14] = 0.5
+    inputs.uncertainty[0, 8:14] = [np.nan, np.inf, -np.inf, -0.25, 256.0, -0.0]
+    results = verify_counts(host, case, inputs)
+    assert results["uncertainty_sums"][1].sum() == results["histogram"][:, -1].sum() == 5
+    assert results["calibration"][-1, 0] == results["scores"][4] == (3 if probabilities else 5)
+    assert results["scores"][3] == (1 if probabilities else 2)
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("classes", [3, 21, 150])
+def test_equal_values_are_counted_for_the_lowest_class(
+    host: ModuleType, classes: int, layout: str
+) -> None:
+    case = CountsCase("f32", layout, classes, 1, (37,), ignored=0.0, tables=("confusion",))
+    inputs = counts_inputs(case)
+    inputs.values[:] = 0.25
+    inputs.values[:, 1:3, 5:9] = 20.0
+    inputs.target[:] = 2
+    results = verify_counts(host, case, inputs)
+    assert results["confusion"][2, :2].tolist() == [33, 4]
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("target_type", TARGET_TYPES)
+def test_bad_targets_are_not_counted(host: ModuleType, target_type: type, layout: str) -> None:
+    case = CountsCase("f32", layout, 19, 2, (67,), target_type, 255)
+    inputs = counts_inputs(case)
+    beyond = [19, 254] if target_type is np.uint8 else [19, 1000, -1, -(2**31)]
+    inputs.target[:, 3 : 3 + len(beyond)] = beyond
+    for seed in SEEDS:  # whose value the flag holds depends on the schedule
+        host.set_seed(seed)
+        results = run_counts(host, case, inputs)
+        assert results["bad_target"][0] == 1
+        assert results["bad_target"][1] in beyond
+        ignored = np.isin(inputs.target, [255, *beyond])
+        assert np.array_equal(results["outcome"] == 2, ignored)
+        assert results["confusion"].sum() == results["scores"][0] == (~ignored).sum()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 3, 0)])
+def test_counts_of_nothing(host: ModuleType, shape: tuple[int, ...]) -> None:
+    images, classes, *spatial = shape
+    case = CountsCase("f32", "planar", classes, images, tuple(spatial))
+    results = run_counts(host, case, counts_inputs(case))
+    assert not any(results[name].any() for name in TABLES)
+
+
+@pytest.mark.parametrize("tables", [TABLES, ("histogram",), ("calibration", "confusion")])
+@pytest.mark.parametrize("classes", [19, 100])
+@pytest.mark.parametrize("size", [1, 255, 257, 2500])
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_map_counts(
+    host: ModuleType, dtype: str, size: int, classes: int, tables: tuple[str, ...]
+) -> None:
+    generator = np.random.default_rng(size)
+    bins, ignore_index = 15, 255
+    names = tuple(name for name in tables if name != "scores")
+    target_type, prediction_type = TARGET_TYPES[size % 3], TARGET_TYPES[classes % 3]
+    accumulate = accumulate_type(dtype)
+    prediction = generator.integers(0, classes, size)
+    target = np.where(
+        generator.random(size) < 0.5, prediction, generator.integers(0, classes, size)
+    )
+    target = np.where(generator.random(size) < 0.2, ignore_index, target).astype(target_type)
+    # Multiples of 2^-24 fall onto the edges of bins, and have exact sums.
+    confidence = (np.rint(generator.random(size) * 2**24) / 2**24).astype(accumulate)
+    confidence[:3] = [1.0, 0.0, np.nan][:size]
+    uncertainty = np.exp(generator.uniform(-18, 5, size)).astype(accumulate)
+
+    def run() -> dict[str, Array]:
+        placed, before = place_tables(names, classes, bins, size)
+        outcome = place((size,), np.uint8)
+        host.map_counts(
+            prediction=prediction.astype(prediction_type),
+            confidence=confidence,
+            target=target,
+            uncertainty=uncertainty,
+            outcome=outcome.view,
+            classes=classes,
+            bins=bins,
+            ignore_index=ignore_index,
+            dtype=dtype,
+            bad_target=np.zeros(2, np.int64),
+            **{name: table.view for name, table in placed.items()},
+        )
+        for name, table in {**placed, "outcome": outcome}.items():
+            table.check_surroundings(name)
+        results = {name: table.view - before[name] for name, table in placed.items()}
+        return {**results, "outcome": outcome.view.copy()}
+
+    expected = references.counts(
+        prediction, confidence, target, uncertainty, classes, bins, ignore_index
+    )
+    results = run_under_seeds(host, run)
+    check_counts(expected, results, 0.0)
+    if "calibration" in results:
+        assert expected.calibration is not None
+        assert np.array_equal(results["calibration"], expected.calibration), "exact confidences"
+
+
+def test_bad_predictions_are_not_counted(host: ModuleType) -> None:
+    flag, confusion = np.zeros(2, np.int64), np.zeros((3, 3), np.int64)
+    host.map_counts(
+        prediction=np.array([0, 3, 2, -1]),
+        target=np.array([0, 1, 2, 255]),
+        confusion=confusion,
+        classes=3,
+        bins=1,
+        ignore_index=255,
+        dtype="f32",
+        bad_target=flag,
+    )
+    assert confusion.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert flag.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("window", [1, 3, 4])
+@pytest.mark.parametrize("shape", [(2, 4, 4), (1, 3, 9), (3, 13, 22), (1, 70, 121)])
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_patch_counts(host: ModuleType, dtype: str, shape: tuple[int, ...], window: int) -> None:
+    generator = np.random.default_rng(shape[1])
+    outcome = generator.integers(0, 2, shape).astype(np.uint8)
+    outcome[generator.random(shape) < 0.3] = 2
+    outcome[:, :window, :window] = 2  # no valid pixel
+    uncertainty = generator.random(shape).astype(accumulate_type(dtype))
+    uncertainty[-1, -window:, -window:] = [np.nan]
+    uncertainty[outcome == 2] = np.nan
+    thresholds = np.array([0.5, 0.0, 0.3, 2.0])
+
+    def run() -> dict[str, Array]:
+        before = generator.integers(0, 2**40, (4, 5))
+        counts = place((4, 5), np.int64, values=before)
+        host.patch_counts(
+            outcome=place(shape, np.uint8, values=outcome).view,
+            uncertainty=place(shape, uncertainty.dtype, values=uncertainty).view,
+            thresholds=thresholds,
+            counts=counts.view,
+            window=window,
+            accuracy_threshold=0.5,
+            dtype=dtype,
+        )
+        counts.check_surroundings("counts")
+        return {"counts": counts.view - before}
+
+    expected = references.patch_counts(outcome, uncertainty, thresholds, window, 0.5)
+    assert np.array_equal(run_under_seeds(host, run)["counts"], expected)

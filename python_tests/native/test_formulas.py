@@ -128,6 +128,51 @@ def test_moments(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
     assert abs(squares / 49 - exact.var(ddof=1)) < 50 * ulp
 
 
+@precisions
+def test_fixed_point(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
+    halves = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 0.25, 0.75]) * 2.0**-24
+    values = np.concatenate([halves, np.random.default_rng(0).normal(size=5000) * 1000])
+    values = values.astype(dtype)
+    expected = np.rint(values.astype(np.float64) * 2**24)
+    assert np.array_equal(formulas(host, name).to_fixed(values), expected.astype(np.int64))
+
+
+@precisions
+def test_negative_log(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
+    """Right for denormal probabilities, too."""
+    p = np.logspace(-44.5, 0, 100_001).astype(dtype)
+    expected = -np.log(p.astype(np.float64))
+    error = np.abs(formulas(host, name).negative_log(p) - expected)
+    assert np.all(error <= 1.5 * ulp * np.maximum(expected, 2.0**-24 / ulp / 2))
+    edges = formulas(host, name).negative_log(np.array([0.0, -0.0, -1.0, np.nan], dtype))
+    assert edges[:2].tolist() == [np.inf, np.inf]
+    assert np.isnan(edges[2:]).all()
+
+
+@precisions
+def test_bins_of_uncertainty(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
+    """They are in the order of the values and 1/128 of an octave wide."""
+    values = np.sort(np.exp(np.random.default_rng(0).uniform(-20, 5.545, 100_000)))
+    bins = formulas(host, name).uncertainty_bin(values.astype(dtype))
+    assert np.all(np.diff(bins) >= 0)
+    within = bins > 0
+    rounded = values.astype(np.float32).astype(np.float64)
+    lower = 2.0 ** (bins // 128 - 24) * (1 + bins % 128 / 128)
+    assert np.all(rounded[within] >= lower[within])
+    assert np.all(rounded[within] < lower[within] * (1 + 1 / 128))
+    edges = np.array([0.0, -0.0, 2.0**-24, 2.0**-25, 256 - 2.0**-16], dtype)
+    assert formulas(host, name).uncertainty_bin(edges).tolist() == [0, 0, 0, 0, 4095]
+
+
+def test_bins_of_confidence(host: ModuleType) -> None:
+    """(a, b], exactly; the ends belong to the first and the last bin."""
+    bins = 15
+    edges = (np.arange(1, bins + 1) * 2**24 / bins).astype(np.int64)  # rounded down: inside
+    assert host.f32.calibration_bin(edges, bins).tolist() == list(range(bins))
+    assert host.f32.calibration_bin(edges + 1, bins).tolist() == [*range(1, bins), bins - 1]
+    assert host.f32.calibration_bin(np.array([0, 1, 2**24 + 2**17]), bins).tolist() == [0, 0, 14]
+
+
 def test_float16_to_float_is_exact(host: ModuleType) -> None:
     bits = np.arange(1 << 16, dtype=np.uint16)
     actual = host.float16_to_float(bits)
