@@ -77,8 +77,8 @@ SEGUNC_HD void read_classes(const void* data, int64_t at, int n, int64_t classes
 
 // Over all classes: the lowest one with the maximum, and the sums. NaN is never the maximum; a
 // pixel of nothing else has class 0.
-template <Mode mode, class A, int T>
-SEGUNC_HD void reduce_classes(int C, int n, const A* __restrict tile, const Ahead& ahead,
+template <Mode mode, class A, int T, class S>
+SEGUNC_HD void reduce_classes(int C, int n, const A* __restrict tile, const Ahead<S>& ahead,
                               Pixels<A, T>& px) {
   static_assert(T % kStep<A> == 0);
   using Index = IndexPack<A>;
@@ -93,7 +93,7 @@ SEGUNC_HD void reduce_classes(int C, int n, const A* __restrict tile, const Ahea
       best[k] = Index{};
     }
     for (int c = C - 1; c >= 0; --c) {
-      ahead.fetch(c, j);
+      ahead.template fetch<kStep<A>>(c, j);
       const Index index = Index{} + c;
 #pragma GCC unroll 2
       for (int k = 0; k < kPacks; ++k) {
