@@ -30,20 +30,21 @@ STABLE_TORCH_LIBRARY(segunc_ops, m) {
   m.def(
       "component_mean(Tensor values, Tensor labels, int connectivity, SymInt? ignore_index, "
       "float? bound) -> Tensor");
+  m.def(
       "accumulate_counts_(Tensor input, Tensor target, Tensor? uncertainty, SymInt ignore_index, "
       "bool probabilities, Tensor(a!)? confusion, Tensor(b!)? uncertainty_sums, "
       "Tensor(c!)? calibration, Tensor(d!)? scores, Tensor(e!)? histogram, Tensor(f!)? outcome) "
       "-> ()");
-      m.def(
-          "accumulate_map_counts_(Tensor prediction, Tensor? confidence, Tensor target, "
-          "Tensor? uncertainty, SymInt num_classes, SymInt ignore_index, Tensor(a!)? confusion, "
-          "Tensor(b!)? uncertainty_sums, Tensor(c!)? calibration, Tensor(d!)? histogram, "
-          "Tensor(e!)? outcome) -> ()");
-      m.def(
-          "accumulate_patch_counts_(Tensor outcome, Tensor uncertainty, Tensor thresholds, "
-          "SymInt window, float accuracy_threshold, Tensor(a!) counts) -> ()");
-      m.def("cpu_isa() -> str");
-      m.def("cpu_isas() -> str");
-      m.def("cuda_targets() -> str");
-      m.def("check() -> ()");
+  m.def(
+      "accumulate_map_counts_(Tensor prediction, Tensor? confidence, Tensor target, "
+      "Tensor? uncertainty, SymInt num_classes, SymInt ignore_index, Tensor(a!)? confusion, "
+      "Tensor(b!)? uncertainty_sums, Tensor(c!)? calibration, Tensor(d!)? histogram, "
+      "Tensor(e!)? outcome) -> ()");
+  m.def(
+      "accumulate_patch_counts_(Tensor outcome, Tensor uncertainty, Tensor thresholds, "
+      "SymInt window, float accuracy_threshold, Tensor(a!) counts) -> ()");
+  m.def("cpu_isa() -> str");
+  m.def("cpu_isas() -> str");
+  m.def("cuda_targets() -> str");
+  m.def("check() -> ()");
 }
