@@ -1,4 +1,4 @@
-"""The ``segunc`` command: ``demo``, ``train``, ``masks`` and ``info``."""
+"""The ``segunc`` command: ``demo``, ``train``, ``masks``, ``eval`` and ``info``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from ._library import build_info
 
 if TYPE_CHECKING:
-    from .experiments.datasets import FolderDataset
+    from .experiments.datasets import FolderDataset, SegmentationDataset
     from .experiments.experiment import Experiment
     from .experiments.mask_files import MaskedDataset
     from .experiments.ranks import Ranks
@@ -100,8 +100,14 @@ def _device_option(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
 
 
-def _data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+def _data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=required,
+        metavar="DIR",
+        help=None if required else "default: the demo's generated scenes",
+    )
     parser.add_argument(
         "--ignore-index", type=int, default=255, metavar="LABEL", help="default: 255"
     )
@@ -257,6 +263,38 @@ def build_parser() -> argparse.ArgumentParser:
     machine.add_argument(
         "--workers", type=_whole(1), default=1, help="images at a time (default: 1)"
     )
+    evaluation = commands.add_parser(
+        "eval",
+        help="all metrics and plots of trained networks, also on other data",
+        description="Evaluates checkpoints of `segunc train` or `segunc demo`: a single network by "
+        "Monte-Carlo dropout, several as an ensemble. Writes metrics.md, metrics.json, curves.png "
+        "(reliability, risk over coverage) and panels.png.",
+    )
+    evaluation.set_defaults(parser=evaluation)
+    evaluation.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
+    _data_options(evaluation, required=False)
+    evaluation.add_argument("--class-names", nargs="+", metavar="NAME")
+    evaluation.add_argument(
+        "--split", choices=("train", "val"), default="val", help="of DIR (default: val)"
+    )
+    evaluation.add_argument(
+        "--threshold",
+        type=_real(0),
+        metavar="U",
+        help="of PAvPU's uncertainty (default: its mean over the training images of the data)",
+    )
+    evaluation.add_argument(
+        "--samples",
+        type=_whole(2),
+        default=10,
+        metavar="S",
+        help="Monte-Carlo dropout samples of a single network (default: 10)",
+    )
+    evaluation.add_argument("--seed", type=_whole(0), default=0)
+    evaluation.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: eval beside the first checkpoint"
+    )
+    _device_option(evaluation.add_argument_group("machine"))
     info = commands.add_parser(
         "info", help="versions, instruction set, CUDA targets, what is loaded"
     )
@@ -516,6 +554,84 @@ def _masks(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _eval_data(
+    arguments: argparse.Namespace, num_classes: int
+) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """What is evaluated, and the training images that go with it."""
+    from .experiments.datasets import DatasetError, SceneDataset, find_split
+    from .experiments.ranks import ALONE
+
+    error = arguments.parser.error
+    if arguments.data is None:
+        if num_classes != len(SceneDataset.class_names):
+            error(
+                f"argument --data: expected one for networks of {num_classes} classes; generated "
+                f"scenes have {len(SceneDataset.class_names)}"
+            )
+        seed = 2 * arguments.seed
+        return (
+            SceneDataset(_DEMO_VAL_SCENES, seed=seed + 1, size=_DEMO_SIZE, label_noise=False),
+            SceneDataset(_DEMO_TRAIN_SCENES, seed=seed, size=_DEMO_SIZE),
+        )
+    names = arguments.class_names
+    if names and len(names) != num_classes:
+        error(f"argument --class-names: expected {num_classes} names, got {len(names)}")
+    reference: SegmentationDataset | None = None
+    try:
+        dataset = _folder_dataset(arguments, arguments.split, num_classes, ALONE, names)
+        if arguments.threshold is None:
+            try:
+                find_split(arguments.data, "train")
+            except DatasetError:
+                print(
+                    f"segunc: no training images in {arguments.data}, hence no PAvPU; pass "
+                    "--threshold",
+                    file=sys.stderr,
+                )
+            else:
+                reference = _folder_dataset(arguments, "train", num_classes, ALONE, names)
+    except DatasetError as problem:
+        error(f"argument --data: {problem}")
+    return dataset, reference
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from .experiments.datasets import DatasetError
+    from .experiments.experiment import evaluate_checkpoints
+    from .experiments.training import CheckpointError, load_members
+
+    error = arguments.parser.error
+    models = []
+    try:
+        for path in arguments.checkpoint:
+            models += load_members(path)
+    except CheckpointError as problem:
+        error(f"argument CHECKPOINT: {problem}")
+    classes = [model.num_classes for model in models]
+    if len(set(classes)) > 1:
+        error(f"argument CHECKPOINT: expected one number of classes, got {sorted(set(classes))}")
+    dataset, reference = _eval_data(arguments, classes[0])
+    folder = arguments.output or arguments.checkpoint[0].parent / "eval"
+    try:
+        table = evaluate_checkpoints(
+            models,
+            dataset,
+            folder,
+            device=torch.device(arguments.device),
+            num_samples=arguments.samples,
+            reference=reference,
+            threshold=arguments.threshold,
+            seed=arguments.seed,
+            title=f"{', '.join(map(str, arguments.checkpoint))} on "
+            f"{arguments.data or 'generated scenes'}",
+        )
+    except DatasetError as problem:
+        error(f"argument --data: {problem}")
+    print(f"\n{table}")
+    print(f"Written to {folder}: metrics.md, metrics.json, curves.png, panels.png.")
+    return 0
+
+
 def _info() -> int:
     for name, value in build_info().items():
         if isinstance(value, (list, tuple)):
@@ -544,9 +660,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
     try:
-        return _masks(arguments) if arguments.command == "masks" else _run(arguments)
+        return {"masks": _masks, "eval": _eval}.get(arguments.command, _run)(arguments)
     except KeyboardInterrupt:
-        how = "" if arguments.command == "masks" else " with --resume"
+        how = "" if arguments.command in ("masks", "eval") else " with --resume"
         print(f"\nsegunc: interrupted; the same command{how} continues", file=sys.stderr)
         return _INTERRUPTED
 

@@ -1,11 +1,18 @@
 """Reproductions on generated and real street scenes; the library itself never imports this package.
 
-Needs the extras ``pip install segunc_ops[experiments]`` (NumPy, Pillow, Matplotlib, tqdm).
+Needs the extras ``pip install segunc_ops[experiments]`` (NumPy, Pillow, Matplotlib, torchmetrics,
+tqdm).
 """
 
 from importlib.util import find_spec
 
-_EXTRAS = {"numpy": "numpy", "PIL": "pillow", "matplotlib": "matplotlib", "tqdm": "tqdm"}
+_EXTRAS = {
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "matplotlib": "matplotlib",
+    "torchmetrics": "torchmetrics",
+    "tqdm": "tqdm",
+}
 
 
 class MissingExtrasError(ImportError):

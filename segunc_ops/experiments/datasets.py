@@ -444,6 +444,35 @@ class TrainingBatches:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+class EvenlySpaced:
+    """At most `length` images of a dataset, evenly spaced."""
+
+    def __init__(self, dataset: SegmentationDataset, length: int) -> None:
+        self._dataset = dataset
+        size = len(dataset)
+        self._indices = np.linspace(0, size - 1, min(size, length)).astype(int).tolist()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the dataset."""
+        return self._dataset.class_names
+
+    @property
+    def ignore_index(self) -> int:
+        """That of the dataset."""
+        return self._dataset.ignore_index
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._dataset[self._indices[index]]
+
+    def label(self, index: int) -> NDArray[np.integer]:
+        """The label map (H, W)."""
+        return self._dataset.label(self._indices[index])
+
+
 def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterator[Batch]:
     """Whole images in order, neighbours of one size together."""
     samples: list[Sample] = []

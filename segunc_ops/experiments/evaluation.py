@@ -1,10 +1,10 @@
-"""Monte-Carlo dropout evaluation over every labelled pixel, in memory that does not grow."""
+"""Evaluation over every labelled pixel, in memory that does not grow."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,15 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import PredictiveStatistics
-from ..sampling import sample_statistics
+from ..metrics import SegmentationMetrics
+from ..sampling import ensemble_statistics, sample_statistics
 from .datasets import SegmentationDataset, evaluation_batches, normalize
 
-NUM_BINS = 15
-"""Equal-width confidence bins (a, b] of the calibration error."""
-
-# Sums are integers in units of 2^-24, a float32 significand: any order gives the same bits, and
-# 2^39 pixels fit.
-_UNITS = 2.0**24
+_SCALARS = (
+    "mean_iou",
+    "pixel_accuracy",
+    "dice_error",
+    "calibration_error",
+    "brier_score",
+    "negative_log_likelihood",
+    "mean_uncertainty",
+    "error_auroc",
+    "aurc",
+)
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore: int) -> Tensor:
@@ -47,15 +53,26 @@ def class_iou(confusion: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model achieves on a dataset; None where a class does not occur."""
+    """What a model achieves on a dataset, every labelled pixel counted.
+
+    None where a class does not occur, or PAvPU has no threshold. See :mod:`segunc_ops.metrics` for
+    what each figure is.
+    """
 
     class_names: tuple[str, ...]
     iou: tuple[float | None, ...]
     mean_iou: float
     pixel_accuracy: float
+    dice_error: float
     calibration_error: float
+    brier_score: float
+    negative_log_likelihood: float
     class_uncertainty: tuple[float | None, ...]
     mean_uncertainty: float
+    error_auroc: float
+    aurc: float
+    pavpu: float | None
+    uncertainty_threshold: float | None
     num_pixels: int
     num_samples: int
 
@@ -64,111 +81,130 @@ class Evaluation:
         return asdict(self)
 
 
-class EvaluationTotals:
-    """Running totals over batches of predictions; their order does not change a bit of the result.
-
-    Args:
-        num_classes: C.
-        ignore_index: target of the pixels that are left out.
-        device: where the totals live.
-    """
-
-    def __init__(self, num_classes: int, ignore_index: int, device: torch.device) -> None:
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
-
-        self.confusion = zeros(num_classes, num_classes)
-        self.uncertainty = zeros(num_classes)
-        self.bin_count = zeros(NUM_BINS)
-        self.bin_hits = zeros(NUM_BINS)
-        self.bin_confidence = zeros(NUM_BINS)
-        self._edges = torch.linspace(0, 1, NUM_BINS + 1, device=device)[1:-1]
-
-    def update(self, statistics: PredictiveStatistics, target: Tensor) -> None:
-        """Adds a batch: `statistics` of shape (N, H, W), `target` integers (N, H, W)."""
-        valid = target != self.ignore_index
-        prediction, truth = statistics.prediction[valid], target[valid].long()
-        confidence = statistics.confidence[valid]
-        self.confusion += confusion_matrix(prediction, truth, self.num_classes, self.ignore_index)
-        spread = (statistics.std[valid].double() * _UNITS).round().long()
-        self.uncertainty.index_add_(0, truth, spread)
-        # right=False puts a confidence equal to an edge below it: bins (a, b].
-        bins = torch.bucketize(confidence, self._edges, right=False)
-        self.bin_count += torch.bincount(bins, minlength=NUM_BINS)
-        self.bin_hits += torch.bincount(bins[prediction == truth], minlength=NUM_BINS)
-        self.bin_confidence.index_add_(0, bins, (confidence.double() * _UNITS).round().long())
-
-    def compute(self, class_names: tuple[str, ...], num_samples: int) -> Evaluation:
-        """The totals as an :class:`Evaluation`; NaN where there was no labelled pixel."""
-        iou = class_iou(self.confusion)
-        per_class = self.confusion.sum(1)
-        pixels = int(per_class.sum())
-        spread = self.uncertainty.double() / _UNITS
-        gap = (self.bin_hits.double() - self.bin_confidence.double() / _UNITS).abs().sum()
-
-        def optional(values: Tensor) -> tuple[float | None, ...]:
-            return tuple(None if math.isnan(value) else value for value in values.tolist())
-
-        return Evaluation(
-            class_names=class_names,
-            iou=optional(iou),
-            mean_iou=float(iou.nanmean()),
-            pixel_accuracy=int(self.confusion.diagonal().sum()) / pixels if pixels else math.nan,
-            calibration_error=float(gap) / pixels if pixels else math.nan,
-            class_uncertainty=optional(spread / per_class.double()),
-            mean_uncertainty=float(spread.sum()) / pixels if pixels else math.nan,
-            num_pixels=pixels,
-            num_samples=num_samples,
-        )
-
-
 Autocast = Callable[[], AbstractContextManager[Any]]
+Predict = Callable[[Tensor], PredictiveStatistics]
+"""From normalised images (N, 3, H, W) to statistics with their mean."""
 
 
-def evaluate(
-    model: nn.Module,
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws as from `seed`; the global random state is left as it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def predict_by_dropout(model: nn.Module, num_samples: int) -> Predict:
+    """The mean of Monte-Carlo dropout samples; batch norm uses its running statistics."""
+    model.eval()
+    return lambda images: sample_statistics(
+        model, images, num_samples, batch_norm="running", return_mean=True
+    )
+
+
+def predict_by_ensemble(models: Sequence[nn.Module]) -> Predict:
+    """The mean of an ensemble's members, without dropout."""
+    return lambda images: ensemble_statistics(models, images, return_mean=True)
+
+
+def measure(
+    predict: Predict,
     dataset: SegmentationDataset,
+    metrics: SegmentationMetrics,
     *,
     device: torch.device,
-    num_samples: int = 10,
     batch_size: int = 4,
-    seed: int = 0,
     channels_last: bool = False,
     autocast: Autocast = nullcontext,
     progress: Callable[[int], object] | None = None,
-) -> Evaluation:
-    """Accuracy, calibration and uncertainty of the mean of Monte-Carlo dropout samples.
-
-    Batch norm uses its running statistics; the model is left in evaluation mode and the global
-    random state as it was.
+) -> None:
+    """Adds every whole image of a dataset to the metrics.
 
     Args:
-        model: maps images (N, 3, H, W) to logits (N, C, H, W).
-        dataset: whole images are evaluated.
+        predict: makes the predictions.
+        dataset: images and labels.
+        metrics: what is counted, on `device`.
         device: of the model.
-        num_samples: forward passes per image, at least 2.
         batch_size: images per forward pass.
-        seed: of the dropout masks.
         channels_last: layout of the images.
         autocast: context of the forward passes.
         progress: called with the number of images after each batch.
     """
-    names = dataset.class_names
-    totals = EvaluationTotals(len(names), dataset.ignore_index, device)
-    model.eval()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for images, target, _ in evaluation_batches(dataset, batch_size):
-            with autocast():
-                inputs = normalize(images, device, channels_last)
-                statistics = sample_statistics(model, inputs, num_samples, batch_norm="running")
-            totals.update(statistics, target.to(device))
-            if progress is not None:
-                progress(len(images))
-    return totals.compute(names, num_samples)
+    for images, target, _ in evaluation_batches(dataset, batch_size):
+        with autocast():
+            statistics = predict(normalize(images, device, channels_last))
+        metrics.update(statistics, target.to(device))
+        if progress is not None:
+            progress(len(images))
+
+
+def evaluate(
+    predict: Predict,
+    dataset: SegmentationDataset,
+    *,
+    device: torch.device,
+    num_samples: int,
+    reference: SegmentationDataset | None = None,
+    threshold: float | None = None,
+    seed: int = 0,
+    batch_size: int = 4,
+    channels_last: bool = False,
+    autocast: Autocast = nullcontext,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[Evaluation, SegmentationMetrics]:
+    """Accuracy, calibration and uncertainty of a model over a dataset.
+
+    Args:
+        predict: makes the predictions, such as :func:`predict_by_dropout`.
+        dataset: whole images are evaluated.
+        device: of the model.
+        num_samples: samples or members that a prediction is made of, for the record.
+        reference: training images, whose mean uncertainty is PAvPU's threshold.
+        threshold: PAvPU's, if it is known; without either there is no PAvPU.
+        seed: of the dropout masks; the global random state is left as it was.
+        batch_size, channels_last, autocast, progress: as for :func:`measure`.
+
+    Returns:
+        The figures, and the metrics that they are from, which draw the curves.
+    """
+    names, ignored = dataset.class_names, dataset.ignore_index
+
+    def measured(images: SegmentationDataset, **options: Any) -> SegmentationMetrics:
+        metrics = SegmentationMetrics(len(names), ignore_index=ignored, **options).to(device)
+        with seeded(seed, device):
+            measure(
+                predict,
+                images,
+                metrics,
+                device=device,
+                batch_size=batch_size,
+                channels_last=channels_last,
+                autocast=autocast,
+                progress=progress,
+            )
+        return metrics
+
+    if threshold is None and reference is not None:
+        values = measured(reference, scores=False).compute()
+        mean = float(values["mean_uncertainty"])
+        threshold = None if math.isnan(mean) else mean
+    metrics = measured(dataset, threshold=threshold)
+    values = metrics.compute()
+
+    def optional(values: Tensor) -> tuple[float | None, ...]:
+        return tuple(None if math.isnan(value) else value for value in values.tolist())
+
+    evaluation = Evaluation(
+        class_names=names,
+        iou=optional(values["class_iou"]),
+        class_uncertainty=optional(values["class_uncertainty"]),
+        pavpu=float(values["pavpu"]) if "pavpu" in values else None,
+        uncertainty_threshold=threshold,
+        num_pixels=int(metrics.confusion.sum()),
+        num_samples=num_samples,
+        **{name: float(values[name]) for name in _SCALARS},
+    )
+    return evaluation, metrics
 
 
 @torch.no_grad()

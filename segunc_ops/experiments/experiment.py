@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,18 +12,37 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from tqdm.auto import tqdm
 
-from ..sampling import sample_statistics
-from .datasets import SegmentationDataset, class_shares, collate, normalize
-from .evaluation import Evaluation, evaluate
-from .plots import LOSS_TITLES, Panel, plot_learning_curves, plot_panels
-from .report import LossResult, write_tables
+from .._library import build_info
+from ..functional import component_mean, connected_components
+from .datasets import EvenlySpaced, SegmentationDataset, class_shares, collate, normalize
+from .evaluation import (
+    Autocast,
+    Evaluation,
+    Predict,
+    evaluate,
+    predict_by_dropout,
+    predict_by_ensemble,
+    seeded,
+)
+from .plots import (
+    LOSS_TITLES,
+    Panel,
+    plot_curves,
+    plot_learning_curves,
+    plot_panels,
+    scale_limits,
+)
+from .report import LossResult, evaluation_table, finite, write_tables, write_text
 from .timing import LossTime, time_loss
 from .training import LossName, Trainer, TrainingConfig
 
 NUM_PANELS = 4
 MAX_PANEL_CANDIDATES = 100
+# The mean uncertainty over the training images, PAvPU's threshold, is taken over so many of them.
+MAX_REFERENCE_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -61,24 +82,27 @@ def _train(experiment: Experiment, loss: LossName) -> Trainer:
 
 def _evaluate(experiment: Experiment, trainer: Trainer) -> Evaluation:
     config = trainer.config
+    reference = EvenlySpaced(experiment.train, MAX_REFERENCE_IMAGES)
     with tqdm(
-        total=len(experiment.validation),
+        total=len(reference) + len(experiment.validation),
         desc=f"evaluate {config.loss}",
         unit="image",
         disable=not experiment.progress,
         dynamic_ncols=True,
     ) as bar:
-        return evaluate(
-            trainer.model,
+        evaluation, _ = evaluate(
+            predict_by_dropout(trainer.model, experiment.eval_samples),
             experiment.validation,
             device=trainer.device,
             num_samples=experiment.eval_samples,
-            batch_size=config.batch_size,
+            reference=reference,
             seed=config.seed,
+            batch_size=config.batch_size,
             channels_last=config.channels_last,
             autocast=config.autocast,
             progress=bar.update,
         )
+    return evaluation
 
 
 def _time(trainer: Trainer) -> LossTime:
@@ -99,7 +123,7 @@ def _time(trainer: Trainer) -> LossTime:
     )
 
 
-def _telling_images(dataset: SegmentationDataset) -> list[int]:
+def telling_images(dataset: SegmentationDataset) -> list[int]:
     """The image with the most classes in each part of the dataset; a video's frames are alike."""
 
     def num_classes(index: int) -> int:
@@ -112,31 +136,117 @@ def _telling_images(dataset: SegmentationDataset) -> list[int]:
     return [max(part.tolist(), key=num_classes) for part in parts]
 
 
-def _panels(experiment: Experiment, trainer: Trainer, indices: Sequence[int]) -> list[Panel]:
-    config = trainer.config
-    trainer.model.eval()
+def make_panels(
+    predict: Predict,
+    dataset: SegmentationDataset,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    channels_last: bool = False,
+    autocast: Autocast = nullcontext,
+) -> list[Panel]:
+    """Pictures of the telling images of a dataset, with the components of their labels."""
     panels = []
-    with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
-        for index in indices:
-            sample = experiment.validation[index]
-            images = collate([sample]).images
-            with config.autocast():
-                statistics = sample_statistics(
-                    trainer.model,
-                    normalize(images, trainer.device, config.channels_last),
-                    experiment.eval_samples,
-                    batch_norm="running",
-                )
+    with seeded(seed, device):
+        for index in telling_images(dataset):
+            sample = dataset[index]
+            batch = collate([sample])
+            with autocast():
+                statistics = predict(normalize(batch.images, device, channels_last))
+            label, ignored = batch.target.to(device), dataset.ignore_index
+            components, _ = connected_components(label, ignore_index=ignored)
+            instance = component_mean(statistics.entropy, label, ignore_index=ignored)
             panels.append(
                 Panel(
                     image=sample.image,
                     label=sample.label,
                     prediction=statistics.prediction[0].cpu().numpy(),
                     uncertainty=statistics.std[0].cpu().numpy(),
+                    components=components[0].cpu().numpy(),
+                    instance_uncertainty=instance[0].cpu().numpy(),
                 )
             )
     return panels
+
+
+def _panels(experiment: Experiment, trainer: Trainer) -> list[Panel]:
+    config = trainer.config
+    return make_panels(
+        predict_by_dropout(trainer.model, experiment.eval_samples),
+        experiment.validation,
+        device=trainer.device,
+        seed=config.seed,
+        channels_last=config.channels_last,
+        autocast=config.autocast,
+    )
+
+
+def evaluate_checkpoints(
+    models: Sequence[nn.Module],
+    dataset: SegmentationDataset,
+    folder: Path,
+    *,
+    device: torch.device,
+    num_samples: int = 10,
+    reference: SegmentationDataset | None = None,
+    threshold: float | None = None,
+    seed: int = 0,
+    title: str = "",
+    progress: bool = True,
+) -> str:
+    """Evaluates trained networks, also on other data than they were trained on.
+
+    Args:
+        models: one, which is sampled by Monte-Carlo dropout, or the members of an ensemble.
+        dataset: what they are evaluated on.
+        folder: gets ``metrics.md``, ``metrics.json``, ``curves.png`` and ``panels.png``.
+        device: where.
+        num_samples: S of Monte-Carlo dropout.
+        reference: training images, whose mean uncertainty is PAvPU's threshold.
+        threshold: PAvPU's; by default that of `reference`.
+        seed: of the dropout masks.
+        title: heading of the pictures.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The table, as written to ``metrics.md``.
+    """
+    models = [model.to(device) for model in models]
+    if len(models) > 1:
+        predict, num_samples = predict_by_ensemble(models), len(models)
+    else:
+        predict = predict_by_dropout(models[0], num_samples)
+    if threshold is not None:
+        reference = None
+    if reference is not None:
+        reference = EvenlySpaced(reference, MAX_REFERENCE_IMAGES)
+    total = len(dataset) + (0 if reference is None else len(reference))
+    with tqdm(
+        total=total, desc="evaluate", unit="image", disable=not progress, dynamic_ncols=True
+    ) as bar:
+        evaluation, metrics = evaluate(
+            predict,
+            dataset,
+            device=device,
+            num_samples=num_samples,
+            reference=reference,
+            threshold=threshold,
+            seed=seed,
+            progress=bar.update,
+        )
+    table = evaluation_table(evaluation)
+    write_text(folder / "metrics.md", table)
+    record = {"build": build_info(), "evaluation": evaluation.to_dict()}
+    write_text(folder / "metrics.json", json.dumps(finite(record), indent=2) + "\n")
+    plot_curves(metrics, folder / "curves.png", title)
+    plot_panels(
+        make_panels(predict, dataset, device=device, seed=seed),
+        dataset.class_names,
+        folder / "panels.png",
+        ignore_index=dataset.ignore_index,
+        title=title,
+    )
+    return table
 
 
 def run(experiment: Experiment) -> str:
@@ -168,7 +278,6 @@ def run(experiment: Experiment) -> str:
     names = experiment.train.class_names
     results: dict[str, LossResult] = {}
     pictures: dict[str, list[Panel]] = {}
-    telling = _telling_images(experiment.validation)
     for loss in experiment.losses:
         trainer = _train(experiment, loss)
         results[loss] = LossResult(
@@ -177,9 +286,8 @@ def run(experiment: Experiment) -> str:
             evaluation=_evaluate(experiment, trainer),
             time=_time(trainer),
         )
-        pictures[loss] = _panels(experiment, trainer, telling)
-    every = [panel.uncertainty.ravel() for panels in pictures.values() for panel in panels]
-    limit = float(np.nanpercentile(np.concatenate(every), 99.5))
+        pictures[loss] = _panels(experiment, trainer)
+    limits = scale_limits([panel for panels in pictures.values() for panel in panels])
     for name, panels in pictures.items():
         evaluation = results[name].evaluation
         plot_panels(
@@ -188,8 +296,8 @@ def run(experiment: Experiment) -> str:
             experiment.folder / f"panels-{name}.png",
             ignore_index=experiment.train.ignore_index,
             title=f"{LOSS_TITLES[name]}: mIoU {100 * evaluation.mean_iou:.1f} %, "
-            f"ECE {evaluation.calibration_error:.3f}",
-            uncertainty_limit=limit,
+            f"ECE {evaluation.calibration_error:.3f}, PAvPU {100 * (evaluation.pavpu or 0):.1f} %",
+            limits=limits,
         )
     plot_learning_curves(
         {loss: result.history for loss, result in results.items()},

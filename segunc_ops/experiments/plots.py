@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from ..metrics import SegmentationMetrics
 from .training import History
 
 _STREET_COLOURS = {
@@ -49,6 +50,30 @@ class Panel(NamedTuple):
     """(H, W)."""
     uncertainty: NDArray[np.floating]
     """(H, W), standard deviation of the predicted class's probability."""
+    components: NDArray[np.integer]
+    """(H, W), ids of the connected components of the label map, 0 where ignored."""
+    instance_uncertainty: NDArray[np.floating]
+    """(H, W), mean of the predictive entropy over each component, in nats."""
+
+
+class Limits(NamedTuple):
+    """Upper ends of the colour scales, to compare models."""
+
+    uncertainty: float
+    instance_uncertainty: float
+
+
+def scale_limits(panels: Sequence[Panel]) -> Limits:
+    """The 99.5th percentiles over all panels."""
+
+    def limit(maps: Sequence[NDArray[np.floating]]) -> float:
+        top = float(np.nanpercentile(np.concatenate([each.ravel() for each in maps]), 99.5))
+        return max(top, 1e-6)
+
+    return Limits(
+        limit([panel.uncertainty for panel in panels]),
+        limit([panel.instance_uncertainty for panel in panels]),
+    )
 
 
 def class_colours(class_names: Sequence[str]) -> list[str]:
@@ -66,7 +91,8 @@ def class_colours(class_names: Sequence[str]) -> list[str]:
     return colours
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     FigureCanvasAgg(figure)
@@ -87,6 +113,26 @@ def _show_classes(
     )
 
 
+def _show_components(axes: Axes, components: NDArray[np.integer]) -> None:
+    """Neighbouring ids get distant colours: hues in steps of the golden ratio."""
+    hue = components * 0.618034 % 1
+    shade = 0.55 + 0.4 * (components * 0.38 % 1)
+    colours = hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.55), shade], -1))
+    colours[components == 0] = to_rgb(_IGNORED)
+    axes.imshow(colours, interpolation="nearest")
+
+
+_HEADINGS = (
+    "image",
+    "label",
+    "prediction",
+    "error",
+    "uncertainty (std)",
+    "components of the label",
+    "their mean entropy (nats)",
+)
+
+
 def plot_panels(
     panels: Sequence[Panel],
     class_names: Sequence[str],
@@ -94,9 +140,9 @@ def plot_panels(
     *,
     ignore_index: int,
     title: str = "",
-    uncertainty_limit: float | None = None,
+    limits: Limits | None = None,
 ) -> None:
-    """Writes rows of image, label, prediction, error map and uncertainty.
+    """Writes rows of image, label, prediction, error map, uncertainty, components and their means.
 
     Args:
         panels: one row each.
@@ -104,71 +150,70 @@ def plot_panels(
         path: PNG to write.
         ignore_index: label of the pixels that are drawn grey.
         title: heading.
-        uncertainty_limit: upper end of the uncertainty scale, to compare models; None takes the
-            99.5th percentile.
+        limits: of the colour scales, to compare models; None takes those of the panels.
     """
     colours = class_colours(class_names)
-    if uncertainty_limit is None:
-        every = np.concatenate([panel.uncertainty.ravel() for panel in panels])
-        uncertainty_limit = float(np.nanpercentile(every, 99.5))
+    limits = limits or scale_limits(panels)
     height, width = panels[0].label.shape
-    cell = 2.9
+    cell, bar = 2.6, 0.62
     row_height = cell * height / width
     legend_columns = min(len(class_names) + 1, 12)
     legend_rows = -(-(len(class_names) + 1) // legend_columns)
     top, bottom = 0.62, 0.12 + 0.27 * legend_rows
-    total = (5 * cell + 0.75, top + bottom + len(panels) * row_height)
+    total = (len(_HEADINGS) * cell + 2 * bar, top + bottom + len(panels) * row_height)
     figure = Figure(figsize=total)
+    # Both maps of uncertainty are followed by the bar of their scale.
+    widths = [cell, cell, cell, cell, cell, bar, cell, cell, bar]
     grid = figure.subplots(
         len(panels),
-        5,
+        len(widths),
         squeeze=False,
         gridspec_kw={
-            "left": 0.006,
-            "right": 1 - 0.72 / total[0],
+            "left": 0.004,
+            "right": 0.996,
             "top": 1 - top / total[1],
             "bottom": bottom / total[1],
-            "wspace": 0.025,
+            "wspace": 0.02,
             "hspace": 0.035,
+            "width_ratios": widths,
         },
     )
-    heat = None
+    places = [place for place, size in enumerate(widths) if size == cell]
     for row, panel in zip(grid, panels, strict=True):
-        row[0].imshow(panel.image)
-        _show_classes(row[1], panel.label, colours, ignore_index)
-        _show_classes(row[2], panel.prediction, colours, ignore_index)
+        image, label, prediction, wrong, uncertainty, components, instance = row[places]
+        image.imshow(panel.image)
+        _show_classes(label, panel.label, colours, ignore_index)
+        _show_classes(prediction, panel.prediction, colours, ignore_index)
         ignored = panel.label == ignore_index
         error = np.where(ignored, 2, panel.prediction != panel.label)
-        row[3].imshow(
+        wrong.imshow(
             error,
             cmap=ListedColormap([_RIGHT, _WRONG, _IGNORED]),
             vmin=0,
             vmax=2,
             interpolation="nearest",
         )
-        heat = row[4].imshow(
-            panel.uncertainty, cmap="magma", vmin=0, vmax=max(uncertainty_limit, 1e-6)
-        )
+        heat = [
+            uncertainty.imshow(panel.uncertainty, cmap="magma", vmin=0, vmax=limits.uncertainty),
+            instance.imshow(
+                panel.instance_uncertainty,
+                cmap="magma",
+                vmin=0,
+                vmax=limits.instance_uncertainty,
+                interpolation="nearest",
+            ),
+        ]
+        _show_components(components, panel.components)
         for axes in row:
             axes.set_xticks([])
             axes.set_yticks([])
-            for spine in axes.spines.values():
-                spine.set_visible(False)
-    for axes, heading in zip(
-        grid[0], ("image", "label", "prediction", "error", "uncertainty (std)"), strict=True
-    ):
-        axes.set_title(heading, fontsize=11, pad=4)
-    if heat is not None:
-        box = figure.add_axes(
-            (
-                1 - 0.66 / total[0],
-                bottom / total[1],
-                0.14 / total[0],
-                1 - (top + bottom) / total[1],
-            )
-        )
-        figure.colorbar(heat, cax=box).ax.tick_params(labelsize=8)
-    figure.suptitle(title, x=0.006, y=1 - 0.08 / total[1], ha="left", va="top", fontsize=12)
+            axes.spines[:].set_visible(False)
+        for axes, shown in zip((row[5], row[8]), heat, strict=True):
+            box = axes.inset_axes((0.04, 0.02, 0.22, 0.96))
+            figure.colorbar(shown, cax=box).ax.tick_params(labelsize=7)
+    for place, heading in zip(places, _HEADINGS, strict=True):
+        grid[0, place].set_title(heading, fontsize=11, pad=4)
+    figure.suptitle(title, x=0.004, y=1 - 0.08 / total[1], ha="left", va="top", fontsize=12)
     patches = [
         Patch(facecolor=colour, label=name)
         for colour, name in zip(colours, class_names, strict=True)
@@ -184,7 +229,21 @@ def plot_panels(
         handlelength=1.1,
         columnspacing=1.2,
     )
-    _save(figure, path)
+    save(figure, path)
+
+
+def plot_curves(metrics: SegmentationMetrics, path: Path, title: str = "") -> None:
+    """Writes the reliability diagram and the risk-coverage curve.
+
+    Args:
+        metrics: what was counted.
+        path: PNG to write.
+        title: heading.
+    """
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    metrics.plot(ax=figure.subplots(1, 2))
+    figure.suptitle(title, fontsize=11)
+    save(figure, path)
 
 
 def plot_learning_curves(histories: Mapping[str, History], path: Path) -> None:
@@ -225,4 +284,4 @@ def plot_learning_curves(histories: Mapping[str, History], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,40 @@ def _ratio(native: float | None, reference: float | None) -> str:
     return "-" if native is None or reference is None else f"{reference / native:.1f}x"
 
 
+FIGURES: tuple[tuple[str, Callable[[Evaluation], str]], ...] = (
+    ("mIoU, %", lambda e: _percent(e.mean_iou)),
+    ("pixel accuracy, %", lambda e: _percent(e.pixel_accuracy)),
+    ("Dice error", lambda e: _number(e.dice_error)),
+    ("ECE (15 bins)", lambda e: _number(e.calibration_error)),
+    ("Brier score", lambda e: _number(e.brier_score)),
+    ("negative log-likelihood", lambda e: _number(e.negative_log_likelihood)),
+    ("PAvPU, %", lambda e: _percent(e.pavpu)),
+    ("AUROC of errors by uncertainty", lambda e: _number(e.error_auroc)),
+    ("area under risk-coverage", lambda e: _number(e.aurc)),
+    ("mean uncertainty", lambda e: _number(e.mean_uncertainty)),
+)
+"""The rows of a summary, and how an evaluation fills them."""
+
+
+def evaluation_table(evaluation: Evaluation) -> str:
+    """Markdown: classes, and the summary, of a single evaluation."""
+    classes = [["class", "IoU", "uncertainty"]]
+    for name, iou, uncertainty in zip(
+        evaluation.class_names, evaluation.iou, evaluation.class_uncertainty, strict=True
+    ):
+        classes.append([name, _percent(iou), _number(uncertainty)])
+    summary = [["", "value"], *([title, text(evaluation)] for title, text in FIGURES)]
+    threshold = evaluation.uncertainty_threshold
+    note = (
+        f"{evaluation.num_pixels:,} labelled pixels, each predicted by the mean of "
+        f"{evaluation.num_samples}; uncertainty: standard deviation of the predicted class's "
+        "probability, by true class. PAvPU's uncertainty threshold: "
+        f"{'none was given' if threshold is None else _number(threshold)}."
+    )
+    blocks = [_markdown(classes), _markdown(summary), [note]]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
 def device_name(device: str) -> str:
     """What the device is called, for a reader of the table."""
     if torch.device(device).type == "cuda":
@@ -107,10 +141,7 @@ def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float
         )
 
     summary = [["", *titles]]
-    summary.append(["mIoU, %", *(_percent(e.mean_iou) for e in evaluations)])
-    summary.append(["pixel accuracy, %", *(_percent(e.pixel_accuracy) for e in evaluations)])
-    summary.append(["ECE (15 bins)", *(_number(e.calibration_error) for e in evaluations)])
-    summary.append(["mean uncertainty", *(_number(e.mean_uncertainty) for e in evaluations)])
+    summary += [[title, *map(text, evaluations)] for title, text in FIGURES]
     summary.append(
         ["training, s", *(f"{result.history.seconds:.0f}" for result in results.values())]
     )
@@ -144,7 +175,8 @@ def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float
         f"{config.crop[1]}, seed {config.seed}; evaluated on the mean of "
         f"{first.evaluation.num_samples} Monte-Carlo dropout samples over "
         f"{first.evaluation.num_pixels:,} labelled pixels; uncertainty: standard deviation of the "
-        f"predicted class's probability, by true class. {_about_members(results)}"
+        f"predicted class's probability, by true class; PAvPU by its mean over training images. "
+        f"{_about_members(results)}"
         f"{device_name(config.device)}, torch {torch.__version__}, kernels: {kernels}; "
         "times are medians."
     )
@@ -152,14 +184,14 @@ def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinity have no place in JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 
@@ -192,5 +224,5 @@ def write_tables(
         },
     }
     write_text(folder / "table.md", table)
-    write_text(folder / "table.json", json.dumps(_finite(record), indent=2) + "\n")
+    write_text(folder / "table.json", json.dumps(finite(record), indent=2) + "\n")
     return table
