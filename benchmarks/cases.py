@@ -6,6 +6,7 @@ in turn. Half-precision losses run under autocast, as in a trainer; fp16 with a 
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -31,15 +32,17 @@ Mode = Literal["forward", "forward+backward"]
 Suite = Literal["quick", "default", "full"]
 
 SUITES: tuple[Suite, ...] = ("quick", "default", "full")
-OPS = ("cross_entropy", "predictive_statistics")
+OPS = ("cross_entropy", "predictive_statistics", "accumulate_counts")
 
 OURS = "ours"
 KERNEL = "ours, kernel alone"
 STREAMED = "ours, streamed"
+ALL_TABLES = "ours, all metrics"
 COMPILED = "torch.compile"
 EAGER = "eager"
 TORCH_COMPILED = "F.cross_entropy, torch.compile"
 TORCH = "F.cross_entropy"
+TORCHMETRICS = "torchmetrics"
 # Peers that need a working compiler for the device.
 NEED_COMPILER = (COMPILED, TORCH_COMPILED)
 
@@ -61,6 +64,9 @@ _LOSS_TOLERANCE = 1e-4
 # Absolute: probabilities and entropies are of order one. Where the two best classes are closer
 # than this in float64, which of them is the prediction is a matter of rounding.
 _MAP_TOLERANCE = 1e-4
+# Of a calibration error, whose confidences may fall on either side of a bin's edge.
+_CALIBRATION_TOLERANCE = 1e-4
+_CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,9 @@ class Case:
         if self.op == "predictive_statistics":
             # An int64 prediction and five fp32 maps.
             return self.logits_bytes + self.pixels * (8 + 5 * 4)
+        if self.op == "accumulate_counts":
+            # The int64 target; tables stay in the cache.
+            return self.logits_bytes + self.pixels * 8
         # The int64 target and the fp32 pixel weight are read, the gradient is written.
         gradient = self.logits_bytes if self.mode == "forward+backward" else 0
         return self.logits_bytes + gradient + self.pixels * (8 + 4)
@@ -107,6 +116,9 @@ class Case:
         """Who computes the case, in the order of reports."""
         if self.op == "predictive_statistics":
             return (OURS, STREAMED, COMPILED, EAGER)
+        if self.op == "accumulate_counts":
+            peer = (TORCHMETRICS,) if importlib.util.find_spec("torchmetrics") else ()
+            return (OURS, ALL_TABLES, EAGER, *peer)
         # fp16 recomputes its gradient in the backward operator: no single kernel makes both.
         kernel = () if self.dtype == "fp16" and self.mode == "forward+backward" else (KERNEL,)
         return (OURS, *kernel, COMPILED, EAGER, TORCH_COMPILED, TORCH)
@@ -140,15 +152,20 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
     def statistics(shape: tuple[int, ...], dtype: str, layout: Layout = "nchw") -> Case:
         return Case("predictive_statistics", shape, dtype, layout)
 
+    def counts(shape: tuple[int, ...], dtype: str, layout: Layout = "nchw") -> Case:
+        return Case("accumulate_counts", shape, dtype, layout)
+
     showcase = (1, 19, 768, 768)
     patches = (2, 19, 64, 64)
     tiny = (1, 19, 16, 16)
     wide = (10, 1, 150, 256, 256)
+    evaluated = (4, 19, 512, 512)
     chosen: list[Case] = [
         loss(showcase, "fp32", "nchw", both),
         loss(showcase, "bf16", "nchw", both),
         loss(tiny, "fp32", "nchw", both),
         statistics((10, *showcase), "fp32"),
+        counts(evaluated, "fp32"),
     ]
     if suite in ("default", "full"):
         chosen += [loss(showcase, dtype, "nchw", both) for dtype in half[1:]]
@@ -161,6 +178,8 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
         chosen += [statistics((10, *showcase), dtype) for dtype in half]
         chosen += [statistics((10, *showcase), "fp32", "channels_last")]
         chosen += [statistics((10, *patches), "fp32")]
+        chosen += [counts(evaluated, dtype) for dtype in half]
+        chosen += [counts(evaluated, "fp32", "channels_last")]
     if suite == "full":
         chosen += [
             loss((1, c, 768, 768), dtype, layout, mode)
@@ -176,6 +195,12 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
             statistics(shape, dtype, layout)
             for shape, dtype, layout in itertools.product(
                 ((10, 1, 2, 768, 768), (10, *showcase), wide), ("fp32", *half), layouts
+            )
+        ]
+        chosen += [
+            counts(shape, dtype, layout)
+            for shape, dtype, layout in itertools.product(
+                ((4, 2, 512, 512), evaluated, (1, 150, 512, 512)), ("fp32", *half), layouts
             )
         ]
     return [case for case in dict.fromkeys(chosen) if op in (None, case.op)]
@@ -481,9 +506,135 @@ class StatisticsWorkload(Workload):
                 self._assert_close(name, what, worst, _MAP_TOLERANCE)
 
 
+class _CountInputs(NamedTuple):
+    logits: Tensor  # (N, C, H, W)
+    probabilities: Tensor | None  # of the same shape, fp32, for the peer
+    target: Tensor  # (N, H, W) int64
+    uncertainty: Tensor  # (N, H, W) fp32
+
+
+class _Counter(NamedTuple):
+    """What one implementation does with a batch, and the calibration error it then comes to."""
+
+    update: Callable[[_CountInputs], object]
+    value: Callable[[], float]
+
+
+def _calibration_error(calibration: Tensor) -> float:
+    pixels, correct, confidence = calibration.double().unbind(1)
+    return float((correct - confidence / 2**24).abs().sum() / pixels.sum())
+
+
+def _fused_counts(counts: sf.SegmentationCounts, inputs: _CountInputs) -> None:
+    sf.accumulate_counts(
+        counts, inputs.logits, inputs.target, inputs.uncertainty, ignore_index=IGNORE_INDEX
+    )
+
+
+class CountsWorkload(Workload):
+    """A batch's calibration error in 15 bins, and every other metric along with it.
+
+    torchmetrics is given probabilities, ours start from the logits.
+    """
+
+    def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
+        super().__init__(case, device, seed=seed)
+        n, c, h, w = case.shape
+        has_peer = TORCHMETRICS in case.implementations
+        self._sets: list[_CountInputs] = []
+        for _ in range(self.num_sets):
+            logits = self._random_logits()
+            target = torch.randint(0, c, (n, h, w), device=device, generator=self._generator)
+            ignored = torch.rand((n, h, w), device=device, generator=self._generator)
+            self._sets.append(
+                _CountInputs(
+                    logits,
+                    logits.float().softmax(1) if has_peer else None,
+                    target.masked_fill_(ignored < IGNORED_SHARE, IGNORE_INDEX),
+                    torch.rand((n, h, w), device=device, generator=self._generator),
+                )
+            )
+        self._counters = {
+            OURS: self._ours(("calibration",)),
+            ALL_TABLES: self._ours(sf.SegmentationCounts._fields),
+            EAGER: self._reference(),
+        }
+        if has_peer:
+            self._counters[TORCHMETRICS] = self._torchmetrics()
+
+    def _tables(self, tables: tuple[str, ...]) -> sf.SegmentationCounts:
+        return sf.empty_counts(
+            self.case.num_classes, num_bins=_CALIBRATION_BINS, tables=tables, device=self.device
+        )
+
+    def _ours(self, tables: tuple[str, ...]) -> _Counter:
+        counts = self._tables(tables)
+        assert counts.calibration is not None
+        return _Counter(
+            lambda inputs: _fused_counts(counts, inputs),
+            partial(_calibration_error, counts.calibration),
+        )
+
+    def _reference(self) -> _Counter:
+        calibration = self._tables(("calibration",)).calibration
+        assert calibration is not None
+
+        def update(inputs: _CountInputs) -> None:
+            reference.accumulate_counts(
+                *(inputs.logits, inputs.target, None, IGNORE_INDEX, False),
+                *(None, None, calibration, None, None, None),
+            )
+
+        return _Counter(update, partial(_calibration_error, calibration))
+
+    def _torchmetrics(self) -> _Counter:
+        from torchmetrics.classification import MulticlassCalibrationError
+
+        metric = MulticlassCalibrationError(
+            self.case.num_classes, n_bins=_CALIBRATION_BINS, ignore_index=IGNORE_INDEX
+        ).to(self.device)
+
+        def update(inputs: _CountInputs) -> None:
+            assert inputs.probabilities is not None
+            metric.reset()  # its state grows with the pixels
+            metric.update(inputs.probabilities, inputs.target)
+
+        return _Counter(update, lambda: float(metric.compute()))
+
+    @torch.no_grad()
+    def _run(self, counter: _Counter, inputs: _CountInputs) -> None:
+        counter.update(inputs)
+
+    def calls(self) -> dict[str, Call]:
+        def call(counter: _Counter) -> Call:
+            sets = itertools.cycle(self._sets)
+
+            def run() -> None:
+                self._run(counter, next(sets))
+
+            return Call(run)
+
+        return {name: call(self._counters[name]) for name in self.case.implementations}
+
+    def check(self) -> None:
+        inputs = self._sets[0]
+        confidence, prediction = inputs.logits.double().softmax(1).max(1)
+        valid = inputs.target != IGNORE_INDEX
+        confidence, right = confidence[valid], (prediction == inputs.target)[valid]
+        gap = torch.zeros(_CALIBRATION_BINS, dtype=torch.float64, device=self.device)
+        edges = torch.arange(1, _CALIBRATION_BINS).to(gap) / _CALIBRATION_BINS
+        gap.index_add_(0, torch.bucketize(confidence, edges), right.double() - confidence)
+        exact = float(gap.abs().sum() / valid.sum())
+        for name, counter in self._counters.items():
+            self._run(counter, inputs)
+            error = abs(counter.value() - exact)
+            self._assert_close(name, "calibration error", error, _CALIBRATION_TOLERANCE)
+
+
 _WORKLOADS: dict[str, type[Workload]] = {
     "cross_entropy": CrossEntropyWorkload,
     "predictive_statistics": StatisticsWorkload,
+    "accumulate_counts": CountsWorkload,
 }
 
 

@@ -12,7 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cases import COMPILED, EAGER, KERNEL, OPS, OURS, STREAMED, TORCH, TORCH_COMPILED
+from .cases import (
+    ALL_TABLES,
+    COMPILED,
+    EAGER,
+    KERNEL,
+    OPS,
+    OURS,
+    STREAMED,
+    TORCH,
+    TORCH_COMPILED,
+    TORCHMETRICS,
+)
 from .environment import slug
 
 if TYPE_CHECKING:
@@ -32,10 +43,12 @@ _COLORS = {
     OURS: "#d1495b",
     KERNEL: "#e8a0a8",
     STREAMED: "#e8a0a8",
+    ALL_TABLES: "#e8a0a8",
     COMPILED: "#30638e",
     TORCH_COMPILED: "#7fa8c9",
     EAGER: "#8d99a6",
     TORCH: "#c3cad1",
+    TORCHMETRICS: "#30638e",
 }
 _PLOT_COLUMNS = 2
 _INK, _MUTED = "#22272e", "#5c6670"

@@ -162,6 +162,8 @@ class TestCases:
         assert case.bytes_moved == 2 * logits + 12 * pixels
         case = Case("predictive_statistics", (10, *shape), "bf16")
         assert case.bytes_moved == 10 * 2 * logits + 28 * pixels
+        case = Case("accumulate_counts", shape, "fp32")
+        assert case.bytes_moved == 4 * logits + 8 * pixels
 
     def test_suites_grow_and_repeat_nothing(self):
         for device in (CPU, torch.device("cuda")):
@@ -197,6 +199,27 @@ class TestCases:
         work = cases.workload(Case("predictive_statistics", (4, *SMALL), dtype, layout), CPU)
         work.check()
         assert tuple(work.calls()) == work.case.implementations
+
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+    @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+    def test_counts_workload(self, dtype, layout):
+        work = cases.workload(Case("accumulate_counts", SMALL, dtype, layout), CPU)
+        work.check()
+        calls = work.calls()
+        assert tuple(calls) == work.case.implementations
+        for call in calls.values():
+            call.run()
+
+    def test_check_finds_a_wrong_count(self, monkeypatch):
+        right = cases._fused_counts
+
+        def wrong(counts, inputs):
+            right(counts, inputs)
+            counts.calibration[3, 1] += 1
+
+        monkeypatch.setattr(cases, "_fused_counts", wrong)
+        with pytest.raises(AssertionError, match="calibration error of 'ours'"):
+            cases.workload(Case("accumulate_counts", SMALL, "fp32"), CPU).check()
 
     def test_layouts_are_what_they_are_called(self, uncompiled):
         for layout, last in (("nchw", 13), ("channels_last", 5)):
