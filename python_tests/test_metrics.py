@@ -567,6 +567,11 @@ ERRORS = {
         ValueError,
         "threshold: expected a number >= 0 or a sequence of them, got -0.1",
     ),
+    "threshold type": (
+        lambda: sm.PAvPU(3, threshold="high"),
+        ValueError,
+        "threshold: expected a number >= 0 or a sequence of them, got 'high'",
+    ),
     "accuracy threshold": (
         lambda: sm.PAvPU(3, threshold=0.1, accuracy_threshold=1.5),
         ValueError,

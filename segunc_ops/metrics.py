@@ -710,7 +710,12 @@ class _Patches:
         window: int,
         accuracy_threshold: float,
     ) -> None:
-        values = [threshold] if isinstance(threshold, int | float) else list(threshold)
+        self._single = isinstance(threshold, int | float)
+        given: Any = (threshold,) if self._single else threshold
+        try:
+            values = [float(value) for value in given]
+        except (TypeError, ValueError):
+            values = []
         if not values or not all(value >= 0 for value in values):
             raise ValueError(
                 f"threshold: expected a number >= 0 or a sequence of them, got {threshold!r}"
@@ -719,7 +724,6 @@ class _Patches:
             raise ValueError(
                 f"accuracy_threshold: expected a number in [0, 1], got {accuracy_threshold}"
             )
-        self._single = isinstance(threshold, int | float)
         self._window = _check_positive("window", window)
         self._accuracy_threshold = float(accuracy_threshold)
         metric.register_buffer(
