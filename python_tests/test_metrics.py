@@ -547,6 +547,11 @@ ERRORS = {
         ValueError,
         "num_bins: expected at least 1, got 0",
     ),
+    "bins of nothing": (
+        lambda: sm.MeanIoU(3, num_bins=10),
+        TypeError,
+        "num_bins: expected none, as MeanIoU has no bins",
+    ),
     "measure": (
         lambda: sm.RiskCoverage(3, measure="variance"),
         ValueError,
