@@ -6,6 +6,7 @@ in turn. Half-precision losses run under autocast, as in a trainer; fp16 with a 
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -32,15 +33,17 @@ Mode = Literal["forward", "forward+backward"]
 Suite = Literal["quick", "default", "full"]
 
 SUITES: tuple[Suite, ...] = ("quick", "default", "full")
-OPS = ("cross_entropy", "predictive_statistics", "component_mean")
+OPS = ("cross_entropy", "predictive_statistics", "component_mean", "accumulate_counts")
 
 OURS = "ours"
 KERNEL = "ours, kernel alone"
 STREAMED = "ours, streamed"
+ALL_TABLES = "ours, all metrics"
 COMPILED = "torch.compile"
 EAGER = "eager"
 TORCH_COMPILED = "F.cross_entropy, torch.compile"
 TORCH = "F.cross_entropy"
+TORCHMETRICS = "torchmetrics"
 LABELS = "ours, labels alone"
 CC3D = "cc3d and NumPy"
 CC3D_LABELS = "cc3d, labels alone"
@@ -111,6 +114,9 @@ class Case:
         if self.op == "predictive_statistics":
             # An int64 prediction and five fp32 maps.
             return self.logits_bytes + self.pixels * (8 + 5 * 4)
+        if self.op == "accumulate_counts":
+            # The int64 target; tables stay in the cache.
+            return self.logits_bytes + self.pixels * 8
         # The int64 target and the fp32 pixel weight are read, the gradient is written.
         gradient = self.logits_bytes if self.mode == "forward+backward" else 0
         return self.logits_bytes + gradient + self.pixels * (8 + 4)
@@ -122,6 +128,9 @@ class Case:
             return (OURS, LABELS, CC3D, CC3D_LABELS, SCIPY, CUPY, EAGER)
         if self.op == "predictive_statistics":
             return (OURS, STREAMED, COMPILED, EAGER)
+        if self.op == "accumulate_counts":
+            peer = (TORCHMETRICS,) if importlib.util.find_spec("torchmetrics") else ()
+            return (OURS, ALL_TABLES, EAGER, *peer)
         # fp16 recomputes its gradient in the backward operator: no single kernel makes both.
         kernel = () if self.dtype == "fp16" and self.mode == "forward+backward" else (KERNEL,)
         return (OURS, *kernel, COMPILED, EAGER, TORCH_COMPILED, TORCH)
@@ -158,17 +167,22 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
     def means(shape: tuple[int, ...], content: Layout) -> Case:
         return Case("component_mean", shape, "fp32", content)
 
+    def counts(shape: tuple[int, ...], dtype: str, layout: Layout = "nchw") -> Case:
+        return Case("accumulate_counts", shape, dtype, layout)
+
     showcase = (1, 19, 768, 768)
     city = (1, 1024, 2048)
     patches = (2, 19, 64, 64)
     tiny = (1, 19, 16, 16)
     wide = (10, 1, 150, 256, 256)
+    evaluated = (4, 19, 512, 512)
     chosen: list[Case] = [
         loss(showcase, "fp32", "nchw", both),
         loss(showcase, "bf16", "nchw", both),
         loss(tiny, "fp32", "nchw", both),
         statistics((10, *showcase), "fp32"),
         means(city, "street scene"),
+        counts(evaluated, "fp32"),
     ]
     if suite in ("default", "full"):
         chosen += [loss(showcase, dtype, "nchw", both) for dtype in half[1:]]
@@ -182,6 +196,8 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
         chosen += [statistics((10, *showcase), "fp32", "channels_last")]
         chosen += [statistics((10, *patches), "fp32")]
         chosen += [means(city, "noise"), means((8, 360, 480), "street scene")]
+        chosen += [counts(evaluated, dtype) for dtype in half]
+        chosen += [counts(evaluated, "fp32", "channels_last")]
     if suite == "full":
         chosen += [
             loss((1, c, 768, 768), dtype, layout, mode)
@@ -197,6 +213,12 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
             statistics(shape, dtype, layout)
             for shape, dtype, layout in itertools.product(
                 ((10, 1, 2, 768, 768), (10, *showcase), wide), ("fp32", *half), layouts
+            )
+        ]
+        chosen += [
+            counts(shape, dtype, layout)
+            for shape, dtype, layout in itertools.product(
+                ((4, 2, 512, 512), evaluated, (1, 150, 512, 512)), ("fp32", *half), layouts
             )
         ]
     return [case for case in dict.fromkeys(chosen) if op in (None, case.op)]

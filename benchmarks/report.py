@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cases import (
+    ALL_TABLES,
     CC3D,
     CC3D_LABELS,
     COMPILED,
@@ -26,6 +27,7 @@ from .cases import (
     STREAMED,
     TORCH,
     TORCH_COMPILED,
+    TORCHMETRICS,
 )
 from .environment import slug
 
@@ -51,10 +53,12 @@ _COLORS = {
     CC3D_LABELS: "#7fa8c9",
     SCIPY: "#5b8a72",
     CUPY: "#5b8a72",
+    ALL_TABLES: "#e8a0a8",
     COMPILED: "#30638e",
     TORCH_COMPILED: "#7fa8c9",
     EAGER: "#8d99a6",
     TORCH: "#c3cad1",
+    TORCHMETRICS: "#30638e",
 }
 _PLOT_COLUMNS = 2
 _INK, _MUTED = "#22272e", "#5c6670"

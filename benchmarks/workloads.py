@@ -6,11 +6,13 @@ import torch
 
 from .cases import Case, CrossEntropyWorkload, StatisticsWorkload, Workload
 from .components import ComponentMeanWorkload
+from .counts import CountsWorkload
 
 _WORKLOADS: dict[str, type[Workload]] = {
     "cross_entropy": CrossEntropyWorkload,
     "predictive_statistics": StatisticsWorkload,
     "component_mean": ComponentMeanWorkload,
+    "accumulate_counts": CountsWorkload,
 }
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import segunc_ops
-from benchmarks import cases, gpu_check, measure, report, sanitizer_cases, timing, workloads
+from benchmarks import cases, counts, gpu_check, measure, report, sanitizer_cases, timing, workloads
 from benchmarks.cases import COMPILED, CUPY, EAGER, KERNEL, OURS, TORCH, TORCH_COMPILED, Case
 from benchmarks.memory import peak_bytes, settle_heap, warm_heap
 from benchmarks.timing import Call, ReplayClock, Samples, interleave
@@ -164,6 +164,8 @@ class TestCases:
         assert case.bytes_moved == 10 * 2 * logits + 28 * pixels
         case = Case("component_mean", (2, 7, 11), "fp32", "noise")
         assert case.bytes_moved == 9 * (2 * 7 * 11)
+        case = Case("accumulate_counts", shape, "fp32")
+        assert case.bytes_moved == 4 * logits + 8 * pixels
 
     def test_suites_grow_and_repeat_nothing(self):
         for device in (CPU, torch.device("cuda")):
@@ -208,6 +210,27 @@ class TestCases:
         assert set(calls) == set(work.case.implementations) - {CUPY}
         for call in calls.values():
             call.run()
+
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+    @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+    def test_counts_workload(self, dtype, layout):
+        work = workloads.workload(Case("accumulate_counts", SMALL, dtype, layout), CPU)
+        work.check()
+        calls = work.calls()
+        assert tuple(calls) == work.case.implementations
+        for call in calls.values():
+            call.run()
+
+    def test_check_finds_a_wrong_count(self, monkeypatch):
+        right = counts._fused_counts
+
+        def wrong(tables, inputs):
+            right(tables, inputs)
+            tables.calibration[3, 1] += 1
+
+        monkeypatch.setattr(counts, "_fused_counts", wrong)
+        with pytest.raises(AssertionError, match="calibration error of 'ours'"):
+            workloads.workload(Case("accumulate_counts", SMALL, "fp32"), CPU).check()
 
     def test_layouts_are_what_they_are_called(self, uncompiled):
         for layout, last in (("nchw", 13), ("channels_last", 5)):

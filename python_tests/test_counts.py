@@ -454,6 +454,13 @@ ERRORS = {
         TypeError,
         "thresholds: expected torch.float64, got torch.float32",
     ),
+    "too many thresholds": (
+        lambda: sf.accumulate_patch_counts(
+            _COUNTS, _OUTCOME, _zeros(1, 4, 4), torch.zeros(1025).double()
+        ),
+        ValueError,
+        "thresholds: expected at most 1024, got 1025",
+    ),
     "patch counts": (
         lambda: sf.accumulate_patch_counts(_COUNTS[:, :4], _OUTCOME, _zeros(1, 4, 4), _HALF),
         ValueError,

@@ -547,6 +547,11 @@ ERRORS = {
         ValueError,
         "num_bins: expected at least 1, got 0",
     ),
+    "bins of nothing": (
+        lambda: sm.MeanIoU(3, num_bins=10),
+        TypeError,
+        "num_bins: expected none, as MeanIoU has no bins",
+    ),
     "measure": (
         lambda: sm.RiskCoverage(3, measure="variance"),
         ValueError,
@@ -566,6 +571,11 @@ ERRORS = {
         lambda: sm.PAvPU(3, threshold=-0.1),
         ValueError,
         "threshold: expected a number >= 0 or a sequence of them, got -0.1",
+    ),
+    "threshold type": (
+        lambda: sm.PAvPU(3, threshold="high"),
+        ValueError,
+        "threshold: expected a number >= 0 or a sequence of them, got 'high'",
     ),
     "accuracy threshold": (
         lambda: sm.PAvPU(3, threshold=0.1, accuracy_threshold=1.5),

@@ -415,7 +415,7 @@ def _masked_dataset(
 
 
 def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
-    from .experiments.datasets import DatasetError, SegmentationDataset
+    from .experiments.datasets import DatasetError
     from .experiments.experiment import Experiment
 
     error = arguments.parser.error

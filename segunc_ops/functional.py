@@ -42,6 +42,8 @@ _TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
 _MAX_DIMS = 5
 # A GPU kernel takes so many unrelated addresses; more samples than that are copied together.
 _MAX_SCATTERED = 128
+# A GPU kernel counts the patches of so many thresholds in shared memory.
+_MAX_THRESHOLDS = 1024
 
 
 class PredictiveStatistics(NamedTuple):
@@ -601,7 +603,7 @@ def accumulate_patch_counts(
             those with an uncertainty that is not in [0, 256).
         outcome: uint8 ``(N, *, H, W)`` as :func:`accumulate_counts` returns it.
         uncertainty: of the same shape, any float type.
-        thresholds: of the mean uncertainty, float64 ``(K,)``, on the same device.
+        thresholds: of the mean uncertainty, float64 ``(K,)`` with K <= 1024, on the same device.
         window: a patch's edge in pixels.
         accuracy_threshold: in [0, 1].
 
@@ -621,6 +623,8 @@ def accumulate_patch_counts(
     device = outcome.device
     uncertainty = _check_uncertainty(uncertainty, outcome.shape, device)
     _check_state(device, torch.float64, thresholds=(thresholds, thresholds.shape[:1]))
+    if len(thresholds) > _MAX_THRESHOLDS:
+        raise ValueError(f"thresholds: expected at most {_MAX_THRESHOLDS}, got {len(thresholds)}")
     _check_state(device, torch.int64, counts=(counts, torch.Size((len(thresholds), 5))))
     native = is_native(device)
     count = ops.accumulate_patch_counts_ if native else reference.accumulate_patch_counts

@@ -60,6 +60,7 @@ _ABSENT = ("exclude", "zero")
 _MEASURES = ("std", "entropy", "expected_entropy", "mutual_information")
 _BY = ("target", "prediction")
 _UNITS = 2.0**24
+_NUM_BINS = 15
 _WINDOW, _ACCURACY_THRESHOLD = 4, 0.5
 
 
@@ -257,14 +258,17 @@ class _CountingMetric(Metric):
         *,
         ignore_index: int = -100,
         from_probabilities: bool = False,
-        num_bins: int = 15,
+        num_bins: int | None = None,
         **kwargs: Any,
     ) -> None:
+        if num_bins is not None and "calibration" not in self._tables:
+            raise TypeError(f"num_bins: expected none, as {type(self).__name__} has no bins")
         super().__init__(**kwargs)
         self.num_classes = num_classes
         self.ignore_index = _check_integer("ignore_index", ignore_index)
         self.from_probabilities = from_probabilities
-        counts = empty_counts(num_classes, num_bins=num_bins, tables=self._tables)
+        bins = _NUM_BINS if num_bins is None else num_bins
+        counts = empty_counts(num_classes, num_bins=bins, tables=self._tables)
         for name in self._tables:
             self.add_state(name, getattr(counts, name), dist_reduce_fx="sum")
 
@@ -472,7 +476,7 @@ class ExpectedCalibrationError(_CountingMetric):
 
     Args:
         num_classes: C.
-        num_bins: B.
+        num_bins: B, 15 by default.
         ignore_index: pixels with this target are left out.
         from_probabilities: whether `input` tensors hold probabilities instead of logits.
         **kwargs: torchmetrics' own.
@@ -494,7 +498,7 @@ class ReliabilityDiagram(_CountingMetric):
 
     Args:
         num_classes: C.
-        num_bins: B, bins (a, b] of equal width.
+        num_bins: B, 15 by default: bins (a, b] of equal width.
         ignore_index: pixels with this target are left out.
         from_probabilities: whether `input` tensors hold probabilities instead of logits.
         **kwargs: torchmetrics' own.
@@ -697,20 +701,21 @@ class ErrorDetectionAUROC(_UncertaintyMetric):
         return _error_auroc(self.histogram)
 
 
-class _Patches:
-    """Patch accuracy against patch uncertainty; the part of a metric that counts patches."""
+class _PatchMetric(_UncertaintyMetric):
+    """A metric that may also count patches by accuracy and uncertainty."""
 
     patches: Tensor
     thresholds: Tensor
 
     def _add_patches(
-        self,
-        metric: Metric,
-        threshold: float | Sequence[float],
-        window: int,
-        accuracy_threshold: float,
+        self, threshold: float | Sequence[float], window: int, accuracy_threshold: float
     ) -> None:
-        values = [threshold] if isinstance(threshold, int | float) else list(threshold)
+        self._single = isinstance(threshold, int | float)
+        given: Any = (threshold,) if self._single else threshold
+        try:
+            values = [float(value) for value in given]
+        except (TypeError, ValueError):
+            values = []
         if not values or not all(value >= 0 for value in values):
             raise ValueError(
                 f"threshold: expected a number >= 0 or a sequence of them, got {threshold!r}"
@@ -719,14 +724,12 @@ class _Patches:
             raise ValueError(
                 f"accuracy_threshold: expected a number in [0, 1], got {accuracy_threshold}"
             )
-        self._single = isinstance(threshold, int | float)
         self._window = _check_positive("window", window)
         self._accuracy_threshold = float(accuracy_threshold)
-        metric.register_buffer(
-            "thresholds", torch.tensor(values, dtype=torch.float64), persistent=False
-        )
+        thresholds = torch.tensor(values, dtype=torch.float64)
+        self.register_buffer("thresholds", thresholds, persistent=False)
         empty = torch.zeros((len(values), 5), dtype=torch.int64)
-        metric.add_state("patches", empty, dist_reduce_fx="sum")
+        self.add_state("patches", empty, dist_reduce_fx="sum")
 
     def _count_patches(self, outcome: Tensor | None, uncertainty: Tensor | None) -> None:
         assert outcome is not None
@@ -753,7 +756,7 @@ def _check_patches(target: Tensor) -> None:
         )
 
 
-class PAvPU(_Patches, _UncertaintyMetric):
+class PAvPU(_PatchMetric):
     r"""Patch accuracy versus patch uncertainty.
 
     .. math:: \frac{n_{ac} + n_{iu}}{n_{ac} + n_{au} + n_{ic} + n_{iu}}
@@ -801,7 +804,7 @@ class PAvPU(_Patches, _UncertaintyMetric):
             from_probabilities=from_probabilities,
             **kwargs,
         )
-        self._add_patches(self, threshold, window, accuracy_threshold)
+        self._add_patches(threshold, window, accuracy_threshold)
 
     def update(
         self,
@@ -822,7 +825,7 @@ class PAvPU(_Patches, _UncertaintyMetric):
         return self._patch_value()
 
 
-class SegmentationMetrics(_Patches, _UncertaintyMetric):
+class SegmentationMetrics(_PatchMetric):
     """All of this module's metrics from one pass over the pixels.
 
     ``compute()`` returns a dictionary of ``mean_iou``, ``class_iou`` (C,), ``pixel_accuracy``,
@@ -867,7 +870,7 @@ class SegmentationMetrics(_Patches, _UncertaintyMetric):
         window: int = _WINDOW,
         accuracy_threshold: float = _ACCURACY_THRESHOLD,
         absent: Absent = "exclude",
-        num_bins: int = 15,
+        num_bins: int = _NUM_BINS,
         measure: Measure = "std",
         ignore_index: int = -100,
         from_probabilities: bool = False,
@@ -891,7 +894,7 @@ class SegmentationMetrics(_Patches, _UncertaintyMetric):
         self.absent: Any = _choice("absent", absent, _ABSENT)
         self._has_patches = threshold is not None
         if threshold is not None:
-            self._add_patches(self, threshold, window, accuracy_threshold)
+            self._add_patches(threshold, window, accuracy_threshold)
 
     def update(
         self,
