@@ -231,24 +231,9 @@ COMPONENTS_MUTATIONS = (
     ),
     of(
         "components",
-        "roots are found while others unite",
-        "  barrier();\n\n  // Runs point at their roots",
-        "  // Runs point at their roots",
-        "patterns",
-    ),
-    of(
-        "components",
         "a union is not retried",
         "if (displaced == high) return;",
         "if (displaced <= high) return;",
-        "noise or patterns",
-    ),
-    of(
-        "components",
-        "a union is two accesses",
-        "const Parent displaced = atomic_min(forest + node_of(high), low);",
-        "const Parent displaced = load_relaxed(forest + node_of(high));\n"
-        "    store_relaxed(forest + node_of(high), low);",
         "noise or patterns",
     ),
     of(
@@ -274,13 +259,6 @@ COMPONENTS_MUTATIONS = (
     ),
     of(
         "components",
-        "the first edge of a column of tiles is implied",
-        "has_above && a == c && b == d",
-        "a == c && b == d",
-        "patterns",
-    ),
-    of(
-        "components",
         "no diagonals across corners of tiles",
         "(is_row || y % kTileHeight != 0)",
         "(is_row == (x % kTileWidth != 0) && y % kTileHeight != 0)",
@@ -295,13 +273,6 @@ COMPONENTS_MUTATIONS = (
     ),
     of(
         "components",
-        "neighbours behind wrap around",
-        "other_x >= tiles.width",
-        "other_x > tiles.width",
-        "volumes",
-    ),
-    of(
-        "components",
         "sums overwrite a forest in use",
         "  barrier();  // nobody reads the forest any more\n",
         "",
@@ -309,23 +280,9 @@ COMPONENTS_MUTATIONS = (
     ),
     of(
         "components",
-        "a tile's sums are stored too early",
-        "  add_to_parts(mine, memory.sum, count);\n  barrier();\n",
-        "  add_to_parts(mine, memory.sum, count);\n",
-        "patterns",
-    ),
-    of(
-        "components",
         "lanes of other parts are added",
         "if (lane() + delta < end) {",
         "if (lane() + delta < kWarpSize) {",
-        "patterns",
-    ),
-    of(
-        "components",
-        "counts start as garbage",
-        "        count[number] = 0;\n",
-        "        (void)number;\n",
         "patterns",
     ),
     of(
