@@ -19,16 +19,17 @@
 //   a b
 //   c d
 // the edge b-d is implied by a-c where all four are equal, and a diagonal where b or c is equal to
-// both of its ends. Edges within a row are runs, found by ballots. An edge is implied only by edges
-// to its left (b-d), above it (c-d, where columns of tiles meet) or that are no diagonals: never
-// two by each other. So every border of two runs costs one union, whatever its length.
+// both of its ends; equal neighbours in a row are a run, which within a tile is a single node. An
+// edge is implied only by edges to its left (b-d), above it (c-d, where columns of tiles meet) or
+// that are no diagonals: never two by each other. So every border of two runs costs one union,
+// whatever its length.
 //
 // Bytes a pixel, uint8 labels and float32 values: tiles read 5 and write 2, means read 2 and write
 // 4, seams read less than 1, so 14 of memory traffic where 9 must move (64 %); roots move 16 bytes
-// a part. With an unknown bound another 4 are read. Ids: tiles 1 + 2, ids 2 + 4, bitmap 1/2.
-// Scratch: 18 bytes a pixel for means and 10.3 for ids, of at most 16 Mi pixels or one image:
-// larger batches go through in chunks, whose part numbers the cache of a large GPU still holds when
-// they are read.
+// a part. With an unknown bound the values are read once more. Ids: tiles 1 + 2, ids 2 + 4, the
+// bitmap less than 1/2. Scratch: 18 bytes a pixel for means and 10.2 for ids, of at most 16 Mi
+// pixels or one image: larger batches go through in chunks, whose part numbers the cache of a large
+// GPU still holds when they are read.
 #include <algorithm>
 #include <cmath>
 #include <limits>
