@@ -19,16 +19,17 @@
 //   a b
 //   c d
 // the edge b-d is implied by a-c where all four are equal, and a diagonal where b or c is equal to
-// both of its ends. Edges within a row are runs, found by ballots. An edge is implied only by edges
-// to its left (b-d), above it (c-d, where columns of tiles meet) or that are no diagonals: never
-// two by each other. So every border of two runs costs one union, whatever its length.
+// both of its ends; equal neighbours in a row are a run, which within a tile is a single node. An
+// edge is implied only by edges to its left (b-d), above it (c-d, where columns of tiles meet) or
+// that are no diagonals: never two by each other. So every border of two runs costs one union,
+// whatever its length.
 //
 // Bytes a pixel, uint8 labels and float32 values: tiles read 5 and write 2, means read 2 and write
 // 4, seams read less than 1, so 14 of memory traffic where 9 must move (64 %); roots move 16 bytes
-// a part. With an unknown bound another 4 are read. Ids: tiles 1 + 2, ids 2 + 4, bitmap 1/2.
-// Scratch: 18 bytes a pixel for means and 10.3 for ids, of at most 16 Mi pixels or one image:
-// larger batches go through in chunks, whose part numbers the cache of a large GPU still holds when
-// they are read.
+// a part. With an unknown bound the values are read once more. Ids: tiles 1 + 2, ids 2 + 4, the
+// bitmap less than 1/2. Scratch: 18 bytes a pixel for means and 10.2 for ids, of at most 16 Mi
+// pixels or one image: larger batches go through in chunks, whose part numbers the cache of a large
+// GPU still holds when they are read.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -47,10 +48,12 @@ using namespace device;
 
 // ---- Launch policy ----
 
-// Derived from occupancy and bytes in flight, not yet measured on a GPU. A thread of a tile has its
-// 10 labels and 8 values in flight, 42 bytes; 4 resident blocks are 43 KB of the 30 KB that an
-// H200's multiprocessor needs, and their 24 KB of shared memory fit every target but sm_75 (2) and
-// those of 100 KB (3).
+// Derived from occupancy and bytes in flight, not yet measured on a GPU. A thread of a tile has 16
+// labels (8 of them from the cache) and 8 values in flight, 40 bytes from memory; with 64 registers
+// 4 blocks are resident, 40 KB, where an H200's multiprocessor needs 30 to reach 4.8 TB/s. Their 25
+// KB of shared memory allow so many but on sm_75 (2) and the targets of 100 KB (3). A pixel costs
+// about 90 instructions in tiles and 40 in means: they bind before such a memory does, and each
+// thread has 8 pixels so that what is not a pixel's counts little.
 struct Policy {
   static constexpr int kTileThreads = 256;
   static constexpr int kSeamThreads = 256;
@@ -71,12 +74,11 @@ constexpr int kTileBlocks = sizeof(Label) + sizeof(Value) > 8 ? 3 : 4;
 // ---- Tiles ----
 
 constexpr int kTileWidth = 64, kTileHeight = 32, kTilePixels = kTileWidth * kTileHeight;
+constexpr int kSpan = 8;              // pixels of a thread, neighbours in a row
+constexpr unsigned kNoPart = 0xffff;  // an ignored pixel's part
 constexpr int kWarps = Policy::kTileThreads / int(kWarpSize);
-constexpr int kBand = kTileHeight / kWarps;           // rows of a warp, which are neighbours
-constexpr int kHalves = kTileWidth / int(kWarpSize);  // pixels of a lane in each
-constexpr int kTileWords = kTilePixels / 32;          // of a bit a pixel
-constexpr unsigned kNoPart = 0xffff;                  // an ignored pixel's part
-static_assert(kBand * kWarps == kTileHeight && kHalves == 2 && kTilePixels <= int(kNoPart));
+static_assert(Policy::kTileThreads * kSpan == kTilePixels && kTilePixels <= int(kNoPart));
+static_assert(kTileWidth % kSpan == 0 && kWarpSize * kSpan % kTileWidth == 0);
 
 // All indices of pixels and of slots are within a chunk, and fit 31 bits. The slots of a tile start
 // at the number of pixels in the tiles before it.
@@ -117,12 +119,60 @@ SEGUNC_DEVICE Tile tile_at(const Tiles& tiles, int64_t index) {
   return tile;
 }
 
-// The pixels of a thread: row first_row() + r of the tile, column column(h).
-SEGUNC_DEVICE int first_row() { return int(warp()) * kBand; }
-SEGUNC_DEVICE int column(int half) { return half * int(kWarpSize) + int(lane()); }
-SEGUNC_DEVICE bool is_inside(const Tile& tile, int row, int column) {
-  return row >= 0 && row < tile.height && column < tile.width;
+// The pixels of a thread, in the order of threads: row span_row(), columns span_column() + i.
+SEGUNC_DEVICE int span_row() { return int(thread()) * kSpan / kTileWidth; }
+SEGUNC_DEVICE int span_column() { return int(thread()) * kSpan % kTileWidth; }
+// How many of them are inside the tile, if their row is.
+SEGUNC_DEVICE int columns_inside(const Tile& tile) {
+  const int left = tile.width - span_column();
+  return left < 0 ? 0 : smaller(left, kSpan);
 }
+
+// The first `inside` elements at p, zeros for the rest. wide: all are there or none, and aligned.
+template <class T>
+SEGUNC_DEVICE Vector<T, kSpan> load_span(const T* p, int inside, bool wide) {
+  Vector<T, kSpan> span = {};
+  if (wide) {
+    if (inside > 0) span = load_vector<kSpan>(p);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSpan; i++) {
+      if (i < inside) span[i] = p[i];
+    }
+  }
+  return span;
+}
+template <class T>
+SEGUNC_DEVICE void store_span(T* p, const Vector<T, kSpan>& span, int inside, bool wide) {
+  if (wide) {
+    if (inside > 0) store_vector(p, span);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSpan; i++) {
+      if (i < inside) p[i] = span[i];
+    }
+  }
+}
+
+// The thread's place in maps [pixels] of the chunk.
+struct Span {
+  int pixel;   // the first one
+  int inside;  // how many
+  bool wide;
+
+  SEGUNC_DEVICE Span(const Tiles& tiles, const Tile& tile, bool wide)
+      : pixel(tile.pixel + span_row() * tiles.width + span_column()),
+        inside(span_row() < tile.height ? columns_inside(tile) : 0),
+        wide(wide) {}
+  template <class T>
+  SEGUNC_DEVICE Vector<T, kSpan> load(const T* map) const {
+    return load_span(map + pixel, inside, wide);
+  }
+  template <class T>
+  SEGUNC_DEVICE void store(T* map, const Vector<T, kSpan>& span) const {
+    store_span(map + pixel, span, inside, wide);
+  }
+};
 
 // ---- Forests ----
 
@@ -170,12 +220,12 @@ SEGUNC_DEVICE int inclusive_warp_sum(int value) {
   return value;
 }
 
-// The sum of the threads before this one; total: of all. For blocks of kScanThreads.
+// The sum of the threads before this one; total: of all. For blocks of kScanThreads; a barrier has
+// to follow before the next call.
 SEGUNC_DEVICE int exclusive_block_sum(int value, int& total) {
   constexpr int kScanWarps = Policy::kScanThreads / int(kWarpSize);
   SEGUNC_SHARED(warp_total, int[kScanWarps]);
   const int inclusive = inclusive_warp_sum(value);
-  barrier();  // an earlier call may still be reading warp_total
   if (lane() == kWarpSize - 1) warp_total[warp()] = inclusive;
   barrier();
   int before = 0;
@@ -199,187 +249,175 @@ SEGUNC_DEVICE A warp_maximum(A value) {
 
 // ---- A tile's parts ----
 
-// A row of a tile: where its runs start, as a bit a pixel. Beyond the image one starts, too.
-struct Runs {
-  unsigned starts[kHalves];
+using PartSpan = Vector<uint16_t, kSpan>;
 
-  SEGUNC_DEVICE bool start_at(int half) const { return (starts[half] >> lane() & 1) != 0; }
-  // Of the run that holds a column.
-  SEGUNC_DEVICE int start_of(int column) const {
-    const unsigned up_to = kFullMask >> (31 - column % 32);
-    const unsigned first = column < 32 ? starts[0] & up_to : starts[0];
-    const unsigned second = column < 32 ? 0 : starts[1] & up_to;
-    return second ? 63 - count_leading_zeros(second) : 31 - count_leading_zeros(first);
+// Bit i is whether a[i] == b[i].
+template <class Label>
+SEGUNC_DEVICE unsigned equal_bits(const Vector<Label, kSpan>& a, const Vector<Label, kSpan>& b) {
+  unsigned bits = 0;
+#pragma unroll
+  for (int i = 0; i < kSpan; i++) bits |= a[i] == b[i] ? 1u << i : 0;
+  return bits;
+}
+// Each pixel's neighbour to the left; arbitrary at the tile's first column. A warp calls it as a
+// whole.
+template <class Label>
+SEGUNC_DEVICE Vector<Label, kSpan> shifted(const Vector<Label, kSpan>& label) {
+  Vector<Label, kSpan> left;
+  left[0] = shuffle_up(kFullMask, label[kSpan - 1], 1);
+#pragma unroll
+  for (int i = 1; i < kSpan; i++) left[i] = label[i - 1];
+  return left;
+}
+
+// What is known of a span's runs, packed for others to read: which pixels differ from the left one,
+// which of these start a run, and the number of runs that start in spans before. Ignored pixels are
+// in no run.
+struct Runs {
+  uint32_t packed;
+
+  Runs() = default;
+  SEGUNC_DEVICE Runs(unsigned changes, unsigned starts, int before)
+      : packed(changes | starts << 8 | unsigned(before) << 16) {
+    static_assert(kSpan == 8);
+  }
+  SEGUNC_DEVICE unsigned changes() const { return packed & 0xff; }
+  SEGUNC_DEVICE unsigned starts() const { return packed >> 8 & 0xff; }
+  // Of the run that holds a pixel, and of the last one that starts before it.
+  SEGUNC_DEVICE int run_of(int i) const {
+    return int(packed >> 16) + popcount(starts() & ((2u << i) - 1)) - 1;
+  }
+  SEGUNC_DEVICE int run_before(int i) const {
+    return int(packed >> 16) + popcount(starts() & ((1u << i) - 1)) - 1;
   }
 };
 
-// left: the labels to the left of label.
-template <class Label>
-SEGUNC_DEVICE Runs find_runs(const Tile& tile, const Label (&label)[kHalves],
-                             Label (&left)[kHalves]) {
-  Runs runs;
-#pragma unroll
-  for (int h = 0; h < kHalves; h++) {
-    left[h] = shuffle_up(kFullMask, label[h], 1);
-    if (h > 0) {
-      const Label last = shuffle(kFullMask, label[h - 1], kWarpSize - 1);
-      if (lane() == 0) left[h] = last;
-    }
-    const bool starts = column(h) == 0 || column(h) == tile.width || label[h] != left[h];
-    runs.starts[h] = ballot(kFullMask, starts);
-  }
-  return runs;
-}
+// Labels a tile. part: of each of the thread's pixels, kNoPart where ignored or outside. Returns
+// the number of parts. forest: [kTilePixels] in shared memory, 16-byte aligned; a barrier has to
+// follow before it is used otherwise. on_run(run, row, column) and then, after a barrier,
+// on_root(run, part) are called for each run and for the first run of each part.
+//
+// The nodes of the forest are the runs, numbered in raster order.
+template <class Label, class OnRun, class OnRoot>
+SEGUNC_DEVICE int label_tile(const LabelMap& map, const Tiles& tiles, const Span& span,
+                             int32_t* forest, PartSpan& part, OnRun on_run, OnRoot on_root) {
+  constexpr int kWords = kTilePixels / 32;  // of a bit a run
+  constexpr int kWordsOfLane = kWords / int(kWarpSize);
+  constexpr int kThreadsOfRow = kTileWidth / kSpan;
+  SEGUNC_SHARED(runs_of_thread, Runs[Policy::kTileThreads]);
+  SEGUNC_SHARED(root_bits, unsigned[kWords]);
+  static_assert(Policy::kScanThreads == Policy::kTileThreads);
 
-// Labels a tile. part: the part of each of the thread's pixels, kNoPart where ignored or outside.
-// on_root(part, row, column) is called at each part's first pixel. Returns the number of parts.
-// forest: [kTilePixels] in shared memory; a barrier has to follow before it is used otherwise.
-template <class Label, class OnRoot>
-SEGUNC_DEVICE int label_tile(const LabelMap& map, const Tile& tile, int32_t* forest,
-                             unsigned (&part)[kBand][kHalves], OnRoot on_root) {
-  SEGUNC_SHARED(root_bits, unsigned[kTileWords]);
-  SEGUNC_SHARED(roots_before, int[kTileWords]);
-  SEGUNC_SHARED(parts, int);
-  const Label* labels = static_cast<const Label*>(map.labels) + tile.pixel;
-  const auto ignored = [&](Label label) { return map.ignores && label == Label(map.ignored); };
-
-  // The rows of the band, and before them the row above.
-  Label label[kBand + 1][kHalves];
+  const Label* labels = static_cast<const Label*>(map.labels);
+  const bool has_above = span_row() > 0 && span.inside > 0;
+  const Vector<Label, kSpan> label = span.load(labels);
+  const Vector<Label, kSpan> above =
+      load_span(labels + (span.pixel - tiles.width), has_above ? span.inside : 0, span.wide);
 #pragma unroll
-  for (int r = 0; r <= kBand; r++) {
-#pragma unroll
-    for (int h = 0; h < kHalves; h++) {
-      const int row = first_row() + r - 1;
-      label[r][h] =
-          is_inside(tile, row, column(h)) ? labels[row * int(map.width) + column(h)] : Label(0);
-    }
+  for (int first = 0; first < kTilePixels; first += 4 * Policy::kTileThreads) {
+    const int i = first + 4 * int(thread());
+    store_vector(forest + i, Vector<int32_t, 4>{{i, i + 1, i + 2, i + 3}});
   }
-  for (int i = int(thread()); i < kTilePixels; i += Policy::kTileThreads) forest[i] = i;
+
+  Vector<Label, kSpan> ignored;
+#pragma unroll
+  for (int i = 0; i < kSpan; i++) ignored[i] = Label(map.ignored);
+  const unsigned inside = (1u << span.inside) - 1;
+  const unsigned labelled = map.ignores ? inside & ~equal_bits(label, ignored) : inside;
+  const Vector<Label, kSpan> left = shifted(label), left_above = shifted(above);
+  const unsigned first_column = span_column() == 0 ? 1 : 0;
+  const unsigned changes = inside & (~equal_bits(label, left) | first_column);
+  int runs;
+  const int before = exclusive_block_sum(popcount(changes & labelled), runs);
+  const Runs here(changes, changes & labelled, before);
+  runs_of_thread[thread()] = here;
+  for (unsigned rest = here.starts(); rest != 0; rest &= rest - 1) {
+    const int i = find_first_set(rest) - 1;
+    on_run(here.run_of(i), span_row(), span_column() + i);
+  }
   barrier();
 
-  unsigned labelled = 0;  // a bit for each of the thread's pixels
-  Label left[kBand + 1][kHalves];
-  Runs runs[kBand + 1];
-  runs[0] = find_runs(tile, label[0], left[0]);
-#pragma unroll
-  for (int r = 1; r <= kBand; r++) {
-    runs[r] = find_runs(tile, label[r], left[r]);
-    const int row = first_row() + r - 1;
-    const int node = row * kTileWidth, node_above = node - kTileWidth;
-#pragma unroll
-    for (int h = 0; h < kHalves; h++) {
-      const int x = column(h);
-      if (!is_inside(tile, row, x)) continue;
-      if (!ignored(label[r][h])) labelled |= 1u << ((r - 1) * kHalves + h);
-      if (row == 0) continue;
-      const bool starts = runs[r].start_at(h), starts_above = runs[r - 1].start_at(h);
-      const Label a = left[r - 1][h], b = label[r - 1][h], c = left[r][h], d = label[r][h];
-      if (b == d && !ignored(d) && (starts || starts_above)) {
-        unite(forest, node + runs[r].start_of(x), node_above + runs[r - 1].start_of(x));
+  if (has_above) {
+    const Runs over = runs_of_thread[int(thread()) - kThreadsOfRow];
+    for (unsigned rest = equal_bits(label, above) & labelled & (changes | over.changes());
+         rest != 0; rest &= rest - 1) {
+      const int i = find_first_set(rest) - 1;
+      unite(forest, here.run_of(i), over.run_of(i));
+    }
+    const unsigned corners = changes & over.changes() & ~first_column;
+    if (map.diagonal && corners != 0) {
+      for (unsigned rest = equal_bits(label, left_above) & labelled & corners; rest != 0;
+           rest &= rest - 1) {
+        const int i = find_first_set(rest) - 1;
+        unite(forest, here.run_of(i), over.run_before(i));
       }
-      if (map.diagonal && starts && starts_above && x > 0) {
-        if (a == d && !ignored(d))
-          unite(forest, node + x, node_above + runs[r - 1].start_of(x - 1));
-        if (b == c && !ignored(c)) unite(forest, node + runs[r].start_of(x - 1), node_above + x);
+      const unsigned labelled_above = map.ignores ? ~equal_bits(above, ignored) : kFullMask;
+      for (unsigned rest = equal_bits(left, above) & labelled_above & corners; rest != 0;
+           rest &= rest - 1) {
+        const int i = find_first_set(rest) - 1;
+        unite(forest, here.run_before(i), over.run_of(i));
       }
     }
   }
   barrier();
 
-  // Starts of runs point at their roots, so that pixels have one step to go.
+  // Runs point at their roots, so that the others have one step to go.
+  const int rounds = (runs + Policy::kTileThreads - 1) / Policy::kTileThreads;
+#pragma unroll 1
+  for (int round = 0; round < rounds; round++) {
+    const int run = round * Policy::kTileThreads + int(thread());
+    bool is_root = false;
+    if (run < runs) {
+      const int root = find_root(forest, run);
+      store_relaxed(forest + run, root);
+      is_root = root == run;
+    }
+    const unsigned bits = ballot(kFullMask, is_root);
+    if (lane() == 0) root_bits[run / 32] = bits;
+  }
+  barrier();
+
+  // Roots are numbered. Only its own thread reads a run here.
+  int roots = 0;
 #pragma unroll
-  for (int r = 0; r < kBand; r++) {
-#pragma unroll
-    for (int h = 0; h < kHalves; h++) {
-      const int node = (first_row() + r) * kTileWidth + column(h);
-      bool is_root = false;
-      if (runs[r + 1].start_at(h) && (labelled >> (r * kHalves + h) & 1) != 0) {
-        const int root = find_root(forest, node);
-        store_relaxed(forest + node, root);
-        is_root = root == node;
-      }
-      const unsigned bits = ballot(kFullMask, is_root);
-      if (lane() == 0) root_bits[(first_row() + r) * kHalves + h] = bits;
+  for (int i = 0; i < kWordsOfLane; i++) {
+    const int word = int(lane()) * kWordsOfLane + i;
+    if (word < rounds * kWarps) roots += popcount(root_bits[word]);
+  }
+  const int up_to_words = inclusive_warp_sum(roots);
+  const int parts = shuffle(kFullMask, up_to_words, kWarpSize - 1);
+#pragma unroll 1
+  for (int round = 0; round < rounds; round++) {
+    const int run = round * Policy::kTileThreads + int(thread());
+    const int root = run < runs ? forest[run] : 0;
+    const int word = root / 32;
+    int number = shuffle(kFullMask, up_to_words - roots, unsigned(word / kWordsOfLane));
+    for (int i = word - word % kWordsOfLane; i < word; i++) number += popcount(root_bits[i]);
+    number += popcount(root_bits[word] & ((1u << root % 32) - 1));
+    if (run < runs) {
+      forest[run] = number;
+      if (root == run) on_root(run, number);
     }
   }
   barrier();
 
-  if (warp() == 0) {
-    constexpr int kWords = kTileWords / int(kWarpSize);
-    int mine = 0;
 #pragma unroll
-    for (int i = 0; i < kWords; i++) mine += popcount(root_bits[int(lane()) * kWords + i]);
-    const int inclusive = inclusive_warp_sum(mine);
-    int before = inclusive - mine;
-#pragma unroll
-    for (int i = 0; i < kWords; i++) {
-      roots_before[int(lane()) * kWords + i] = before;
-      before += popcount(root_bits[int(lane()) * kWords + i]);
-    }
-    if (lane() == kWarpSize - 1) parts = inclusive;
-  }
-  barrier();
-
-#pragma unroll
-  for (int r = 0; r < kBand; r++) {
-#pragma unroll
-    for (int h = 0; h < kHalves; h++) {
-      part[r][h] = kNoPart;
-      if ((labelled >> (r * kHalves + h) & 1) == 0) continue;
-      const int row = first_row() + r, x = column(h);
-      const int root = forest[row * kTileWidth + runs[r + 1].start_of(x)];
-      const unsigned below = root_bits[root / 32] & ((1u << root % 32) - 1);
-      part[r][h] = unsigned(roots_before[root / 32] + popcount(below));
-      if (root == row * kTileWidth + x) on_root(int(part[r][h]), row, x);
-    }
+  for (int i = 0; i < kSpan; i++) {
+    part[i] = uint16_t((labelled >> i & 1) != 0 ? forest[here.run_of(i)] : kNoPart);
   }
   return parts;
 }
 
-SEGUNC_DEVICE void store_parts(const Tiles& tiles, const Tile& tile,
-                               const unsigned (&part)[kBand][kHalves], uint16_t* part_of_pixel) {
-#pragma unroll
-  for (int r = 0; r < kBand; r++) {
-#pragma unroll
-    for (int h = 0; h < kHalves; h++) {
-      const int row = first_row() + r;
-      if (is_inside(tile, row, column(h))) {
-        part_of_pixel[tile.pixel + row * tiles.width + column(h)] = uint16_t(part[r][h]);
-      }
-    }
-  }
-}
-
 // The last step of both: result_of(part) of each pixel, 0 where ignored.
 template <class Result, class ResultOf>
-SEGUNC_DEVICE void store_results(const Tiles& tiles, const Tile& tile,
-                                 const unsigned (&part)[kBand][kHalves], Result* results,
+SEGUNC_DEVICE void store_results(const Span& span, const PartSpan& part, Result* results,
                                  ResultOf result_of) {
+  Vector<Result, kSpan> result = {};
 #pragma unroll
-  for (int r = 0; r < kBand; r++) {
-#pragma unroll
-    for (int h = 0; h < kHalves; h++) {
-      const int row = first_row() + r;
-      if (is_inside(tile, row, column(h))) {
-        results[tile.pixel + row * tiles.width + column(h)] =
-            part[r][h] == kNoPart ? Result{} : result_of(part[r][h]);
-      }
-    }
+  for (int i = 0; i < kSpan; i++) {
+    if (i < span.inside && part[i] != kNoPart) result[i] = result_of(part[i]);
   }
-}
-
-SEGUNC_DEVICE void load_parts(const Tiles& tiles, const Tile& tile, const uint16_t* part_of_pixel,
-                              unsigned (&part)[kBand][kHalves]) {
-#pragma unroll
-  for (int r = 0; r < kBand; r++) {
-#pragma unroll
-    for (int h = 0; h < kHalves; h++) {
-      const int row = first_row() + r;
-      part[r][h] = is_inside(tile, row, column(h))
-                       ? part_of_pixel[tile.pixel + row * tiles.width + column(h)]
-                       : kNoPart;
-    }
-  }
+  span.store(results, result);
 }
 
 // ---- Between tiles ----
@@ -473,19 +511,21 @@ __global__ void __launch_bounds__(Policy::kSeamThreads)
 template <class Parent>
 __global__ void __launch_bounds__(Policy::kTileThreads, 4)
     components_slices_kernel(const LabelMap map, const Tiles tiles, const Parts<Parent> parts) {
+  constexpr int kHalves = kTileWidth / int(kWarpSize), kRows = kTileHeight / kWarps;
   const Tile tile = tile_at(tiles, block_index());
   if (tile.slice == 0) return;
   const int slice_pixel = tile.pixel - tile.top * tiles.width - tile.left;
   const int behind_pixel = slice_pixel - tiles.slice_pixels;
   uint64_t above[kHalves] = {}, above_behind[kHalves] = {};
 #pragma unroll 1
-  for (int r = 0; r < kBand; r++) {
-    const int row = first_row() + r;
+  for (int r = 0; r < kRows; r++) {
+    const int row = int(warp()) * kRows + r;
     if (row >= tile.height) break;
 #pragma unroll
     for (int h = 0; h < kHalves; h++) {
-      const bool inside = column(h) < tile.width;
-      const int x = tile.left + column(h), y = tile.top + row;
+      const int column = h * int(kWarpSize) + int(lane());
+      const bool inside = column < tile.width;
+      const int x = tile.left + column, y = tile.top + row;
       const int in_slice = y * tiles.width + x;
       const uint64_t label = inside ? label_at(map, slice_pixel + in_slice) : 0;
       const uint64_t behind = inside ? label_at(map, behind_pixel + in_slice) : 0;
@@ -531,35 +571,43 @@ constexpr uint32_t kNotFinite = 0x80000000u;
 template <class A>
 struct PowerOfTwo {
   A factor[2];
-  SEGUNC_DEVICE explicit PowerOfTwo(int exponent)
+  PowerOfTwo() = default;
+  SEGUNC_HD explicit PowerOfTwo(int exponent)
       : factor{std::ldexp(A(1), exponent / 2), std::ldexp(A(1), exponent - exponent / 2)} {}
-  SEGUNC_DEVICE A times(A value) const { return value * factor[0] * factor[1]; }
+  SEGUNC_HD A times(A value) const { return value * factor[0] * factor[1]; }
 };
 
-// Values are integers in units of 2^-exponent, so small that the sum of an image stays below 2^62.
+// Values are added as integers: value * 2^exponent, such that the sum of an image stays below 2^62
+// even where rounding has put values above the bound, by one bit.
 template <class A>
 struct FixedPoint {
-  const A* maxima;  // [images, maxima_per_image], or null: then bound is known
+  const A* maxima;  // [images, maxima_per_image], or null: then the bound and what follows is known
   int maxima_per_image;
-  A bound;
   int log2_pixels;  // of an image, rounded up
+  A limit;          // of value * 2^exponent
+  PowerOfTwo<A> units_of_one;
+  PowerOfTwo<double> unit;
 
-  // A warp calls it as a whole.
-  SEGUNC_DEVICE int exponent(int image) const {
-    A largest = bound;
-    if (maxima) {
-      largest = A(0);
-      for (int i = int(lane()); i < maxima_per_image; i += int(kWarpSize)) {
-        largest = larger(largest, maxima[int64_t(image) * maxima_per_image + i]);
-      }
-      largest = warp_maximum(largest);
-    }
-    int log2_largest = 0;
-    std::frexp(largest, &log2_largest);
-    // One bit for the sign, one for values that rounding has put above the bound.
-    return 61 - log2_pixels - log2_largest;
+  SEGUNC_HD int exponent(A bound) const {
+    int log2_bound = 0;
+    std::frexp(bound, &log2_bound);
+    return 61 - log2_pixels - log2_bound;
   }
-  SEGUNC_DEVICE A limit() const { return std::ldexp(A(1), 62 - log2_pixels); }
+  // Of an image whose bound the device has found. A warp calls it as a whole.
+  SEGUNC_DEVICE int found_exponent(int image) const {
+    A largest = A(0);
+#pragma unroll 1
+    for (int i = int(lane()); i < maxima_per_image; i += int(kWarpSize)) {
+      largest = larger(largest, maxima[int64_t(image) * maxima_per_image + i]);
+    }
+    return exponent(warp_maximum(largest));
+  }
+  SEGUNC_DEVICE PowerOfTwo<A> units_of_one_in(int image) const {
+    return maxima ? PowerOfTwo<A>(found_exponent(image)) : units_of_one;
+  }
+  SEGUNC_DEVICE PowerOfTwo<double> unit_in(int image) const {
+    return maxima ? PowerOfTwo<double>(-found_exponent(image)) : unit;
+  }
 };
 
 // The largest finite magnitude of a share of an image.
@@ -606,6 +654,12 @@ struct LaneSum {
   unsigned count;
 };
 
+SEGUNC_DEVICE void add_to_part(const LaneSum& mine, int64_t* sum, unsigned* count) {
+  if (mine.part == kNoPart) return;
+  atomic_add(sum + mine.part, mine.sum);
+  atomic_add(count + mine.part, mine.count);
+}
+
 // Adds what the lanes of a warp hold, once for neighbouring lanes of one part.
 SEGUNC_DEVICE void add_to_parts(LaneSum mine, int64_t* sum, unsigned* count) {
   const unsigned part_before = shuffle_up(kFullMask, mine.part, 1);
@@ -621,70 +675,53 @@ SEGUNC_DEVICE void add_to_parts(LaneSum mine, int64_t* sum, unsigned* count) {
       mine.count += next_count;
     }
   }
-  if (leads && mine.part != kNoPart) {
-    atomic_add(sum + mine.part, mine.sum);
-    atomic_add(count + mine.part, mine.count);
-  }
+  if (leads) add_to_part(mine, sum, count);
 }
 
 template <class Label, class T>
 __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Label, T>)
     component_mean_tiles_kernel(const LabelMap map, const Tiles tiles, const T* values,
                                 const FixedPoint<accumulate_t<T>> fixed_point,
-                                const Parts<int32_t> parts, const PartSums sums) {
+                                const Parts<int32_t> parts, const PartSums sums, const bool wide) {
   using A = accumulate_t<T>;
   union Memory {
-    int32_t forest[kTilePixels];
+    alignas(16) int32_t forest[kTilePixels];
     int64_t sum[kTilePixels];  // by part, once every pixel knows its own
   };
   SEGUNC_SHARED(memory, Memory);
   SEGUNC_SHARED(count, unsigned[kTilePixels]);
   const Tile tile = tile_at(tiles, block_index());
-
-  T value[kBand][kHalves];
-#pragma unroll
-  for (int r = 0; r < kBand; r++) {
-#pragma unroll
-    for (int h = 0; h < kHalves; h++) {
-      const int row = first_row() + r;
-      value[r][h] = is_inside(tile, row, column(h))
-                        ? values[tile.pixel + row * tiles.width + column(h)]
-                        : T{};
-    }
-  }
-  unsigned part[kBand][kHalves];
-  const int tile_parts = label_tile<Label>(map, tile, memory.forest, part, [&](int root, int, int) {
-    make_root(parts.forest, tile.slot + root, 0);
-  });
-  store_parts(tiles, tile, part, parts.part_of_pixel);
+  const Span span(tiles, tile, wide);
+  const Vector<T, kSpan> value = span.load(values);
+  PartSpan part;
+  const int tile_parts = label_tile<Label>(
+      map, tiles, span, memory.forest, part, [](int, int, int) {},
+      [&](int, int number) {
+        make_root(parts.forest, tile.slot + number, 0);
+        count[number] = 0;
+      });
+  span.store(parts.part_of_pixel, part);
   barrier();  // nobody reads the forest any more
-  for (int i = int(thread()); i < tile_parts; i += Policy::kTileThreads) {
-    memory.sum[i] = 0;
-    count[i] = 0;
-  }
+  for (int i = int(thread()); i < tile_parts; i += Policy::kTileThreads) memory.sum[i] = 0;
   barrier();
 
-  const PowerOfTwo<A> units_of_one(fixed_point.exponent(tile.image));
-  const A limit = fixed_point.limit();
+  const PowerOfTwo<A> units_of_one = fixed_point.units_of_one_in(tile.image);
+  LaneSum mine{part[0], 0, 0};
 #pragma unroll
-  for (int h = 0; h < kHalves; h++) {
-    LaneSum mine{part[0][h], 0, 0};
-#pragma unroll
-    for (int r = 0; r < kBand; r++) {
-      if (ballot(kFullMask, part[r][h] != mine.part) != 0) {
-        add_to_parts(mine, memory.sum, count);
-        mine = {part[r][h], 0, 0};
-      }
-      const A units = units_of_one.times(to_accumulate(value[r][h]));
-      if (std::fabs(units) <= limit) {
-        mine.sum += std::llrint(units);
-        mine.count++;
-      } else {
-        mine.count += 1u << 16;
-      }
+  for (int i = 0; i < kSpan; i++) {
+    if (part[i] != mine.part) {
+      add_to_part(mine, memory.sum, count);
+      mine = {part[i], 0, 0};
     }
-    add_to_parts(mine, memory.sum, count);
+    const A units = units_of_one.times(to_accumulate(value[i]));
+    if (std::fabs(units) <= fixed_point.limit) {
+      mine.sum += std::llrint(units);
+      mine.count++;
+    } else {
+      mine.count += 1u << 16;
+    }
   }
+  add_to_parts(mine, memory.sum, count);
   barrier();
   for (int i = int(thread()); i < tile_parts; i += Policy::kTileThreads) {
     sums.sum[tile.slot + i] = memory.sum[i];
@@ -719,13 +756,14 @@ __global__ void __launch_bounds__(Policy::kRootThreads)
 template <class T>
 __global__ void __launch_bounds__(Policy::kTileThreads, 4)
     component_mean_means_kernel(const Tiles tiles, const Parts<int32_t> parts, const PartSums sums,
-                                const FixedPoint<accumulate_t<T>> fixed_point, T* means) {
+                                const FixedPoint<accumulate_t<T>> fixed_point, T* means,
+                                const bool wide) {
   using A = accumulate_t<T>;
   SEGUNC_SHARED(mean, T[kTilePixels]);
   const Tile tile = tile_at(tiles, block_index());
-  unsigned part[kBand][kHalves];
-  load_parts(tiles, tile, parts.part_of_pixel, part);
-  const PowerOfTwo<double> unit(-fixed_point.exponent(tile.image));
+  const Span span(tiles, tile, wide);
+  const PartSpan part = span.load(parts.part_of_pixel);
+  const PowerOfTwo<double> unit = fixed_point.unit_in(tile.image);
   const int tile_parts = parts.parts_of_tile[block_index()];
   for (int i = int(thread()); i < tile_parts; i += Policy::kTileThreads) {
     const int root = parts.forest[tile.slot + i];
@@ -735,13 +773,14 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 4)
     mean[i] = from_accumulate<T>(result);
   }
   barrier();
-  store_results(tiles, tile, part, means, [&](unsigned i) { return mean[i]; });
+  store_results(span, part, means, [&](unsigned i) { return mean[i]; });
 }
 
 // ---- connected_components ----
 
-// Scanned by a block: its popcounts fit 16 bits.
-constexpr int kSegmentWords = 4 * Policy::kScanThreads;
+// A segment is scanned by a block; its popcounts fit 16 bits.
+constexpr int kWordsOfThread = 4;
+constexpr int kSegmentWords = int(at_scale(kWordsOfThread * Policy::kScanThreads));
 
 // A bit a pixel, set at the first pixel of each component; how many are set before.
 struct Bitmap {
@@ -755,15 +794,24 @@ struct Bitmap {
 template <class Label>
 __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Label, char>)
     components_tiles_kernel(const LabelMap map, const Tiles tiles, const Parts<int64_t> parts,
-                            const Bitmap bitmap) {
-  SEGUNC_SHARED(forest, int32_t[kTilePixels]);
+                            const Bitmap bitmap, const bool wide) {
+  struct alignas(16) Forest {
+    int32_t parent[kTilePixels];
+  };
+  SEGUNC_SHARED(forest, Forest);
+  SEGUNC_SHARED(pixel_of_run, uint16_t[kTilePixels]);
   const Tile tile = tile_at(tiles, block_index());
   const int first_pixel = tile.pixel - tile.image * tiles.image_pixels;
-  unsigned part[kBand][kHalves];
-  const int tile_parts = label_tile<Label>(map, tile, forest, part, [&](int root, int row, int x) {
-    make_root(parts.forest, tile.slot + root, first_pixel + row * tiles.width + x);
-  });
-  store_parts(tiles, tile, part, parts.part_of_pixel);
+  const Span span(tiles, tile, wide);
+  PartSpan part;
+  const int tile_parts = label_tile<Label>(
+      map, tiles, span, forest.parent, part,
+      [&](int run, int row, int x) { pixel_of_run[run] = uint16_t(row * kTileWidth + x); },
+      [&](int run, int number) {
+        const int row = pixel_of_run[run] / kTileWidth, x = pixel_of_run[run] % kTileWidth;
+        make_root(parts.forest, tile.slot + number, first_pixel + row * tiles.width + x);
+      });
+  span.store(parts.part_of_pixel, part);
   if (thread() == 0) parts.parts_of_tile[block_index()] = tile_parts;
 
   const int64_t words = int64_t(bitmap.words) * map.images;
@@ -796,22 +844,23 @@ __global__ void __launch_bounds__(Policy::kRootThreads)
 // A block a segment.
 __global__ void __launch_bounds__(Policy::kScanThreads)
     components_words_kernel(const Bitmap bitmap, const Divisor segments) {
-  constexpr int kWords = kSegmentWords / Policy::kScanThreads;
   int64_t segment;
   const int64_t image = segments.divide(block_index(), segment);
-  const int first = int(segment) * kSegmentWords + int(thread()) * kWords;
+  const int in_segment = int(thread()) * kWordsOfThread;
+  const int first = int(segment) * kSegmentWords + in_segment;
   const int64_t at = image * bitmap.words + first;
-  int roots[kWords], mine = 0;
+  const int words = smaller(kSegmentWords - in_segment, bitmap.words - first);
+  int roots[kWordsOfThread], mine = 0;
 #pragma unroll
-  for (int i = 0; i < kWords; i++) {
-    roots[i] = first + i < bitmap.words ? popcount(bitmap.bits[at + i]) : 0;
+  for (int i = 0; i < kWordsOfThread; i++) {
+    roots[i] = i < words ? popcount(bitmap.bits[at + i]) : 0;
     mine += roots[i];
   }
   int total;
   int before = exclusive_block_sum(mine, total);
 #pragma unroll
-  for (int i = 0; i < kWords; i++) {
-    if (first + i < bitmap.words) bitmap.before_word[at + i] = uint16_t(before);
+  for (int i = 0; i < kWordsOfThread; i++) {
+    if (i < words) bitmap.before_word[at + i] = uint16_t(before);
     before += roots[i];
   }
   if (thread() == 0) bitmap.of_segment[block_index()] = total;
@@ -830,17 +879,18 @@ __global__ void __launch_bounds__(Policy::kScanThreads)
         exclusive_block_sum(exists ? bitmap.of_segment[first_segment + segment] : 0, total);
     if (exists) bitmap.before_segment[first_segment + segment] = before + in_step;
     before += total;
+    barrier();  // the sum may still be in use
   }
   if (thread() == 0) counts[block_index()] = before;
 }
 
 __global__ void __launch_bounds__(Policy::kTileThreads, 4)
     components_ids_kernel(const Tiles tiles, const Parts<int64_t> parts, const Bitmap bitmap,
-                          int32_t* components) {
+                          int32_t* components, const bool wide) {
   SEGUNC_SHARED(id, int32_t[kTilePixels]);
   const Tile tile = tile_at(tiles, block_index());
-  unsigned part[kBand][kHalves];
-  load_parts(tiles, tile, parts.part_of_pixel, part);
+  const Span span(tiles, tile, wide);
+  const PartSpan part = span.load(parts.part_of_pixel);
   const int tile_parts = parts.parts_of_tile[block_index()];
   for (int i = int(thread()); i < tile_parts; i += Policy::kTileThreads) {
     const int pixel = int(parts.forest[tile.slot + i] >> 32);
@@ -851,7 +901,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 4)
             bitmap.before_segment[int64_t(tile.image) * bitmap.segments + word / kSegmentWords];
   }
   barrier();
-  store_results(tiles, tile, part, components, [&](unsigned i) { return id[i]; });
+  store_results(span, part, components, [&](unsigned i) { return id[i]; });
 }
 
 // ---- launch and dispatch ----
@@ -972,6 +1022,12 @@ void with_label(int label_bytes, Launch launch_label) {
   throw std::runtime_error("no kernel for labels of " + std::to_string(label_bytes) + " bytes");
 }
 
+// Whether every span of a map is inside it as a whole, and an aligned vector.
+bool has_whole_spans(const Tiles& tiles, const void* map, int64_t element_bytes) {
+  return tiles.width % kSpan == 0 &&
+         reinterpret_cast<uintptr_t>(map) % std::min<int64_t>(kSpan * element_bytes, 16) == 0;
+}
+
 template <class Parent>
 void launch_seams(const LabelMap& map, const Tiles& tiles, const Parts<Parent>& parts,
                   Stream stream) {
@@ -1029,14 +1085,19 @@ struct MeanScratch {
     parts = take_parts<int32_t>(scratch, plan);
     sums = take_sums(scratch, plan);
     fixed_point = {};
-    fixed_point.bound = A(std::min(p.bound, double(std::numeric_limits<A>::max())));
     while (int64_t(1) << fixed_point.log2_pixels < plan.image_pixels) fixed_point.log2_pixels++;
+    fixed_point.limit = std::ldexp(A(1), 62 - fixed_point.log2_pixels);
     if (!knows_bound(p)) {
       constexpr int64_t kShare = int64_t(Policy::kMaximumThreads) * Policy::kMaximumPixels;
       const int64_t shares = std::min(divide_up(plan.image_pixels, kShare), Policy::kMaxMaxima);
       maxima = scratch.take<A>(plan.chunk_images * shares);
       fixed_point.maxima = maxima;
       fixed_point.maxima_per_image = int(shares);
+    } else {
+      const double largest = double(std::numeric_limits<A>::max());
+      const int exponent = fixed_point.exponent(A(std::min(p.bound, largest)));
+      fixed_point.units_of_one = PowerOfTwo<A>(exponent);
+      fixed_point.unit = PowerOfTwo<double>(-exponent);
     }
     bytes = scratch.bytes();
   }
@@ -1048,6 +1109,9 @@ void launch_component_mean(const ComponentMeanParams& p, const Plan& plan, Strea
   for_each_chunk(p.map, plan, [&](const LabelMap& map, const Tiles& tiles, int64_t first_image) {
     const T* values = static_cast<const T*>(p.values) + first_image * plan.image_pixels;
     T* means = static_cast<T*>(p.means) + first_image * plan.image_pixels;
+    const bool wide = has_whole_spans(tiles, map.labels, map.label_bytes) &&
+                      has_whole_spans(tiles, values, sizeof(T)) &&
+                      has_whole_spans(tiles, means, sizeof(T));
     if (scratch.fixed_point.maxima) {
       const int64_t shares = scratch.fixed_point.maxima_per_image;
       launch(component_mean_maximum_kernel<T>, map.images * shares, Policy::kMaximumThreads, 0,
@@ -1055,13 +1119,13 @@ void launch_component_mean(const ComponentMeanParams& p, const Plan& plan, Strea
     }
     with_label(map.label_bytes, [&](auto label) {
       launch(component_mean_tiles_kernel<decltype(label), T>, tiles.count, Policy::kTileThreads, 0,
-             stream, map, tiles, values, scratch.fixed_point, scratch.parts, scratch.sums);
+             stream, map, tiles, values, scratch.fixed_point, scratch.parts, scratch.sums, wide);
     });
     launch_seams(map, tiles, scratch.parts, stream);
     launch(component_mean_roots_kernel, root_blocks(tiles), Policy::kRootThreads, 0, stream, tiles,
            scratch.parts, scratch.sums);
     launch(component_mean_means_kernel<T>, tiles.count, Policy::kTileThreads, 0, stream, tiles,
-           scratch.parts, scratch.sums, scratch.fixed_point, means);
+           scratch.parts, scratch.sums, scratch.fixed_point, means, wide);
   });
 }
 
@@ -1097,9 +1161,12 @@ void connected_components(const ComponentsParams& params, Stream stream) {
   }
   for_each_chunk(
       params.map, plan, [&](const LabelMap& map, const Tiles& tiles, int64_t first_image) {
+        int32_t* components = params.components + first_image * plan.image_pixels;
+        const bool wide = has_whole_spans(tiles, map.labels, map.label_bytes) &&
+                          has_whole_spans(tiles, components, sizeof(int32_t));
         with_label(map.label_bytes, [&](auto label) {
           launch(components_tiles_kernel<decltype(label)>, tiles.count, Policy::kTileThreads, 0,
-                 stream, map, tiles, scratch.parts, scratch.bitmap);
+                 stream, map, tiles, scratch.parts, scratch.bitmap, wide);
         });
         launch_seams(map, tiles, scratch.parts, stream);
         launch(components_roots_kernel, root_blocks(tiles), Policy::kRootThreads, 0, stream, tiles,
@@ -1109,7 +1176,7 @@ void connected_components(const ComponentsParams& params, Stream stream) {
         launch(components_ranks_kernel, map.images, Policy::kScanThreads, 0, stream, scratch.bitmap,
                params.counts + first_image);
         launch(components_ids_kernel, tiles.count, Policy::kTileThreads, 0, stream, tiles,
-               scratch.parts, scratch.bitmap, params.components + first_image * plan.image_pixels);
+               scratch.parts, scratch.bitmap, components, wide);
       });
 }
 

@@ -289,205 +289,205 @@ ComponentMeanParams component_mean_params(const py::kwargs& kwargs) {
   params.scratch = fields.contiguous("scratch");
   fields.finish();
   return params;
-  CountTables count_tables(Fields & fields) {
-    CountTables tables{};
-    tables.confusion = fields.contiguous<int64_t>("confusion");
-    tables.uncertainty = fields.contiguous<int64_t>("uncertainty_sums");
-    tables.calibration = fields.contiguous<int64_t>("calibration");
-    tables.scores = fields.contiguous<int64_t>("scores");
-    tables.histogram = fields.contiguous<int64_t>("histogram");
-    tables.bins = fields.value<int64_t>("bins");
-    return tables;
-  }
+}
 
-  void counts(const py::kwargs& kwargs) {
+CountTables count_tables(Fields& fields) {
+  CountTables tables{};
+  tables.confusion = fields.contiguous<int64_t>("confusion");
+  tables.uncertainty = fields.contiguous<int64_t>("uncertainty_sums");
+  tables.calibration = fields.contiguous<int64_t>("calibration");
+  tables.scores = fields.contiguous<int64_t>("scores");
+  tables.histogram = fields.contiguous<int64_t>("histogram");
+  tables.bins = fields.value<int64_t>("bins");
+  return tables;
+}
+
+void counts(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  CountsParams params{};
+  const py::array input = fields.array("input");
+  params.input = input.data();
+  params.map = class_map(input, fields.value("as_strided", false));
+  params.dtype = dtype_of(fields.value<std::string>("dtype"));
+  params.target_type = index_type_of(fields.array("target"));
+  params.target = fields.contiguous("target");
+  params.uncertainty = fields.contiguous("uncertainty");
+  params.outcome = fields.contiguous<uint8_t>("outcome");
+  params.tables = count_tables(fields);
+  params.probabilities = fields.value<bool>("probabilities");
+  params.ignore_index = fields.value<int64_t>("ignore_index");
+  params.bad_target = fields.contiguous<int64_t>("bad_target");
+  fields.finish();
+  cuda::counts(params, {});
+}
+
+void map_counts(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  MapCountsParams params{};
+  const py::array prediction = fields.array("prediction");
+  params.prediction = fields.contiguous("prediction");
+  params.prediction_type = index_type_of(prediction);
+  params.pixels = prediction.size();
+  params.confidence = fields.contiguous("confidence");
+  params.target_type = index_type_of(fields.array("target"));
+  params.target = fields.contiguous("target");
+  params.uncertainty = fields.contiguous("uncertainty");
+  params.outcome = fields.contiguous<uint8_t>("outcome");
+  params.tables = count_tables(fields);
+  params.classes = fields.value<int64_t>("classes");
+  params.dtype = dtype_of(fields.value<std::string>("dtype"));
+  params.ignore_index = fields.value<int64_t>("ignore_index");
+  params.bad_target = fields.contiguous<int64_t>("bad_target");
+  fields.finish();
+  cuda::map_counts(params, {});
+}
+
+void patch_counts(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  PatchCountsParams params{};
+  const py::array outcome = fields.array("outcome");
+  params.outcome = fields.contiguous<const uint8_t>("outcome");
+  params.images = outcome.shape(0);
+  params.rows = outcome.shape(1);
+  params.columns = outcome.shape(2);
+  params.uncertainty = fields.contiguous("uncertainty");
+  params.count = fields.array("thresholds").size();
+  params.thresholds = fields.contiguous<const double>("thresholds");
+  params.counts = fields.contiguous<int64_t>("counts");
+  params.window = fields.value<int64_t>("window");
+  params.accuracy_threshold = fields.value<double>("accuracy_threshold");
+  params.dtype = dtype_of(fields.value<std::string>("dtype"));
+  fields.finish();
+  cuda::patch_counts(params, {});
+}
+
+void define_kernels(py::module_& m) {
+  m.def("cross_entropy_partials", [](const py::kwargs& kwargs) {
+    return cuda::cross_entropy_partials(cross_entropy_params(kwargs));
+  });
+  m.def("cross_entropy",
+        [](const py::kwargs& kwargs) { cuda::cross_entropy(cross_entropy_params(kwargs), {}); });
+  m.def("normalizer_partials", [](const py::kwargs& kwargs) {
     Fields fields(kwargs);
-    CountsParams params{};
-    const py::array input = fields.array("input");
-    params.input = input.data();
-    params.map = class_map(input, fields.value("as_strided", false));
-    params.dtype = dtype_of(fields.value<std::string>("dtype"));
-    params.target_type = index_type_of(fields.array("target"));
-    params.target = fields.contiguous("target");
-    params.uncertainty = fields.contiguous("uncertainty");
-    params.outcome = fields.contiguous<uint8_t>("outcome");
-    params.tables = count_tables(fields);
-    params.probabilities = fields.value<bool>("probabilities");
-    params.ignore_index = fields.value<int64_t>("ignore_index");
-    params.bad_target = fields.contiguous<int64_t>("bad_target");
+    const NormalizerParams params = normalizer_params(fields);
     fields.finish();
-    cuda::counts(params, {});
-  }
-
-  void map_counts(const py::kwargs& kwargs) {
+    return cuda::normalizer_partials(params);
+  });
+  m.def("normalizer", [](const py::kwargs& kwargs) {
     Fields fields(kwargs);
-    MapCountsParams params{};
-    const py::array prediction = fields.array("prediction");
-    params.prediction = fields.contiguous("prediction");
-    params.prediction_type = index_type_of(prediction);
-    params.pixels = prediction.size();
-    params.confidence = fields.contiguous("confidence");
-    params.target_type = index_type_of(fields.array("target"));
-    params.target = fields.contiguous("target");
-    params.uncertainty = fields.contiguous("uncertainty");
-    params.outcome = fields.contiguous<uint8_t>("outcome");
-    params.tables = count_tables(fields);
-    params.classes = fields.value<int64_t>("classes");
-    params.dtype = dtype_of(fields.value<std::string>("dtype"));
-    params.ignore_index = fields.value<int64_t>("ignore_index");
-    params.bad_target = fields.contiguous<int64_t>("bad_target");
+    const NormalizerParams params = normalizer_params(fields);
+    auto* const normalizer = fields.contiguous<double>("normalizer");
     fields.finish();
-    cuda::map_counts(params, {});
-  }
-
-  void patch_counts(const py::kwargs& kwargs) {
+    cuda::normalizer(params, normalizer, {});
+  });
+  m.def("finish_loss", [](const py::kwargs& kwargs) {
     Fields fields(kwargs);
-    PatchCountsParams params{};
-    const py::array outcome = fields.array("outcome");
-    params.outcome = fields.contiguous<const uint8_t>("outcome");
-    params.images = outcome.shape(0);
-    params.rows = outcome.shape(1);
-    params.columns = outcome.shape(2);
-    params.uncertainty = fields.contiguous("uncertainty");
-    params.count = fields.array("thresholds").size();
-    params.thresholds = fields.contiguous<const double>("thresholds");
-    params.counts = fields.contiguous<int64_t>("counts");
-    params.window = fields.value<int64_t>("window");
-    params.accuracy_threshold = fields.value<double>("accuracy_threshold");
-    params.dtype = dtype_of(fields.value<std::string>("dtype"));
+    const auto* const partial = fields.contiguous<const double>("partial");
+    const auto count = fields.value<int64_t>("count");
+    const auto* const normalizer = fields.contiguous<const double>("normalizer");
+    void* const loss = fields.contiguous("loss");
+    const Dtype dtype = dtype_of(fields.value<std::string>("dtype"));
     fields.finish();
-    cuda::patch_counts(params, {});
-  }
+    cuda::finish_loss(partial, count, normalizer, loss, dtype, {});
+  });
+  m.def("scale", [](const py::kwargs& kwargs) {
+    Fields fields(kwargs);
+    ScaleParams params{};
+    params.count = fields.array("data").size();
+    params.data = fields.contiguous("data");
+    params.factor = fields.contiguous("factor");
+    params.dtype = dtype_of(fields.value<std::string>("dtype"));
+    params.factor_dtype = dtype_of(fields.value<std::string>("factor_dtype"));
+    fields.finish();
+    cuda::scale(params, {});
+  });
+  m.def("components_scratch_bytes", [](const py::kwargs& kwargs) {
+    return cuda::components_scratch_bytes(components_params(kwargs));
+  });
+  m.def("connected_components", [](const py::kwargs& kwargs) {
+    cuda::connected_components(components_params(kwargs), {});
+  });
+  m.def("component_mean_scratch_bytes", [](const py::kwargs& kwargs) {
+    return cuda::component_mean_scratch_bytes(component_mean_params(kwargs));
+  });
+  m.def("component_mean",
+        [](const py::kwargs& kwargs) { cuda::component_mean(component_mean_params(kwargs), {}); });
+  m.def("predictive_statistics", predictive_statistics);
+  m.def("accumulate", accumulate);
+  m.def("finalize", finalize);
+  m.def("counts", counts);
+  m.def("map_counts", map_counts);
+  m.def("patch_counts", patch_counts);
+  m.attr("max_scattered_samples") = cuda::kMaxScatteredSamples;
+}
 
-  void define_kernels(py::module_ & m) {
-    m.def("cross_entropy_partials", [](const py::kwargs& kwargs) {
-      return cuda::cross_entropy_partials(cross_entropy_params(kwargs));
-    });
-    m.def("cross_entropy",
-          [](const py::kwargs& kwargs) { cuda::cross_entropy(cross_entropy_params(kwargs), {}); });
-    m.def("normalizer_partials", [](const py::kwargs& kwargs) {
-      Fields fields(kwargs);
-      const NormalizerParams params = normalizer_params(fields);
-      fields.finish();
-      return cuda::normalizer_partials(params);
-    });
-    m.def("normalizer", [](const py::kwargs& kwargs) {
-      Fields fields(kwargs);
-      const NormalizerParams params = normalizer_params(fields);
-      auto* const normalizer = fields.contiguous<double>("normalizer");
-      fields.finish();
-      cuda::normalizer(params, normalizer, {});
-    });
-    m.def("finish_loss", [](const py::kwargs& kwargs) {
-      Fields fields(kwargs);
-      const auto* const partial = fields.contiguous<const double>("partial");
-      const auto count = fields.value<int64_t>("count");
-      const auto* const normalizer = fields.contiguous<const double>("normalizer");
-      void* const loss = fields.contiguous("loss");
-      const Dtype dtype = dtype_of(fields.value<std::string>("dtype"));
-      fields.finish();
-      cuda::finish_loss(partial, count, normalizer, loss, dtype, {});
-    });
-    m.def("scale", [](const py::kwargs& kwargs) {
-      Fields fields(kwargs);
-      ScaleParams params{};
-      params.count = fields.array("data").size();
-      params.data = fields.contiguous("data");
-      params.factor = fields.contiguous("factor");
-      params.dtype = dtype_of(fields.value<std::string>("dtype"));
-      params.factor_dtype = dtype_of(fields.value<std::string>("factor_dtype"));
-      fields.finish();
-      cuda::scale(params, {});
-    });
-    m.def("components_scratch_bytes", [](const py::kwargs& kwargs) {
-      return cuda::components_scratch_bytes(components_params(kwargs));
-    });
-    m.def("connected_components", [](const py::kwargs& kwargs) {
-      cuda::connected_components(components_params(kwargs), {});
-    });
-    m.def("component_mean_scratch_bytes", [](const py::kwargs& kwargs) {
-      return cuda::component_mean_scratch_bytes(component_mean_params(kwargs));
-    });
-    m.def("component_mean", [](const py::kwargs& kwargs) {
-      cuda::component_mean(component_mean_params(kwargs), {});
-    });
-    m.def("predictive_statistics", predictive_statistics);
-    m.def("accumulate", accumulate);
-    m.def("finalize", finalize);
-    m.def("counts", counts);
-    m.def("map_counts", map_counts);
-    m.def("patch_counts", patch_counts);
-    m.attr("max_scattered_samples") = cuda::kMaxScatteredSamples;
-  }
+template <class A>
+void define_formulas(py::module_& m) {
+  m.def("exp_nonpositive", py::vectorize([](A x) { return math::exp_nonpositive(x); }));
+  m.def("log_positive", py::vectorize([](A x) { return math::log_positive(x); }));
+  m.def("negative_log_probability", py::vectorize([](A shifted, A log_sum) {
+          return math::negative_log_probability(shifted, log_sum);
+        }));
+  m.def("cross_entropy", py::vectorize([](A on_target, A smooth, A target_shifted, A log_sum) {
+          return math::cross_entropy(on_target, smooth, target_shifted, log_sum);
+        }));
+  m.def("cross_entropy_derivative", py::vectorize([](A exponential, A total_over_sum, A t) {
+          return math::cross_entropy_derivative(exponential, total_over_sum, t);
+        }));
+  m.def("to_fixed", py::vectorize([](A v) { return math::to_fixed(v); }));
+  m.def("negative_log", py::vectorize([](A p) { return math::negative_log(p); }));
+  m.def("uncertainty_bin", py::vectorize([](A v) { return math::uncertainty_bin(float(v)); }));
+  m.def("calibration_bin", py::vectorize([](int64_t fixed, int64_t bins) {
+          return math::calibration_bin(fixed, bins);
+        }));
+  m.def("entropy_term", py::vectorize([](A p) { return math::entropy_term(p); }));
+  m.def("softmax_entropy", py::vectorize([](A log_sum, A dot, A inverse_sum) {
+          return math::softmax_entropy(log_sum, dot, inverse_sum);
+        }));
+  m.def("weighted_exponent",
+        py::vectorize([](A exponential, A d) { return math::weighted_exponent(exponential, d); }));
+  m.def("accumulate_moments", [](A value, int64_t count, A mean, A squared_deviations) {
+    math::accumulate_moments(value, A(1) / A(count), mean, squared_deviations);
+    return py::make_tuple(mean, squared_deviations);
+  });
+}
 
-  template <class A>
-  void define_formulas(py::module_ & m) {
-    m.def("exp_nonpositive", py::vectorize([](A x) { return math::exp_nonpositive(x); }));
-    m.def("log_positive", py::vectorize([](A x) { return math::log_positive(x); }));
-    m.def("negative_log_probability", py::vectorize([](A shifted, A log_sum) {
-            return math::negative_log_probability(shifted, log_sum);
-          }));
-    m.def("cross_entropy", py::vectorize([](A on_target, A smooth, A target_shifted, A log_sum) {
-            return math::cross_entropy(on_target, smooth, target_shifted, log_sum);
-          }));
-    m.def("cross_entropy_derivative", py::vectorize([](A exponential, A total_over_sum, A t) {
-            return math::cross_entropy_derivative(exponential, total_over_sum, t);
-          }));
-    m.def("to_fixed", py::vectorize([](A v) { return math::to_fixed(v); }));
-    m.def("negative_log", py::vectorize([](A p) { return math::negative_log(p); }));
-    m.def("uncertainty_bin", py::vectorize([](A v) { return math::uncertainty_bin(float(v)); }));
-    m.def("calibration_bin", py::vectorize([](int64_t fixed, int64_t bins) {
-            return math::calibration_bin(fixed, bins);
-          }));
-    m.def("entropy_term", py::vectorize([](A p) { return math::entropy_term(p); }));
-    m.def("softmax_entropy", py::vectorize([](A log_sum, A dot, A inverse_sum) {
-            return math::softmax_entropy(log_sum, dot, inverse_sum);
-          }));
-    m.def("weighted_exponent", py::vectorize([](A exponential, A d) {
-            return math::weighted_exponent(exponential, d);
-          }));
-    m.def("accumulate_moments", [](A value, int64_t count, A mean, A squared_deviations) {
-      math::accumulate_moments(value, A(1) / A(count), mean, squared_deviations);
-      return py::make_tuple(mean, squared_deviations);
-    });
-  }
+void define_elements(py::module_& m) {
+  m.def("bfloat16_to_float",
+        py::vectorize([](uint16_t bits) { return to_accumulate(bfloat16{bits}); }));
+  m.def("float16_to_float",
+        py::vectorize([](uint16_t bits) { return to_accumulate(float16{bits}); }));
+  m.def("float_to_bfloat16",
+        py::vectorize([](float v) { return from_accumulate<bfloat16>(v).bits; }));
+  m.def("float_to_float16",
+        py::vectorize([](float v) { return from_accumulate<float16>(v).bits; }));
+}
 
-  void define_elements(py::module_ & m) {
-    m.def("bfloat16_to_float",
-          py::vectorize([](uint16_t bits) { return to_accumulate(bfloat16{bits}); }));
-    m.def("float16_to_float",
-          py::vectorize([](uint16_t bits) { return to_accumulate(float16{bits}); }));
-    m.def("float_to_bfloat16",
-          py::vectorize([](float v) { return from_accumulate<bfloat16>(v).bits; }));
-    m.def("float_to_float16",
-          py::vectorize([](float v) { return from_accumulate<float16>(v).bits; }));
-  }
+void define_host_execution(py::module_& m) {
+  m.def("set_seed", &host::set_seed);
+  m.def("counters", [] {
+    const host::Counters c = host::counters();
+    return py::dict("launches"_a = c.launches, "threads"_a = c.threads, "switches"_a = c.switches,
+                    "accesses"_a = c.accesses);
+  });
+  py::register_exception<host::Error>(m, "HostExecutionError", PyExc_RuntimeError);
+  m.def("probes", &probes::names);
+  m.attr("probe_data_size") = probes::kDataSize;
+  m.def("run_probe", [](const std::string& name, bool correct, const py::array_t<int32_t>& data) {
+    if (data.size() != probes::kDataSize) throw std::invalid_argument("data has the wrong size");
+    probes::run(name, correct, const_cast<int32_t*>(data.data()));
+  });
+}
 
-  void define_host_execution(py::module_ & m) {
-    m.def("set_seed", &host::set_seed);
-    m.def("counters", [] {
-      const host::Counters c = host::counters();
-      return py::dict("launches"_a = c.launches, "threads"_a = c.threads, "switches"_a = c.switches,
-                      "accesses"_a = c.accesses);
-    });
-    py::register_exception<host::Error>(m, "HostExecutionError", PyExc_RuntimeError);
-    m.def("probes", &probes::names);
-    m.attr("probe_data_size") = probes::kDataSize;
-    m.def("run_probe", [](const std::string& name, bool correct, const py::array_t<int32_t>& data) {
-      if (data.size() != probes::kDataSize) throw std::invalid_argument("data has the wrong size");
-      probes::run(name, correct, const_cast<int32_t*>(data.data()));
-    });
-  }
-
-  void define(py::module_ & m) {
-    define_host_execution(m);
-    define_elements(m);
-    py::module_ f32 = m.def_submodule("f32");
-    define_formulas<float>(f32);
-    py::module_ f64 = m.def_submodule("f64");
-    define_formulas<double>(f64);
-    define_kernels(m);
-  }
+void define(py::module_& m) {
+  define_host_execution(m);
+  define_elements(m);
+  py::module_ f32 = m.def_submodule("f32");
+  define_formulas<float>(f32);
+  py::module_ f64 = m.def_submodule("f64");
+  define_formulas<double>(f64);
+  define_kernels(m);
+}
 
 }  // namespace
 

@@ -278,7 +278,100 @@ SCALE_MUTATIONS = (
     of("scale", "a factor of one is applied", "  if (factor == A(1)) return;\n", ""),
 )
 
-MUTATIONS = COUNTS_MUTATIONS + CROSS_ENTROPY_MUTATIONS + STATISTICS_MUTATIONS + SCALE_MUTATIONS
+COMPONENTS_MUTATIONS = (
+    of(
+        "components",
+        "no barrier before runs are united",
+        "  barrier();\n\n  if (has_above) {",
+        "  if (has_above) {",
+        "patterns",
+    ),
+    of(
+        "components",
+        "a union is not retried",
+        "if (displaced == high) return;",
+        "if (displaced <= high) return;",
+        "noise or patterns",
+    ),
+    of(
+        "components",
+        "parents are read as if nobody wrote them",
+        "(above = load_relaxed(forest + node_of(root))) != root",
+        "(above = forest[node_of(root)]) != root",
+        "patterns",
+    ),
+    of(
+        "components",
+        "runs meet only where both start",
+        "(changes | over.changes())",
+        "(changes & over.changes())",
+        "patterns",
+    ),
+    of(
+        "components",
+        "two edges at a corner of tiles imply each other",
+        "x % kTileWidth != 0 && a == b && c == d",
+        "has_left && a == b && c == d",
+        "patterns",
+    ),
+    of(
+        "components",
+        "no diagonals across corners of tiles",
+        "(is_row || y % kTileHeight != 0)",
+        "(is_row == (x % kTileWidth != 0) && y % kTileHeight != 0)",
+        "patterns or noise",
+    ),
+    of(
+        "components",
+        "an edge between slices is implied by the band above",
+        "(r > 0 && above[h] == label",
+        "(above[h] == label",
+        "volumes",
+    ),
+    of(
+        "components",
+        "sums overwrite a forest in use",
+        "  barrier();  // nobody reads the forest any more\n",
+        "",
+        "patterns",
+    ),
+    of(
+        "components",
+        "lanes of other parts are added",
+        "if (lane() + delta < end) {",
+        "if (lane() + delta < kWarpSize) {",
+        "patterns",
+    ),
+    of(
+        "components",
+        "NaN is left out",
+        "count[i] >> 16 ? kNotFinite : count[i]",
+        "count[i] & 0xffff",
+        "nan_and_infinity",
+    ),
+    of(
+        "components",
+        "the bitmap is not cleared",
+        "    bitmap.bits[i] = 0;\n",
+        "",
+        "patterns",
+    ),
+    of(
+        "components",
+        "a sum is used again at once",
+        "    barrier();  // the sum may still be in use\n",
+        "",
+        "segments",
+    ),
+)
+
+MUTATIONS = (
+    COMPONENTS_MUTATIONS
+    + COUNTS_MUTATIONS
+    + CROSS_ENTROPY_MUTATIONS
+    + STATISTICS_MUTATIONS
+    + SCALE_MUTATIONS
+)
 
 
 def build(mutation: Mutation | None, kernel: str, directory: Path) -> None:

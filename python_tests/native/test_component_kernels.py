@@ -28,8 +28,8 @@ from harness import (
 from label_maps import PATTERNS, blobs, noise, spiral
 
 BOTH = pytest.mark.parametrize("diagonal", [False, True])
-# Around the sizes of warps and tiles.
-WIDTHS = (1, 31, 32, 33, 63, 64, 65)
+# Around the sizes of warps and tiles; threads move 8 pixels where that divides the width.
+WIDTHS = (1, 31, 32, 33, 63, 64, 65, 72)
 LABEL_TYPES = (np.uint8, np.int16, np.int32, np.int64)
 
 
@@ -37,12 +37,16 @@ LABEL_TYPES = (np.uint8, np.int16, np.int32, np.int64)
 
 
 def run_components(
-    host: ModuleType, labels: Array, diagonal: bool, ignored: int | None
+    host: ModuleType,
+    labels: Array,
+    diagonal: bool,
+    ignored: int | None,
+    layout: str = "planar",
 ) -> dict[str, Array]:
-    placed = place(labels.shape, labels.dtype, values=labels)
+    placed = place(labels.shape, labels.dtype, layout, labels)
     before = placed.buffer.copy()
     outputs = {
-        "components": place(labels.shape, np.int32),
+        "components": place(labels.shape, np.int32, layout),
         "counts": place((len(labels),), np.int64),
     }
     arguments = {"labels": placed.view, "diagonal": diagonal, "ignored": ignored}
@@ -66,12 +70,13 @@ def run_mean(
     diagonal: bool,
     ignored: int | None,
     bound: float,
+    layout: str = "planar",
 ) -> dict[str, Array]:
     """values: as stored."""
-    placed = place(values.shape, values.dtype, values=values)
-    means = place(values.shape, values.dtype)
+    placed = place(values.shape, values.dtype, layout, values)
+    means = place(values.shape, values.dtype, layout)
     arguments = {
-        "labels": place(labels.shape, labels.dtype, values=labels).view,
+        "labels": place(labels.shape, labels.dtype, layout, labels).view,
         "values": placed.view,
         "dtype": dtype,
         "diagonal": diagonal,
@@ -136,7 +141,7 @@ def verify(
 @BOTH
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_patterns(host: ModuleType, pattern: str, diagonal: bool) -> None:
-    verify(host, np.ascontiguousarray(PATTERNS[pattern](70, 140))[None], diagonal)
+    verify(host, np.ascontiguousarray(PATTERNS[pattern](70, 136))[None], diagonal)
 
 
 NOISE = [
@@ -164,10 +169,31 @@ def test_thin_and_whole_tiles(host: ModuleType, shape: tuple[int, ...], diagonal
     verify(host, noise(shape, 2), diagonal)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_unaligned_maps(host: ModuleType, dtype: type) -> None:
+    """What moves as vectors elsewhere gives the same where it cannot."""
+    labels = noise((1, 40, 72), 3, 0.5, dtype)
+    values = np.random.default_rng(3).random(labels.shape).astype(np.float32)
+    for run in (
+        lambda layout: run_components(host, labels, True, None, layout),
+        lambda layout: run_mean(host, labels, values, "f32", True, None, 1.0, layout),
+    ):
+        expected = run("planar")
+        for name, actual in run("unaligned").items():
+            assert np.array_equal(actual, expected[name])
+
+
 # On the host a chunk has 8 tiles: several images each, one each, and images that are larger.
 @pytest.mark.parametrize("shape", [(19, 9, 21), (5, 40, 70), (2, 100, 130)])
 def test_batches_go_through_in_chunks(host: ModuleType, shape: tuple[int, ...]) -> None:
     verify(host, noise(shape, 3, 0.5), True)
+
+
+# There a segment of the bitmap of first pixels has 8 words, and a block scans 256 segments at once.
+def test_many_segments_are_scanned(host: ModuleType) -> None:
+    labels = blobs(290, 240)
+    labels[noise(labels.shape, 2, 0.97) == 1] = 9
+    verify(host, labels[None], False)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 7), (2, 0, 7), (2, 5, 0), (2, 0, 3, 4)])
