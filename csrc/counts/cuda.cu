@@ -15,6 +15,7 @@
 
 #include "../common/device/class_tile.h"
 #include "../common/device/integer.h"
+#include "../common/device/work.h"
 #include "cuda.h"
 
 namespace segunc::cuda {
@@ -50,41 +51,6 @@ constexpr int kPlanarBlocks = Values > 40 ? 4 : 5;
 using PlanarBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
 using NarrowBuckets = std::integer_sequence<int, 16, 32>;  // one pixel a thread
 using StagedBuckets = std::integer_sequence<int, 16, 20, 32>;
-
-template <int... K>
-int smallest_bucket(int64_t classes, std::integer_sequence<int, K...>) {
-  int bucket = 0;
-  ((bucket = bucket == 0 && classes <= K ? K : bucket), ...);
-  return bucket;
-}
-
-// How a launch walks over the pixels: tile t of an image starts at pixel t * tile.
-struct Work {
-  int64_t tile;  // pixels
-  Divisor tiles_per_image;
-  int64_t tiles;  // of all images
-  int64_t blocks;
-};
-
-Work make_work(int64_t images, int64_t pixels, int64_t tile) {
-  Work work{};
-  work.tile = tile;
-  work.tiles_per_image = Divisor((pixels + tile - 1) / tile);
-  work.tiles = work.tiles_per_image.value * images;
-  work.blocks = std::min(work.tiles, Policy::kMaxBlocks);
-  return work;
-}
-
-// channels_last images that follow each other are one long image.
-ClassMap merge_images(ClassMap map) {
-  if (map.layout == Layout::channels_last && map.images > 1 &&
-      map.image_stride == map.pixels * map.classes) {
-    map.pixels *= map.images;
-    map.size[2] = map.pixels;
-    map.images = 1;
-  }
-  return map;
-}
 
 // ---- Tables ----
 
@@ -474,8 +440,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 5)
     int64_t start;
     const int64_t image = work.tiles_per_image.divide(tile, start);
     start *= work.tile;
-    const int64_t left = p.map.pixels - start;
-    const int count = int(left < work.tile ? left : work.tile);
+    const int count = tile_pixels(work, p.map.pixels - start);
     const int64_t index = image * p.map.pixels + start + pixel;
     const bool inside = pixel < count;
 
@@ -641,16 +606,6 @@ __global__ void __launch_bounds__(Policy::kMapThreads)
 
 // ---- launch and dispatch ----
 
-// Calls launch_bucket with the smallest bucket that holds the classes.
-template <class Launch, int... K>
-void with_bucket(int64_t classes, std::integer_sequence<int, K...> buckets, Launch launch_bucket) {
-  const int wanted = smallest_bucket(classes, buckets);
-  bool done = false;
-  ((K == wanted ? (launch_bucket(std::integral_constant<int, K>()), done = true) : done), ...);
-  if (!done)
-    throw std::runtime_error("no kernel counts of " + std::to_string(classes) + " classes");
-}
-
 // True if every V neighbouring pixels are one aligned vector of logits and of targets.
 template <class T, int V>
 bool fits_vectors(const CountsParams& p) {
@@ -667,7 +622,8 @@ bool fits_vectors(const CountsParams& p) {
 template <class T, int K, int V>
 void launch_counts_planar_registers(const CountsParams& p, const Counting<accumulate_t<T>>& to,
                                     Stream stream) {
-  const Work work = make_work(p.map.images, p.map.pixels, int64_t(Policy::kTileThreads) * V);
+  const Work work =
+      make_work(p.map.images, p.map.pixels, int64_t(Policy::kTileThreads) * V, Policy::kMaxBlocks);
   launch(counts_planar_registers_kernel<T, K, V>, work.blocks, Policy::kTileThreads,
          to.shared.words * sizeof(uint32_t), stream, p, work, to);
 }
@@ -677,7 +633,7 @@ void launch_counts_staged(const CountsParams& p, const Counting<accumulate_t<T>>
                           Stream stream) {
   const bool aligned = vectors_are_aligned(p.input, p.map, sizeof(T));
   const ClassTile tile = make_class_tile(p.map, sizeof(T), Policy::kTileThreads, aligned);
-  const Work work = make_work(p.map.images, p.map.pixels, tile.pixels);
+  const Work work = make_work(p.map.images, p.map.pixels, tile.pixels, Policy::kMaxBlocks);
   const int tile_words = int((tile.shared_bytes + sizeof(uint32_t) - 1) / sizeof(uint32_t));
   launch(counts_staged_kernel<T, K>, work.blocks, Policy::kTileThreads,
          (tile_words + to.shared.words) * sizeof(uint32_t), stream, p, work, to, tile, tile_words);
@@ -687,11 +643,12 @@ template <class T>
 void launch_counts(const CountsParams& p, Stream stream) {
   const ClassMap& map = p.map;
   const auto to = make_counting<accumulate_t<T>>(p, map.classes);
+  bool done = false;
   if constexpr (!std::is_same_v<T, double>) {
     const bool tiled = map.layout != Layout::strided && map.pixels >= Policy::kMinTiledPixels &&
                        map.classes <= kMaxTileClasses;
     if (tiled && map.layout == Layout::planar && map.classes <= kMaxClassesOfThread) {
-      return with_bucket(map.classes, PlanarBuckets(), [&](auto bucket) {
+      done = with_bucket(map.classes, PlanarBuckets(), [&](auto bucket) {
         constexpr int kWidth = kPlanarWidth<bucket()>;
         if (fits_vectors<T, kWidth>(p)) {
           launch_counts_planar_registers<T, bucket(), kWidth>(p, to, stream);
@@ -701,15 +658,16 @@ void launch_counts(const CountsParams& p, Stream stream) {
           });
         }
       });
-    }
-    if (tiled) {
+    } else if (tiled) {
       int64_t team = 1;
       while (map.classes > kMaxClassesOfThread * team) team *= 2;
-      return with_bucket((map.classes + team - 1) / team, StagedBuckets(),
+      done = with_bucket((map.classes + team - 1) / team, StagedBuckets(),
                          [&](auto bucket) { launch_counts_staged<T, bucket()>(p, to, stream); });
     }
   }
-  const Work work = make_work(1, map.images * map.pixels, Policy::kStridedThreads);
+  if (done) return;
+  const Work work =
+      make_work(1, map.images * map.pixels, Policy::kStridedThreads, Policy::kMaxBlocks);
   launch(counts_strided_kernel<T>, work.blocks, Policy::kStridedThreads,
          to.shared.words * sizeof(uint32_t), stream, p, work, to, Divisor(map.pixels),
          PixelOffset(map));
@@ -718,7 +676,7 @@ void launch_counts(const CountsParams& p, Stream stream) {
 template <class A>
 void launch_map_counts(const MapCountsParams& p, Stream stream) {
   const auto to = make_counting<A>(p, p.classes);
-  const Work work = make_work(1, p.pixels, Policy::kMapThreads);
+  const Work work = make_work(1, p.pixels, Policy::kMapThreads, Policy::kMaxBlocks);
   launch(map_counts_kernel<A>, work.blocks, Policy::kMapThreads, to.shared.words * sizeof(uint32_t),
          stream, p, work, to);
 }
@@ -726,7 +684,8 @@ void launch_map_counts(const MapCountsParams& p, Stream stream) {
 template <class A>
 void launch_patch_counts(const PatchCountsParams& p, Stream stream) {
   const Divisor columns(p.columns / p.window), rows(p.rows / p.window);
-  const Work work = make_work(1, p.images * rows.value * columns.value, Policy::kMapThreads);
+  const Work work =
+      make_work(1, p.images * rows.value * columns.value, Policy::kMapThreads, Policy::kMaxBlocks);
   launch(patch_counts_kernel<A>, work.blocks, Policy::kMapThreads,
          p.count * kPatchCounts * sizeof(uint32_t), stream, p, work, columns, rows);
 }
@@ -735,7 +694,7 @@ void launch_patch_counts(const PatchCountsParams& p, Stream stream) {
 
 void counts(const CountsParams& params, Stream stream) {
   CountsParams p = params;
-  p.map = merge_images(params.map);
+  if (is_one_image(p.map)) merge_images(p.map);
   if (p.map.images == 0 || p.map.classes == 0 || p.map.pixels == 0) return;
   switch (p.dtype) {
     case Dtype::f64:

@@ -15,6 +15,7 @@
 
 #include "../common/device/class_tile.h"
 #include "../common/device/integer.h"
+#include "../common/device/work.h"
 #include "../math/cross_entropy.h"
 #include "cuda.h"
 
@@ -62,43 +63,26 @@ constexpr int kPlanarBlocks = Values > 40   ? 3
 template <int Values>
 constexpr int kStagedBlocks = Values > 24 ? 2 : 3;
 
-// How a launch walks over the pixels: tile t of an image starts at pixel t * tile.
-struct Work {
-  int64_t tile;  // pixels
-  Divisor tiles_per_image;
-  int64_t tiles;  // of all images
-  int64_t blocks;
-  double on_share, off_share;  // of a target: the labelled class, and each class by smoothing
+// What of a target falls to the labelled class, and to each class by smoothing.
+struct LossWork : Work {
+  double on_share, off_share;
 };
 
 struct Plan {
   Strategy strategy;
   int bucket;  // registers for the classes of a pixel
-  Work work;
+  LossWork work;
 };
 
-Work make_work(const CrossEntropyParams& p, int64_t images, int64_t pixels, int64_t tile) {
-  Work work{};
-  work.on_share = 1.0 - p.label_smoothing;
-  work.off_share = p.label_smoothing / double(p.map.classes);
-  work.tile = tile;
-  work.tiles_per_image = Divisor((pixels + tile - 1) / tile);
-  work.tiles = work.tiles_per_image.value * images;
-  work.blocks = std::min(work.tiles, Policy::kMaxBlocks);
-  return work;
+LossWork make_loss_work(const CrossEntropyParams& p, int64_t images, int64_t pixels, int64_t tile) {
+  return {make_work(images, pixels, tile, Policy::kMaxBlocks), 1.0 - p.label_smoothing,
+          p.label_smoothing / double(p.map.classes)};
 }
 
-// channels_last images that follow each other are one long image to everything contiguous.
-CrossEntropyParams merge_images(CrossEntropyParams p) {
-  const auto dense = [](const ClassMap& map) {
-    return map.layout == Layout::channels_last && map.image_stride == map.pixels * map.classes;
-  };
-  if (p.map.images > 1 && dense(p.map) && (!p.grad_input || dense(p.grad_map))) {
-    for (ClassMap* map : {&p.map, &p.grad_map}) {
-      map->pixels *= map->images;
-      map->size[2] = map->pixels;
-      map->images = 1;
-    }
+CrossEntropyParams with_merged_images(CrossEntropyParams p) {
+  if (is_one_image(p.map) && (!p.grad_input || is_one_image(p.grad_map))) {
+    merge_images(p.map);
+    merge_images(p.grad_map);
   }
   return p;
 }
@@ -114,13 +98,6 @@ using PlanarBuckets = std::integer_sequence<int, 4, 8, 12, 16, 20, 24, 32>;
 using NarrowBuckets = std::integer_sequence<int, 16, 32>;  // one pixel a thread
 using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
 
-template <int... K>
-int smallest_bucket(int64_t classes, std::integer_sequence<int, K...>) {
-  int bucket = 0;
-  ((bucket = bucket == 0 && classes <= K ? K : bucket), ...);
-  return bucket;
-}
-
 // p has its images merged. The alignment of pointers plays no part, so that the order of the sums
 // follows from sizes and layout alone.
 Plan make_plan(const CrossEntropyParams& p) {
@@ -131,16 +108,17 @@ Plan make_plan(const CrossEntropyParams& p) {
   if (tiled && map.layout == Layout::planar && map.classes <= kMaxClassesOfThread) {
     const int bucket = smallest_bucket(map.classes, PlanarBuckets());
     return {Strategy::planar_registers, bucket,
-            make_work(p, map.images, map.pixels, planar_tile(bucket, PlanarBuckets()))};
+            make_loss_work(p, map.images, map.pixels, planar_tile(bucket, PlanarBuckets()))};
   }
   if (tiled && map.classes <= kMaxTileClasses) {
     int64_t team = 1;
     while (map.classes > kMaxClassesOfThread * team) team *= 2;
     const int bucket = smallest_bucket((map.classes + team - 1) / team, StagedBuckets());
     return {Strategy::staged, bucket,
-            make_work(p, map.images, map.pixels, Policy::kStagedThreads / team)};
+            make_loss_work(p, map.images, map.pixels, Policy::kStagedThreads / team)};
   }
-  return {Strategy::strided, 0, make_work(p, 1, map.images * map.pixels, Policy::kStridedThreads)};
+  return {Strategy::strided, 0,
+          make_loss_work(p, 1, map.images * map.pixels, Policy::kStridedThreads)};
 }
 
 // ---- A pixel ----
@@ -182,11 +160,6 @@ SEGUNC_DEVICE Vector<A, V> load_factors(const void* data, int64_t first) {
   return ones;
 }
 
-// Of a tile that starts `left` pixels before the end of its image.
-SEGUNC_DEVICE int tile_pixels(const Work& work, int64_t left) {
-  return int(left < work.tile ? left : work.tile);
-}
-
 // What is the same for every pixel.
 template <class A>
 struct Constants {
@@ -194,7 +167,7 @@ struct Constants {
   A on_share, off_share;
   A scale;  // of every gradient: the scalar upstream gradient by the normalizer
 
-  SEGUNC_DEVICE Constants(const CrossEntropyParams& p, const Work& work)
+  SEGUNC_DEVICE Constants(const CrossEntropyParams& p, const LossWork& work)
       : weight(static_cast<const A*>(p.weight)),
         on_share(A(work.on_share)),
         off_share(A(work.off_share)),
@@ -306,7 +279,7 @@ SEGUNC_DEVICE void store_partial(const CrossEntropyParams& p, double sum) {
 
 template <class T, int K, int V>
 __global__ void __launch_bounds__(Policy::kPlanarThreads, kPlanarBlocks<K * V>)
-    cross_entropy_planar_registers_kernel(const CrossEntropyParams p, const Work work) {
+    cross_entropy_planar_registers_kernel(const CrossEntropyParams p, const LossWork work) {
   using A = accumulate_t<T>;
   const Constants<A> constants(p, work);
   const Alone owner{int(p.map.classes)};
@@ -391,7 +364,7 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads, kPlanarBlocks<K * V>)
 
 template <class T, int K>
 __global__ void __launch_bounds__(Policy::kStagedThreads, kStagedBlocks<K>)
-    cross_entropy_staged_kernel(const CrossEntropyParams p, const Work work,
+    cross_entropy_staged_kernel(const CrossEntropyParams p, const LossWork work,
                                 const ClassTile shape) {
   using A = accumulate_t<T>;
   T* tile_data = dynamic_shared<T>();
@@ -467,7 +440,7 @@ __global__ void __launch_bounds__(Policy::kStagedThreads, kStagedBlocks<K>)
 
 template <class T>
 __global__ void __launch_bounds__(Policy::kStridedThreads, 3)
-    cross_entropy_strided_kernel(const CrossEntropyParams p, const Work work,
+    cross_entropy_strided_kernel(const CrossEntropyParams p, const LossWork work,
                                  const Divisor pixels_of_image, const PixelOffset offset,
                                  const PixelOffset grad_offset) {
   using A = accumulate_t<T>;
@@ -696,12 +669,12 @@ bool is_empty(const ClassMap& map) {
 }  // namespace
 
 int64_t cross_entropy_partials(const CrossEntropyParams& params) {
-  return is_empty(params.map) ? 0 : make_plan(merge_images(params)).work.blocks;
+  return is_empty(params.map) ? 0 : make_plan(with_merged_images(params)).work.blocks;
 }
 
 void cross_entropy(const CrossEntropyParams& params, Stream stream) {
   if (is_empty(params.map)) return;
-  const CrossEntropyParams p = merge_images(params);
+  const CrossEntropyParams p = with_merged_images(params);
   const Plan plan = make_plan(p);
   switch (p.dtype) {
     case Dtype::f64:

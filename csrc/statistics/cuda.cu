@@ -16,6 +16,7 @@
 
 #include "../common/device/class_tile.h"
 #include "../common/device/integer.h"
+#include "../common/device/work.h"
 #include "../math/moments.h"
 #include "cuda.h"
 
@@ -51,30 +52,6 @@ constexpr int kPlanarWidth = K <= 8    ? 4
 using PlanarBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
 using NarrowBuckets = std::integer_sequence<int, 16, 20, 24, 32>;  // one pixel a thread
 using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
-
-template <int... K>
-int smallest_bucket(int64_t classes, std::integer_sequence<int, K...>) {
-  int bucket = 0;
-  ((bucket = bucket == 0 && classes <= K ? K : bucket), ...);
-  return bucket;
-}
-
-// How a launch walks over the pixels: tile t of an image starts at pixel t * tile.
-struct Work {
-  int64_t tile;  // pixels
-  Divisor tiles_per_image;
-  int64_t tiles;  // of all images
-  int64_t blocks;
-};
-
-Work make_work(int64_t images, int64_t pixels, int64_t tile) {
-  Work work{};
-  work.tile = tile;
-  work.tiles_per_image = Divisor((pixels + tile - 1) / tile);
-  work.tiles = work.tiles_per_image.value * images;
-  work.blocks = std::min(work.tiles, Policy::kMaxBlocks);
-  return work;
-}
 
 Strategy strategy_of(const ClassMap& map, Dtype dtype) {
   if (dtype == Dtype::f64 || map.layout == Layout::strided || map.classes > kMaxTileClasses ||
@@ -289,11 +266,6 @@ SEGUNC_DEVICE void load_logits(const T* pixel, int64_t class_stride, int classes
 #pragma unroll
     for (int j = 0; j < V; j++) value[c][j] = to_accumulate(raw[c][j]);
   }
-}
-
-// Of a tile that starts `left` pixels before the end of its image.
-SEGUNC_DEVICE int tile_pixels(const Work& work, int64_t left) {
-  return int(left < work.tile ? left : work.tile);
 }
 
 // Resident blocks that the compiler has to leave registers for.
@@ -597,15 +569,6 @@ __global__ void __launch_bounds__(Policy::kMapThreads)
                            " and " + std::to_string(classes) + " classes");
 }
 
-// Calls launch_bucket with the smallest bucket that holds the classes; false without one.
-template <class Launch, int... K>
-bool with_bucket(int64_t classes, std::integer_sequence<int, K...> buckets, Launch launch_bucket) {
-  const int wanted = smallest_bucket(classes, buckets);
-  bool done = false;
-  ((K == wanted ? (launch_bucket(std::integral_constant<int, K>()), done = true) : done), ...);
-  return done;
-}
-
 // True if every V neighbouring pixels are one aligned vector in every sample and in the means.
 template <class T, int V>
 bool fits_vectors(const StatisticsParams& p) {
@@ -620,7 +583,8 @@ bool fits_vectors(const StatisticsParams& p) {
 
 template <class T, int K, int V>
 void launch_statistics_planar_registers(const StatisticsParams& p, Stream stream) {
-  const Work work = make_work(p.map.images, p.map.pixels, int64_t(Policy::kRegisterThreads) * V);
+  const Work work = make_work(p.map.images, p.map.pixels, int64_t(Policy::kRegisterThreads) * V,
+                              Policy::kMaxBlocks);
   launch(statistics_planar_registers_kernel<T, K, V>, work.blocks, Policy::kRegisterThreads, 0,
          stream, make_samples(p), p.map, p.maps, static_cast<accumulate_t<T>*>(p.mean), work);
 }
@@ -632,7 +596,7 @@ void launch_statistics_staged(const StatisticsParams& p, Stream stream) {
     aligned = aligned && vectors_are_aligned(p.samples[s], p.map, sizeof(T));
   }
   const ClassTile tile = make_class_tile(p.map, sizeof(T), Policy::kRegisterThreads, aligned);
-  const Work work = make_work(p.map.images, p.map.pixels, tile.pixels);
+  const Work work = make_work(p.map.images, p.map.pixels, tile.pixels, Policy::kMaxBlocks);
   launch(statistics_staged_kernel<T, K>, work.blocks, Policy::kRegisterThreads, tile.shared_bytes,
          stream, make_samples(p), p.map, p.maps, static_cast<accumulate_t<T>*>(p.mean), work, tile);
 }
@@ -650,7 +614,7 @@ void launch_statistics_strided(const StatisticsParams& p, Stream stream) {
   }
   const int64_t threads = std::min<int64_t>(most >= kWarpSize ? most / kWarpSize * kWarpSize : most,
                                             Policy::kStridedThreads);
-  const Work work = make_work(1, p.map.images * p.map.pixels, threads);
+  const Work work = make_work(1, p.map.images * p.map.pixels, threads, Policy::kMaxBlocks);
   launch(statistics_strided_kernel<T>, work.blocks, unsigned(threads), size_t(threads * bytes),
          stream, make_samples(p), p.map, p.maps, static_cast<A*>(p.mean), work,
          Divisor(p.map.pixels), PixelOffset(p.map));
@@ -694,7 +658,8 @@ void launch_accumulate(const AccumulateParams& p, Stream stream) {
   bool done = false;
   if constexpr (!std::is_same_v<T, double>) {
     if (strategy_of(p.map, p.dtype) == Strategy::planar_registers) {
-      const Work work = make_work(p.map.images, p.map.pixels, Policy::kRegisterThreads);
+      const Work work =
+          make_work(p.map.images, p.map.pixels, Policy::kRegisterThreads, Policy::kMaxBlocks);
       done = with_bucket(p.map.classes, NarrowBuckets(), [&](auto bucket) {
         launch(accumulate_planar_registers_kernel<T, bucket()>, work.blocks,
                Policy::kRegisterThreads, 0, stream, logits, p.map, state, work);
@@ -702,7 +667,8 @@ void launch_accumulate(const AccumulateParams& p, Stream stream) {
     }
   }
   if (!done) {
-    const Work work = make_work(1, p.map.images * p.map.pixels, Policy::kMapThreads);
+    const Work work =
+        make_work(1, p.map.images * p.map.pixels, Policy::kMapThreads, Policy::kMaxBlocks);
     launch(accumulate_strided_kernel<T>, work.blocks, Policy::kMapThreads, 0, stream, logits, p.map,
            state, work, Divisor(p.map.pixels), PixelOffset(p.map));
   }
@@ -710,7 +676,7 @@ void launch_accumulate(const AccumulateParams& p, Stream stream) {
 
 template <class A>
 void launch_finalize(const FinalizeParams& p, Stream stream) {
-  const Work work = make_work(1, p.images * p.pixels, Policy::kMapThreads);
+  const Work work = make_work(1, p.images * p.pixels, Policy::kMapThreads, Policy::kMaxBlocks);
   launch(finalize_kernel<A>, work.blocks, Policy::kMapThreads, 0, stream, p, work,
          Divisor(p.pixels));
 }

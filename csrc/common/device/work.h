@@ -1,0 +1,62 @@
+// How launches walk over the pixels of images, and which of a kernel's variants takes them.
+#pragma once
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+#include "../class_map.h"
+#include "integer.h"
+
+namespace segunc::device {
+
+// Tile t of an image starts at pixel t * tile; blocks take the tiles of all images in turn.
+struct Work {
+  int64_t tile;  // pixels
+  Divisor tiles_per_image;
+  int64_t tiles;  // of all images
+  int64_t blocks;
+};
+
+inline Work make_work(int64_t images, int64_t pixels, int64_t tile, int64_t max_blocks) {
+  Work work{};
+  work.tile = tile;
+  work.tiles_per_image = Divisor((pixels + tile - 1) / tile);
+  work.tiles = work.tiles_per_image.value * images;
+  work.blocks = std::min(work.tiles, max_blocks);
+  return work;
+}
+
+// channels_last images that follow each other are one long image to whatever walks over pixels.
+inline bool is_one_image(const ClassMap& map) {
+  return map.layout == Layout::channels_last && map.image_stride == map.pixels * map.classes;
+}
+
+inline void merge_images(ClassMap& map) {
+  map.pixels *= map.images;
+  map.size[2] = map.pixels;
+  map.images = 1;
+}
+
+// Of a tile that starts `left` pixels before the end of its image.
+SEGUNC_DEVICE int tile_pixels(const Work& work, int64_t left) {
+  return int(left < work.tile ? left : work.tile);
+}
+
+// The first of increasing numbers of classes that is enough; 0 without one.
+template <int... K>
+int smallest_bucket(int64_t classes, std::integer_sequence<int, K...>) {
+  int bucket = 0;
+  ((bucket = bucket == 0 && classes <= K ? K : bucket), ...);
+  return bucket;
+}
+
+// Calls launch_bucket with the smallest bucket that holds the classes; false without one.
+template <class Launch, int... K>
+bool with_bucket(int64_t classes, std::integer_sequence<int, K...> buckets, Launch launch_bucket) {
+  const int wanted = smallest_bucket(classes, buckets);
+  bool done = false;
+  ((K == wanted ? (launch_bucket(std::integral_constant<int, K>()), done = true) : done), ...);
+  return done;
+}
+
+}  // namespace segunc::device
