@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from segunc_ops import PredictiveStatistics, cli, experiments
-from segunc_ops.experiments import datasets, evaluation, scenes, training
+from segunc_ops import cli, experiments
+from segunc_ops.experiments import datasets, scenes, training
 from segunc_ops.experiments.datasets import FolderDataset, Sample, SceneDataset
 from segunc_ops.experiments.experiment import Experiment, run
 from segunc_ops.experiments.models import EncoderDecoder
@@ -241,63 +241,6 @@ def test_evaluation_batches_hold_every_image_once():
     assert sizes == [(2, 32, 40), (1, 32, 40), (2, 33, 40)]
 
 
-# Evaluation
-
-
-def test_evaluation_agrees_with_a_loop_over_pixels():
-    generator = torch.Generator().manual_seed(0)
-    shape, num_classes = (3, 7, 5), 4
-    prediction = torch.randint(num_classes - 1, shape, generator=generator)
-    target = torch.randint(num_classes - 1, shape, generator=generator).to(torch.uint8)
-    target[0, :2] = 255
-    confidence = torch.rand(shape, generator=generator)
-    confidence[1, 0] = torch.tensor([1.0, 1 / 15, 0.2, 0.4, 0.6])
-    std = torch.rand(shape, generator=generator)
-    maps = PredictiveStatistics(prediction, confidence, std, std, std, std)
-    totals = evaluation.EvaluationTotals(num_classes, 255, torch.device("cpu"))
-    for image in range(3):
-        each = PredictiveStatistics(*(m[image : image + 1] for m in maps[:6]))
-        totals.update(each, target[image : image + 1])
-    result = totals.compute(("a", "b", "c", "d"), 10)
-
-    bins: dict[int, list[tuple[float, float]]] = {}
-    edges = torch.linspace(0, 1, 16).tolist()
-    spread: dict[int, list[float]] = {}
-    for p, t, c, s in zip(
-        *(values.flatten().tolist() for values in (prediction, target, confidence, std)),
-        strict=True,
-    ):
-        if t != 255:
-            place = next(i for i in range(15) if c <= edges[i + 1])
-            bins.setdefault(place, []).append((float(p == t), c))
-            spread.setdefault(t, []).append(s)
-    pixels = sum(map(len, bins.values()))
-    gaps = [abs(sum(hit for hit, _ in b) - sum(c for _, c in b)) for b in bins.values()]
-    assert result.num_pixels == pixels
-    assert result.calibration_error == pytest.approx(sum(gaps) / pixels, abs=1e-6)
-    valid = target != 255
-    for c in range(3):
-        union = (valid & ((prediction == c) | (target == c))).sum()
-        hits = (valid & (prediction == c) & (target == c)).sum()
-        assert result.iou[c] == pytest.approx(float(hits / union))
-        assert result.class_uncertainty[c] == pytest.approx(np.mean(spread[c]), abs=1e-6)
-    assert result.iou[3] is None
-    assert result.class_uncertainty[3] is None
-    assert result.mean_iou == pytest.approx(np.mean(result.iou[:3]))
-
-
-def test_evaluation_leaves_the_random_state_alone(val_scenes):
-    model = EncoderDecoder(11)
-    before = torch.get_rng_state()
-    options = {"device": torch.device("cpu"), "num_samples": 2}
-    first = evaluation.evaluate(model, val_scenes, **options)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert evaluation.evaluate(model, val_scenes, **options) == first
-    assert first.num_pixels == sum(
-        (sample.label != 255).sum() for sample in map(val_scenes.__getitem__, range(5))
-    )
-
-
 # Training
 
 
@@ -425,7 +368,7 @@ def test_experiment_writes_table_and_pictures(tmp_path, train_scenes, val_scenes
         "table.md",
     }
     assert (experiment.folder / "table.md").read_text() == table
-    for name in (*scenes.CLASS_NAMES, "mIoU", "ECE", "U-CE statistics of 3 samples"):
+    for name in (*scenes.CLASS_NAMES, "mIoU", "ECE", "PAvPU", "U-CE statistics of 3 samples"):
         assert name in table
     record = json.loads((experiment.folder / "table.json").read_text())
     assert record["results"]["uce"]["time"]["reference_step"] > 0
