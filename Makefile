@@ -25,7 +25,7 @@ build: $(VENV)/.installed # the native libraries, in place; only what changed is
 
 setup: build ## virtual environment, pinned requirements, native build
 
-demo: setup ## train on generated street scenes by CE and U-CE; tables and pictures in runs/demo
+demo: setup ## train on generated street scenes by CE, U-CE and IU; tables and pictures in runs/demo
 	$(RUN) segunc demo
 
 native-tests: setup # the CUDA kernels and the math headers, built for the host

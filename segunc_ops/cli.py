@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
 
-# A few minutes on two CPU cores, both trainings and the evaluation included.
+# A few minutes on two CPU cores, all trainings and the evaluation included.
 _DEMO_SIZE = (160, 240)
 _DEMO_TRAIN_SCENES = 240
 _DEMO_VAL_SCENES = 48
@@ -113,7 +113,7 @@ def _data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> 
     )
 
 
-def _common_options(steps: int) -> argparse.ArgumentParser:
+def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParser:
     """The options of both trainings, with the defaults of one of them."""
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("training")
@@ -121,8 +121,8 @@ def _common_options(steps: int) -> argparse.ArgumentParser:
         "--loss",
         nargs="+",
         choices=("ce", "uce", "iu"),
-        default=["ce", "uce"],
-        help="losses to train alike and compare (default: ce uce)",
+        default=list(losses),
+        help=f"losses to train alike and compare (default: {' '.join(losses)})",
     )
     length = group.add_mutually_exclusive_group()
     length.add_argument(
@@ -203,13 +203,13 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser(
         "demo",
-        parents=[_common_options(steps=600)],
-        help="train on generated street scenes by CE and U-CE, print a table, write pictures",
+        parents=[_common_options(["ce", "uce", "iu"], steps=600)],
+        help="train on generated street scenes by CE, U-CE and IU; print a table, write pictures",
     )
     demo.set_defaults(parser=demo)
     train = commands.add_parser(
         "train",
-        parents=[_common_options(steps=4000)],
+        parents=[_common_options(["ce", "uce"], steps=4000)],
         help="the same on a folder of images and label maps",
         description="Trains on DIR, laid out as train/ trainannot/ val/ valannot/ or as "
         "images/{train,val} labels/{train,val}: images in any format, label maps as one-channel "
