@@ -219,7 +219,20 @@ def train_on_ranks(rank: int, size: int, folder: Path) -> dict[str, Any]:
     resumed.fit(progress=False)
     with pytest.raises(training.DivergedError) as diverged:
         Trainer(config(learning_rate=1e30), train, validation).fit(progress=False)
+    # The first rank evaluates alone, when the others may have gone.
+    table = experiment.run(
+        experiment.Experiment(
+            config=config(steps=1),
+            losses=("iu",),
+            train=train,
+            validation=validation,
+            folder=folder / "run",
+            eval_samples=2,
+            progress=False,
+        )
+    )
     return {
+        "table": table,
         "alike": weights(alike),
         "loss": alike.history.loss,
         "through": weights(through),
@@ -248,6 +261,9 @@ def test_two_ranks_train_the_members_of_one_process(tmp_path, val_scenes):
         assert 0 < rank["stopped"] < 6
         assert_same_weights(rank["resumed"], rank["through"])
         assert "lower the learning rate" in rank["diverged"]
+    assert "PAvPU" in found[0]["table"]
+    assert (tmp_path / "run" / "table.md").read_text() == found[0]["table"]
+    assert not found[1]["table"]
     # The first rank has written all members, for whoever reads the file.
     checkpoint = tmp_path / "checkpoint.pt"
     members = [model.state_dict() for model in training.load_members(checkpoint)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import PredictiveStatistics
-from ..metrics import SegmentationMetrics
+from ..metrics import MeanIoU, SegmentationMetrics
 from ..sampling import ensemble_statistics, sample_statistics
 from .datasets import SegmentationDataset, evaluation_batches, normalize
 
@@ -27,28 +27,6 @@ _SCALARS = (
     "error_auroc",
     "aurc",
 )
-
-
-def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore: int) -> Tensor:
-    """Pixel counts, int64 (C, C): row = target, column = prediction.
-
-    Args:
-        prediction: class indices (N, *), any integer type.
-        target: class indices (N, *), any integer type.
-        num_classes: C.
-        ignore: target of the pixels that are left out.
-    """
-    target = target.long()
-    valid = target != ignore
-    pair = target[valid] * num_classes + prediction.long()[valid]
-    return torch.bincount(pair, minlength=num_classes * num_classes).view(num_classes, num_classes)
-
-
-def class_iou(confusion: Tensor) -> Tensor:
-    """Intersection over union per class, float64 (C,); NaN for a class absent from both maps."""
-    counts = confusion.double()
-    hits = counts.diagonal()
-    return hits / (counts.sum(0) + counts.sum(1) - hits)
 
 
 @dataclass(frozen=True)
@@ -170,7 +148,10 @@ def evaluate(
     names, ignored = dataset.class_names, dataset.ignore_index
 
     def measured(images: SegmentationDataset, **options: Any) -> SegmentationMetrics:
-        metrics = SegmentationMetrics(len(names), ignore_index=ignored, **options).to(device)
+        # The rank that evaluates does so alone.
+        metrics = SegmentationMetrics(
+            len(names), ignore_index=ignored, sync_on_compute=False, **options
+        ).to(device)
         with seeded(seed, device):
             measure(
                 predict,
@@ -218,17 +199,16 @@ def deterministic_miou(
     autocast: Autocast = nullcontext,
 ) -> float:
     """mIoU of one forward pass without dropout; the model's training flag is restored."""
-    num_classes = len(dataset.class_names)
-    confusion = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=device)
+    miou = MeanIoU(
+        len(dataset.class_names), ignore_index=dataset.ignore_index, sync_on_compute=False
+    ).to(device)
     training = model.training
     model.eval()
     try:
         for images, target, _ in evaluation_batches(dataset, batch_size):
             with autocast():
-                prediction = model(normalize(images, device, channels_last)).argmax(1)
-            confusion += confusion_matrix(
-                prediction, target.to(device), num_classes, dataset.ignore_index
-            )
+                logits = model(normalize(images, device, channels_last))
+            miou.update(logits, target.to(device))
     finally:
         model.train(training)
-    return float(class_iou(confusion).nanmean())
+    return float(miou.compute())

@@ -34,9 +34,10 @@ from ..losses import (
     UncertaintyAwareCrossEntropyLoss,
 )
 from ..losses.instance_uncertainty import Components, instance_uncertainty
+from ..metrics import MeanIoU
 from ..sampling import PredictiveAccumulator, sample_statistics
 from .datasets import Batch, SegmentationDataset, Size, TrainingBatches, normalize
-from .evaluation import class_iou, confusion_matrix, deterministic_miou
+from .evaluation import deterministic_miou
 from .mask_files import MaskedDataset
 from .models import EncoderDecoder
 
@@ -478,11 +479,15 @@ class Trainer:
             )
         fresh = math.isnan(self._running_loss)
         self._running_loss = value if fresh else _mix(self._running_loss, value)
-        confusion = confusion_matrix(logits.argmax(1), target, self.num_classes, self.ignore_index)
-        self._confusion.mul_(_MEMORY).add_(confusion)
+        miou = MeanIoU(
+            self.num_classes, ignore_index=self.ignore_index, sync_on_compute=False
+        ).to(self.device)
+        miou.update(logits.detach(), target)
+        self._confusion.mul_(_MEMORY).add_(miou.confusion)
+        miou.confusion = self._confusion  # the batches before count too
         self.history.steps.append(self.step)
         self.history.loss.append(value)
-        self.history.train_miou.append(float(class_iou(self._confusion).nanmean()))
+        self.history.train_miou.append(float(miou.compute()))
 
     def _validate(self) -> None:
         if self.rank > 0:
