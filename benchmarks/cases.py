@@ -43,6 +43,7 @@ COMPILED = "torch.compile"
 EAGER = "eager"
 TORCH_COMPILED = "F.cross_entropy, torch.compile"
 TORCH = "F.cross_entropy"
+PLAIN = "softmax, std, xlogy"
 TORCHMETRICS = "torchmetrics"
 LABELS = "ours, labels alone"
 CC3D = "cc3d and NumPy"
@@ -127,7 +128,7 @@ class Case:
         if self.op == "component_mean":
             return (OURS, LABELS, CC3D, CC3D_LABELS, SCIPY, CUPY, EAGER)
         if self.op == "predictive_statistics":
-            return (OURS, STREAMED, COMPILED, EAGER)
+            return (OURS, STREAMED, COMPILED, EAGER, PLAIN)
         if self.op == "accumulate_counts":
             peer = (TORCHMETRICS,) if importlib.util.find_spec("torchmetrics") else ()
             return (OURS, ALL_TABLES, EAGER, *peer)
@@ -452,6 +453,17 @@ def _fused_statistics(samples: Tensor) -> _Maps:
     return tuple(maps)
 
 
+def _plain_statistics(samples: Tensor) -> _Maps:
+    """As one would write it down, with the deviation of every class; the reference is leaner."""
+    p = samples.float().softmax(2)
+    mean = p.mean(0)
+    confidence, prediction = mean.max(1)
+    std = p.std(0).gather(1, prediction.unsqueeze(1)).squeeze(1)
+    entropy = -torch.special.xlogy(mean, mean).sum(1)
+    expected = -torch.special.xlogy(p, p).sum(2).mean(0)
+    return prediction, confidence, std, entropy, expected, entropy - expected
+
+
 class StatisticsWorkload(Workload):
     """All maps of `predictive_statistics` from S samples, without gradients."""
 
@@ -472,6 +484,7 @@ class StatisticsWorkload(Workload):
             STREAMED: _streamed_statistics,
             COMPILED: _compiled(reference.predictive_statistics),
             EAGER: reference.predictive_statistics,
+            PLAIN: _plain_statistics,
         }
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from .cases import (
     LABELS,
     OPS,
     OURS,
+    PLAIN,
     SCIPY,
     STREAMED,
     TORCH,
@@ -43,6 +44,7 @@ _LABELS = {
     COMPILED: "reference, torch.compile",
     EAGER: "reference, eager",
     TORCH: f"{TORCH}, eager",
+    PLAIN: f"{PLAIN}, eager",
 }
 _COLORS = {
     OURS: "#d1495b",
@@ -58,6 +60,7 @@ _COLORS = {
     TORCH_COMPILED: "#7fa8c9",
     EAGER: "#8d99a6",
     TORCH: "#c3cad1",
+    PLAIN: "#c3cad1",
     TORCHMETRICS: "#30638e",
 }
 _PLOT_COLUMNS = 2
