@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import test_components
+import test_counts
 import torch
 import torch.nn.functional as F
 from comparison import assert_close, assert_same_bits
@@ -357,7 +359,7 @@ def _operator_calls() -> dict[str, list[tuple[object, ...]]]:
         state = (torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5))
         calls.setdefault("accumulate_statistics_", []).append((*state, x, 3))
         calls.setdefault("finalize_statistics", []).append((*state, 3))
-    return calls
+    return calls | test_components.operator_calls() | test_counts.operator_calls()
 
 
 @pytest.mark.parametrize("name", [*_operator_calls()])

@@ -495,24 +495,15 @@ def test_compile_traces_one_graph():
             assert_same_bits(a, b, name=name)
 
 
-def test_opcheck():
+def operator_calls() -> dict[str, list[tuple[object, ...]]]:
+    """Arguments for every operator of counts."""
     counts = sf.empty_counts(3)
     outcome = torch.zeros(2, 4, 4, dtype=torch.uint8)
     u, target = torch.rand(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long)
-    checks = {
-        "accumulate_counts_": (torch.randn(2, 3, 4, 4), target, u, -100, False, *counts, outcome),
-        "accumulate_map_counts_": (
-            *(target, u, target, u, 3, -100),
-            *(counts.confusion, None, counts.calibration, counts.histogram, None),
-        ),
-        "accumulate_patch_counts_": (
-            outcome,
-            u,
-            torch.rand(2).double(),
-            4,
-            0.5,
-            torch.zeros(2, 5).long(),
-        ),
+    tables = (counts.confusion, None, counts.calibration, counts.histogram, None)
+    states = torch.zeros(2, 5).long()
+    return {
+        "accumulate_counts_": [(torch.randn(2, 3, 4, 4), target, u, -100, False, *counts, outcome)],
+        "accumulate_map_counts_": [(target, u, target, u, 3, -100, *tables)],
+        "accumulate_patch_counts_": [(outcome, u, torch.rand(2).double(), 4, 0.5, states)],
     }
-    for name, arguments in checks.items():
-        torch.library.opcheck(getattr(torch.ops.segunc_ops, name), arguments)
