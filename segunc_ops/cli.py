@@ -203,7 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser(
         "demo",
-        parents=[_common_options(["ce", "uce", "iu"], steps=600)],
+        parents=[_common_options(["ce", "uce", "iu"], steps=450)],
         help="train on generated street scenes by CE, U-CE and IU; print a table, write pictures",
     )
     demo.set_defaults(parser=demo)
