@@ -479,9 +479,9 @@ class Trainer:
             )
         fresh = math.isnan(self._running_loss)
         self._running_loss = value if fresh else _mix(self._running_loss, value)
-        miou = MeanIoU(
-            self.num_classes, ignore_index=self.ignore_index, sync_on_compute=False
-        ).to(self.device)
+        miou = MeanIoU(self.num_classes, ignore_index=self.ignore_index, sync_on_compute=False).to(
+            self.device
+        )
         miou.update(logits.detach(), target)
         self._confusion.mul_(_MEMORY).add_(miou.confusion)
         miou.confusion = self._confusion  # the batches before count too
