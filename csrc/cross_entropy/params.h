@@ -4,10 +4,9 @@
 
 #include "../common/class_map.h"
 #include "../common/element.h"
+#include "../common/reduction.h"
 
 namespace segunc {
-
-enum class Reduction : int { none = 0, mean = 1, sum = 2, mean_all = 3 };
 
 // A is float, or double for double logits. The gradient of pixel p has the factor
 //   k_p = pixel_weight_p * upstream_p * scale     (absent factors are 1).
@@ -31,16 +30,6 @@ struct CrossEntropyParams {
   // The first target outside [0, C) that is not ignore_index. CPU: its pixel's index in [0, N P),
   // the lowest one wins. CUDA: host-mapped, {1, the value}; the pixel's loss is NaN.
   int64_t* bad_target;
-};
-
-// sum of weight[target] over the valid pixels, the denominator of Reduction::mean.
-struct NormalizerParams {
-  const void* target;  // [count] of target_type
-  const void* weight;  // [classes] of A, or null: then pixels are counted
-  double* partial;     // [partials]
-  int64_t count, classes, ignore_index;
-  IndexType target_type;
-  Dtype dtype;  // of the logits: tells A
 };
 
 }  // namespace segunc
