@@ -385,9 +385,16 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
 
         A value[K][1], maximum[1];
 #pragma unroll
-        for (int i = 0; i < K; i++) {
-          value[i][0] = blends ? math::interpolate(lower[i], upper[i], down.weight) : lower[i];
-          if (i >= kAlwaysOwned && i >= owner.owned) value[i][0] = -kInfinity<A>;
+        for (int i = 0; i < K; i++) value[i][0] = lower[i];
+        if (blends) {
+#pragma unroll
+          for (int i = 0; i < K; i++) {
+            value[i][0] = math::interpolate(lower[i], upper[i], down.weight);
+          }
+        }
+#pragma unroll
+        for (int i = kAlwaysOwned; i < K; i++) {
+          if (i >= owner.owned) value[i][0] = -kInfinity<A>;
         }
         largest_logit(owner, value, maximum);
         SoftmaxTerms<A> softmax[1];

@@ -396,13 +396,18 @@ def test_nan_goes_no_further_than_its_share(
     """A source logit spoils the pixels that blend it, these the gradients of what they blend, but
     an ignored pixel spoils nothing."""
     source, size = shape
-    case = Case(dtype, layout, 5, source, size, align_corners, ignored=0.5, pixel_weight=True)
+    case = Case(dtype, layout, 5, source, size, align_corners, ignored=0.2, pixel_weight=True)
     inputs = make_inputs(case)
     inputs.logits[(0, 2, *(length // 2 for length in source))] = np.nan
+    # To the left of it everything is ignored.
+    inputs.target[..., : size[-1] // 2] = case.ignore_index
+    assert inputs.pixel_weight is not None
+    inputs.pixel_weight[..., : size[-1] // 2] = np.nan
     results = verify(host, case, inputs)
-    assert np.isnan(results["loss"]).any() or case.size == (4, 5)
-    assert not np.isnan(results["loss"]).all()
-    assert not np.isnan(decode(results["grad_input"], dtype)).all()
+    gradient = decode(results["grad_input"], dtype)
+    assert np.isnan(results["loss"]).any()
+    assert np.isnan(gradient).any()
+    assert not gradient[..., 0].any()
 
 
 @pytest.mark.parametrize("classes", [3, 40])
