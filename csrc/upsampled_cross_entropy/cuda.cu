@@ -14,11 +14,11 @@
 //           computes the exponentials of all pixels that it has a share in once more: whatever
 //           tiles do not take.
 //
-// In units of the target's logits, 4 times as high and wide as the source, tiles read 1.3 / 16,
-// write and read as much of fp32 scratch and write a gradient of 1 / 16: a third, where separate
-// kernels move seven. A logit costs about 25 instructions, so these are the limit. Hence scratch:
-// blocks that own source pixels, and each compute all that these have a share in, need none, but
-// half as many instructions again for tiles of 10 x 10 source pixels.
+// In units of the target's logits, of 4 times the source's height and width: tiles read 1.3 / 16,
+// write as much fp32 scratch, read it again and write a gradient of 1 / 16, a third in all.
+// Separate kernels move eight. A logit costs about 35 instructions, so these are the limit: blocks
+// that own source pixels need no scratch, but compute whatever these have a share in, a sixth more
+// at 19 classes, two fifths more at 150 and more than twice as much in volumes.
 #include <algorithm>
 #include <optional>
 #include <stdexcept>
@@ -416,14 +416,15 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
           }
         }
         if (p.grad_input && label[0] != kIgnored) {
+          // Compared again, and below read again: kept since the softmax, the comparisons would
+          // take an instruction a class more, the weights a register.
+          const int same_target = rematerialized(target), part = rematerialized(owner.part);
 #pragma unroll
           for (int i = 0; i < K; i++) {
-            const A share = target_share(terms, target, i, A(0));
-            value[i][0] = math::cross_entropy_derivative(value[i][0], terms.slope, share);
+            value[i][0] = math::cross_entropy_derivative(value[i][0], terms.slope,
+                                                         i == same_target ? terms.on_target : A(0));
           }
           if (constants.smooths()) {
-            // Read again: kept since the softmax, they would take a register a class.
-            const int part = rematerialized(owner.part);
 #pragma unroll
             for (int i = 0; i < K; i++) {
               if (i < kAlwaysOwned || i < owner.owned) {
