@@ -12,6 +12,16 @@ STABLE_TORCH_LIBRARY(segunc_ops, m) {
       "Tensor? pixel_weight, Tensor normalizer, SymInt ignore_index, int reduction, "
       "float label_smoothing, bool grad_input, bool grad_pixel_weight) -> (Tensor grad_input, "
       "Tensor grad_pixel_weight)");
+  m.def(
+      "upsampled_cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, "
+      "Tensor? pixel_weight, SymInt ignore_index, int reduction, float label_smoothing, "
+      "bool align_corners, bool grad_input, bool grad_pixel_weight) -> (Tensor loss, "
+      "Tensor normalizer, Tensor grad_input, Tensor grad_pixel_weight)");
+  m.def(
+      "upsampled_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, "
+      "Tensor? weight, Tensor? pixel_weight, Tensor normalizer, SymInt ignore_index, "
+      "int reduction, float label_smoothing, bool align_corners, bool grad_input, "
+      "bool grad_pixel_weight) -> (Tensor grad_input, Tensor grad_pixel_weight)");
   m.def("scale_(Tensor(a!) self, Tensor factor) -> ()");
   m.def(
       "predictive_statistics(Tensor[] samples, bool return_mean) -> (Tensor prediction, "

@@ -11,6 +11,8 @@
 #include "cross_entropy/binding.h"
 #include "scale/binding.h"
 #include "statistics/binding.h"
+#include "upsampled_cross_entropy/bands.h"
+#include "upsampled_cross_entropy/binding.h"
 
 SEGUNC_CPU_ENTRY(cross_entropy_units, CrossEntropyParams)
 SEGUNC_CPU_ENTRY(normalizer_units, NormalizerParams)
@@ -21,6 +23,9 @@ SEGUNC_CPU_ENTRY(finalize_units, FinalizeParams)
 SEGUNC_CPU_FUNCTION(connected_components,
                     (const ComponentsParams& params, const Parallel& parallel), (params, parallel))
 SEGUNC_CPU_FUNCTION(component_mean, (const ComponentMeanParams& params, const Parallel& parallel),
+                    (params, parallel))
+SEGUNC_CPU_FUNCTION(upsampled_cross_entropy,
+                    (const UpsampledCrossEntropyParams& params, const Parallel& parallel),
                     (params, parallel))
 SEGUNC_CPU_ENTRY(counts_units, CountsParams)
 SEGUNC_CPU_ENTRY(map_counts_units, MapCountsParams)
@@ -89,6 +94,17 @@ void count_apart(int64_t units, int64_t grain, void (*run)(const Params&, int64_
   }
 }
 
+// Runs a loss, which records the first bad target, and raises it.
+template <class Params, class Run>
+void check_targets(Params& p, Run run) {
+  int64_t bad_pixel = INT64_MAX;
+  p.bad_target = &bad_pixel;
+  run();
+  if (bad_pixel != INT64_MAX)
+    fail_class("target", p.map.classes, or_ignored(p.ignore_index), p.target, p.target_type,
+               bad_pixel);
+}
+
 // Points every wanted table into a thread's own memory.
 void place_tables(CountTables& tables, int64_t classes, int64_t* memory) {
   const auto spans = spans_of(tables, classes);
@@ -119,12 +135,13 @@ struct Cpu {
     return p.map.images * units_of(p.map.pixels);
   }
   void cross_entropy(CrossEntropyParams& p) const {
-    int64_t bad_pixel = INT64_MAX;
-    p.bad_target = &bad_pixel;
-    parallel(cross_entropy_partials(p), cpu::cross_entropy_units, p);
-    if (bad_pixel != INT64_MAX)
-      fail_class("target", p.map.classes, or_ignored(p.ignore_index), p.target, p.target_type,
-                 bad_pixel);
+    check_targets(p, [&] { parallel(cross_entropy_partials(p), cpu::cross_entropy_units, p); });
+  }
+  int64_t upsampled_cross_entropy_partials(const UpsampledCrossEntropyParams& p) const {
+    return Bands(p).units();
+  }
+  void upsampled_cross_entropy(UpsampledCrossEntropyParams& p) const {
+    check_targets(p, [&] { cpu::upsampled_cross_entropy(p, kThreads); });
   }
   void finish_loss(const double* partial, int64_t count, const double* normalizer, void* loss,
                    Dtype dtype) const {
@@ -151,6 +168,9 @@ struct Cpu {
     parallel(p.images * units_of(p.pixels), cpu::finalize_units, p);
   }
 
+  static int64_t scratch_bytes(const UpsampledCrossEntropyParams& p) {
+    return Bands(p).scratch_bytes(p);
+  }
   // The kernels have their own, of which they touch only what they need.
   template <class Params>
   static int64_t scratch_bytes(const Params&) {
@@ -218,6 +238,8 @@ STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CPU, m) {
   using namespace segunc;
   m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy_forward<Cpu>));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward<Cpu>));
+  m.impl("upsampled_cross_entropy_forward", TORCH_BOX(&upsampled_cross_entropy_forward<Cpu>));
+  m.impl("upsampled_cross_entropy_backward", TORCH_BOX(&upsampled_cross_entropy_backward<Cpu>));
   m.impl("scale_", TORCH_BOX(&scale<Cpu>));
   m.impl("predictive_statistics", TORCH_BOX(&predictive_statistics<Cpu>));
   m.impl("accumulate_statistics_", TORCH_BOX(&accumulate_statistics<Cpu>));

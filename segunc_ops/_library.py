@@ -133,8 +133,24 @@ def build_info() -> dict[str, Any]:
 def _register_fakes() -> None:
     """Shapes and strides of the results, for torch.compile, torch.export and meta tensors."""
 
-    def empty_like_logits(input: Tensor, wanted: bool) -> Tensor:
-        return torch.empty_like(input) if wanted else input.new_empty((0,))
+    def gradients(
+        input: Tensor, target: Tensor, grad_input: bool, grad_pixel_weight: bool
+    ) -> tuple[Tensor, Tensor]:
+        dtype = accumulate_dtype(input.dtype)
+        return (
+            torch.empty_like(input) if grad_input else input.new_empty((0,)),
+            input.new_empty(target.shape if grad_pixel_weight else (0,), dtype=dtype),
+        )
+
+    def loss_and_gradients(
+        input: Tensor, target: Tensor, reduction: int, grad_input: bool, grad_pixel_weight: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        shape = target.shape if reduction == 0 else ()
+        return (
+            input.new_empty(shape, dtype=accumulate_dtype(input.dtype)),
+            input.new_empty((), dtype=torch.float64),
+            *gradients(input, target, grad_input, grad_pixel_weight),
+        )
 
     @torch.library.register_fake("segunc_ops::cross_entropy_forward")
     def _(
@@ -148,13 +164,7 @@ def _register_fakes() -> None:
         grad_input: bool,
         grad_pixel_weight: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        dtype = accumulate_dtype(input.dtype)
-        return (
-            input.new_empty(target.shape if reduction == 0 else (), dtype=dtype),
-            input.new_empty((), dtype=torch.float64),
-            empty_like_logits(input, grad_input),
-            input.new_empty(target.shape if grad_pixel_weight else (0,), dtype=dtype),
-        )
+        return loss_and_gradients(input, target, reduction, grad_input, grad_pixel_weight)
 
     @torch.library.register_fake("segunc_ops::cross_entropy_backward")
     def _(
@@ -170,11 +180,39 @@ def _register_fakes() -> None:
         grad_input: bool,
         grad_pixel_weight: bool,
     ) -> tuple[Tensor, Tensor]:
-        dtype = accumulate_dtype(input.dtype)
-        return (
-            empty_like_logits(input, grad_input),
-            input.new_empty(target.shape if grad_pixel_weight else (0,), dtype=dtype),
-        )
+        return gradients(input, target, grad_input, grad_pixel_weight)
+
+    @torch.library.register_fake("segunc_ops::upsampled_cross_entropy_forward")
+    def _(
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        pixel_weight: Tensor | None,
+        ignore_index: int,
+        reduction: int,
+        label_smoothing: float,
+        align_corners: bool,
+        grad_input: bool,
+        grad_pixel_weight: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return loss_and_gradients(input, target, reduction, grad_input, grad_pixel_weight)
+
+    @torch.library.register_fake("segunc_ops::upsampled_cross_entropy_backward")
+    def _(
+        grad_output: Tensor,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        pixel_weight: Tensor | None,
+        normalizer: Tensor,
+        ignore_index: int,
+        reduction: int,
+        label_smoothing: float,
+        align_corners: bool,
+        grad_input: bool,
+        grad_pixel_weight: bool,
+    ) -> tuple[Tensor, Tensor]:
+        return gradients(input, target, grad_input, grad_pixel_weight)
 
     @torch.library.register_fake("segunc_ops::scale_")
     def _(self: Tensor, factor: Tensor) -> None:
@@ -284,8 +322,9 @@ def _register_raising_autograd() -> None:
 
         torch.library.register_autograd(f"segunc_ops::{name}", backward)
 
-    for name in ("cross_entropy_forward", "cross_entropy_backward"):
-        register(name)
+    for name in ("cross_entropy", "upsampled_cross_entropy"):
+        register(f"{name}_forward")
+        register(f"{name}_backward")
 
 
 def _register_autograd() -> None:

@@ -47,8 +47,14 @@ class _FirstDerivative(torch.autograd.Function):
         )
 
 
+def _operator(name: str) -> Any:
+    return getattr(ops, name).default
+
+
 class _CrossEntropy(torch.autograd.Function):
-    """Makes the gradient in the forward pass, or keeps what recomputes it.
+    """Of the operators NAME_forward and NAME_backward.
+
+    Makes the gradient in the forward pass, or keeps what recomputes it.
 
     A scalar loss knows its gradient up to the upstream factor while the logits are in cache, and
     then needs them no more. float16 must wait: divided by the number of pixels most of its
@@ -57,49 +63,46 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
+        name: str,
+        deferred: bool,
         input: Tensor,
         target: Tensor,
         weight: Tensor | None,
         pixel_weight: Tensor | None,
-        ignore_index: int,
-        reduction: int,
-        label_smoothing: float,
-        grad_input: bool,
-        grad_pixel_weight: bool,
-        deferred: bool,
+        *options: Any,
     ) -> Any:
+        *others, grad_input, grad_pixel_weight = options
         return _call(
-            ops.cross_entropy_forward.default,
+            _operator(f"{name}_forward"),
             input,
             target,
             weight,
             pixel_weight,
-            ignore_index,
-            reduction,
-            label_smoothing,
+            *others,
             grad_input and not deferred,
             grad_pixel_weight and not deferred,
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        input, target, weight, pixel_weight, *options, deferred = inputs
+        ctx.operator, ctx.deferred, input, target, weight, pixel_weight, *ctx.options = inputs
         _, normalizer, grad_input, grad_pixel_weight = output
         # The normalizer stays differentiable in form. It ties gradients to the inputs under
         # create_graph=True at no memory, so that a second derivative meets _FirstDerivative
         # instead of a silent constant.
         ctx.mark_non_differentiable(grad_input, grad_pixel_weight)
         ctx.set_materialize_grads(False)
-        ctx.options, ctx.deferred = options, deferred
-        if deferred:
+        if ctx.deferred:
             ctx.save_for_backward(input, target, weight, pixel_weight, normalizer)
         else:
             ctx.save_for_backward(grad_input, grad_pixel_weight, normalizer)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        *_, of_input, of_pixel_weight = ctx.options
+        none = (None,) * len(ctx.options)
         if grad_output is None:
-            return (None,) * 10
+            return (None,) * 6 + none
         saved = ctx.saved_tensors  # read once: a checkpoint recomputes at every read
         if torch.is_grad_enabled():
             with torch.no_grad():
@@ -108,14 +111,9 @@ class _CrossEntropy(torch.autograd.Function):
             grads = _FirstDerivative.apply("cross_entropy", saved[-1], grad_output, *grads)
         else:
             grads = _cross_entropy_gradients(ctx, saved, grad_output)
-        *_, of_input, of_pixel_weight = ctx.options
-        return (
-            grads[0] if of_input else None,
-            None,
-            None,
-            grads[1] if of_pixel_weight else None,
-            *(None,) * 6,
-        )
+        grad_input = grads[0] if of_input else None
+        grad_pixel_weight = grads[1] if of_pixel_weight else None
+        return (None, None, grad_input, None, None, grad_pixel_weight, *none)
 
 
 def _cross_entropy_gradients(
@@ -123,7 +121,7 @@ def _cross_entropy_gradients(
 ) -> tuple[Tensor, ...]:
     """The gradients of input and pixel weight, empty where not wanted."""
     if ctx.deferred:
-        backward = ops.cross_entropy_backward.default
+        backward = _operator(f"{ctx.operator}_backward")
         grads: tuple[Tensor, ...] = _call(backward, grad_output.contiguous(), *saved, *ctx.options)
         return grads
     grads = saved[:2]
@@ -148,22 +146,29 @@ def cross_entropy(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    align_corners: bool | None,
 ) -> Tensor:
-    """The native cross-entropy of validated arguments, in the type it is computed in."""
+    """The native cross-entropy of validated arguments, in the type it is computed in.
+
+    `align_corners` is None where the logits are not interpolated.
+    """
     # Inside a Function ctx.needs_input_grad is True for leaves even under no_grad.
     enabled = torch.is_grad_enabled()
     grad_input = enabled and input.requires_grad
     grad_pixel_weight = enabled and pixel_weight is not None and pixel_weight.requires_grad
     tensors = (input, target, weight, pixel_weight)
-    options = (ignore_index, REDUCTIONS[reduction], label_smoothing)
+    options: tuple[Any, ...] = (ignore_index, REDUCTIONS[reduction], label_smoothing)
+    name = "cross_entropy"
+    if align_corners is not None:
+        name, options = "upsampled_cross_entropy", (*options, align_corners)
     # An exported program would keep the operator and lose the Function around it: the operator's
     # own formula raises when such a program is differentiated.
     if not (grad_input or grad_pixel_weight) or torch.compiler.is_exporting():
-        loss: Tensor = _call(ops.cross_entropy_forward.default, *tensors, *options, False, False)[0]
+        loss: Tensor = _call(_operator(f"{name}_forward"), *tensors, *options, False, False)[0]
         return loss
     deferred = reduction == "none" or input.dtype == torch.float16
     apply = _apply_cross_entropy if _is_eager() else _CrossEntropy.apply
-    losses = apply(*tensors, *options, grad_input, grad_pixel_weight, deferred)
+    losses = apply(name, deferred, *tensors, *options, grad_input, grad_pixel_weight)
     return losses[0]
 
 

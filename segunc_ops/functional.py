@@ -23,6 +23,7 @@ __all__ = [
     "PredictiveStatistics",
     "Reduction",
     "SegmentationCounts",
+    "Upsample",
     "accumulate_counts",
     "accumulate_patch_counts",
     "accumulate_statistics",
@@ -35,9 +36,12 @@ __all__ = [
 ]
 
 Reduction = Literal["none", "mean", "sum", "mean_all"]
+Upsample = Literal["bilinear", "trilinear"]
 
 _LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
+# How many axes logits have that a mode interpolates.
+_UPSAMPLE_DIMS = {"bilinear": 4, "trilinear": 5}
 # A kernel addresses three spatial axes; more are rare enough to be copied together.
 _MAX_DIMS = 5
 # A GPU kernel takes so many unrelated addresses; more samples than that are copied together.
@@ -117,23 +121,58 @@ def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name}: expected device {device} like input, got {tensor.device}")
 
 
-def _check_target(input: Tensor, target: Tensor) -> None:
+def _check_upsample(upsample: object, align_corners: object) -> None:
+    if upsample is not None and (not isinstance(upsample, str) or upsample not in _UPSAMPLE_DIMS):
+        raise ValueError(
+            f"upsample: expected None or one of {tuple(_UPSAMPLE_DIMS)}, got {upsample!r}"
+        )
+    if not isinstance(align_corners, bool):
+        raise TypeError(f"align_corners: expected a bool, got {_describe(align_corners)}")
+    if align_corners and upsample is None:
+        raise ValueError("align_corners: expected False without upsample, got True")
+
+
+def _check_upsampled_input(input: Tensor, upsample: str) -> None:
+    if input.dim() != _UPSAMPLE_DIMS[upsample] or 0 in input.shape[2:]:
+        raise ValueError(
+            f"input: expected shape (N, C, {_spatial_axes(upsample)}) with pixels for "
+            f"upsample={upsample!r}, got {tuple(input.shape)}"
+        )
+
+
+def _spatial_axes(upsample: str) -> str:
+    return ", ".join("DHW"[5 - _UPSAMPLE_DIMS[upsample] :])
+
+
+def _check_target(input: Tensor, target: Tensor, upsample: str | None = None) -> None:
+    """With `upsample`, which fits the input, targets may be of any size."""
     if not isinstance(target, Tensor):
         raise TypeError(f"target: expected a tensor, got {_describe(target)}")
-    expected = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
-    if target.shape != expected:
-        if target.shape == input.shape and target.is_floating_point():
+    if upsample is None:
+        pixels = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
+        fits = target.shape == pixels
+    else:
+        fits = target.dim() == input.dim() - 1 and target.shape[0] == input.shape[0]
+        fits = fits and 0 not in target.shape[1:]
+    if not fits:
+        # Only here: text would fix the sizes of a compiled graph.
+        if upsample is None:
+            expected = str(tuple(pixels))
+        else:
+            expected = f"({input.shape[0]}, {_spatial_axes(upsample)}) with pixels"
+        as_logits = target.dim() == input.dim() and target.shape[:2] == input.shape[:2]
+        if as_logits and target.is_floating_point():
             raise ValueError(
-                f"target: expected class indices of shape {tuple(expected)}, got probabilities of "
+                f"target: expected class indices of shape {expected}, got probabilities of "
                 f"shape {tuple(target.shape)}; pass target.argmax(1)"
             )
         if target.dim() == input.dim() > 1 and target.shape[1] == 1:
             raise ValueError(
-                f"target: expected shape {tuple(expected)}, got {tuple(target.shape)}; "
+                f"target: expected shape {expected}, got {tuple(target.shape)}; "
                 "pass target.squeeze(1)"
             )
         raise ValueError(
-            f"target: expected shape {tuple(expected)} for input of shape {tuple(input.shape)}, "
+            f"target: expected shape {expected} for input of shape {tuple(input.shape)}, "
             f"got {tuple(target.shape)}"
         )
     if target.dtype not in _TARGET_DTYPES:
@@ -198,6 +237,8 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
 ) -> Tensor:
     r"""Cross-entropy between logits and class indices, weighted by class and by pixel.
 
@@ -206,10 +247,14 @@ def cross_entropy(
 
     .. math:: l = u \left[(1 - e)\, w_y (-\log p_y) + \tfrac{e}{C} \sum_c w_c (-\log p_c)\right]
 
+    With `upsample`, z are the logits interpolated to the target's size, as by
+    :func:`torch.nn.functional.interpolate`, but these are never in memory, nor is their gradient.
+
     Args:
         input: logits, ``(N, C, *)``, ``(N, C)`` or ``(C,)``; float32, bfloat16, float16 or
             float64, of any strides (contiguous and ``channels_last`` are fastest).
-        target: class indices, ``(N, *)`` (``()`` for ``(C,)``); int64, int32 or uint8.
+        target: class indices, ``(N, *)`` (``()`` for ``(C,)``); int64, int32 or uint8. With
+            `upsample` its size may be any other than that of the logits, larger or smaller.
         weight: class weights w, ``(C,)``, without gradient.
         pixel_weight: u, of the target's shape or broadcast to it, any float type. It gets a
             gradient if it requires one.
@@ -220,12 +265,19 @@ def cross_entropy(
             number; u is not in the denominator; no valid pixel gives NaN); ``"mean_all"``: the
             sum divided by the number of all pixels, ignored ones too.
         label_smoothing: e, in [0, 1].
+        upsample: ``"bilinear"`` for logits ``(N, C, H, W)``, ``"trilinear"`` for
+            ``(N, C, D, H, W)``; computed in float32 (float64), under autocast too. A NaN reaches
+            the pixels that it has a share in. None: no interpolation.
+        align_corners: whether the centres of the corner pixels, instead of the corners, of logits
+            and target coincide. As for torch, False in most models.
 
     Returns:
-        A scalar, or ``(N, *)`` for ``"none"``; of the input's type, float32 under autocast.
+        A scalar, or the target's ``(N, *)`` for ``"none"``; of the input's type, float32 under
+        autocast.
 
     Raises:
-        ValueError: on shapes, devices, a reduction or a smoothing that do not fit.
+        ValueError: on shapes, devices, a reduction, a smoothing or an interpolation that do not
+            fit.
         TypeError: on types that do not fit.
         IndexError: on a target outside [0, C) that is not `ignore_index`; on CUDA by the next
             call of any operation (see :func:`segunc_ops.check`), that pixel's loss being NaN.
@@ -235,7 +287,10 @@ def cross_entropy(
         raise ValueError(
             f"input: expected shape (N, C, *) or (C,) with C > 0, got {tuple(input.shape)}"
         )
-    _check_target(input, target)
+    _check_upsample(upsample, align_corners)
+    if upsample is not None:
+        _check_upsampled_input(input, upsample)
+    _check_target(input, target, upsample)
     if not isinstance(reduction, str) or reduction not in autograd.REDUCTIONS:
         raise ValueError(
             f"reduction: expected one of {tuple(autograd.REDUCTIONS)}, got {reduction!r}"
@@ -268,6 +323,7 @@ def cross_entropy(
             ignore_index,
             reduction,
             label_smoothing,
+            None if upsample is None else align_corners,
         )
     else:
         loss = reference.cross_entropy(
@@ -278,6 +334,8 @@ def cross_entropy(
             ignore_index=ignore_index,
             reduction=reduction,
             label_smoothing=label_smoothing,
+            upsample=upsample,
+            align_corners=align_corners,
         )
     if single and reduction == "none":
         loss = loss.squeeze(0)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "connected_components",
     "cross_entropy",
     "finalize_statistics",
+    "interpolate",
     "predictive_statistics",
 ]
 
@@ -64,6 +67,24 @@ def reduce_loss(
     return total / torch.where(valid, normalizer_terms, 0).sum()
 
 
+def interpolate(logits: Tensor, size: Sequence[int], mode: str, align_corners: bool) -> Tensor:
+    """:func:`torch.nn.functional.interpolate`, in float32 (float64) even under autocast.
+
+    Args:
+        logits: ``(N, C, *source)``.
+        size: of the result ``(N, C, *size)``.
+        mode: ``"bilinear"`` or ``"trilinear"``.
+        align_corners: as for torch.
+    """
+    device = logits.device.type
+    without_autocast: AbstractContextManager[object] = nullcontext()
+    if device != "meta":  # which autocast does not know
+        without_autocast = torch.autocast(device, enabled=False)
+    with without_autocast:
+        wide = logits.to(accumulate_dtype(logits.dtype))
+        return F.interpolate(wide, [*size], mode=mode, align_corners=align_corners)
+
+
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -73,13 +94,19 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    upsample: str | None = None,
+    align_corners: bool = False,
 ) -> Tensor:
     """Weighted cross-entropy; see :func:`segunc_ops.functional.cross_entropy`.
 
     With p = softmax(z), label y, class weights w, smoothing e and pixel weight u::
 
         l = u * ((1 - e) * w_y * -log p_y + e / C * sum_c w_c * -log p_c)
+
+    With `upsample` z is the input, interpolated to the target's size.
     """
+    if upsample is not None:
+        input = interpolate(input, target.shape[1:], upsample, align_corners)
     num_classes = input.shape[1]
     valid, labels = _labels(target, num_classes, ignore_index)
     dtype = accumulate_dtype(input.dtype)

@@ -50,10 +50,10 @@ SEGUNC_HD Neighbours<A> neighbours_of(const InterpolatedAxis<A>& axis, int posit
   return {lower, weight > A(0) ? lower + 1 : lower, weight};
 }
 
-// The value, of the neighbours' values.
+// The value, of the neighbours' values: numbers or vectors of them.
 template <class A>
 SEGUNC_HD A interpolate(A lower, A upper, A weight) {
-  return (A(1) - weight) * lower + weight * upper;
+  return (1.f - weight) * lower + weight * upper;
 }
 
 // The share that a source position has in the value, hence in its gradient.

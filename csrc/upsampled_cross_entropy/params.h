@@ -22,7 +22,7 @@ struct UpsampledCrossEntropyParams {
   double* partial;           // [partials] sums of the loss in a fixed order, or null
   void* grad_input;          // [N, C, *source] of dtype, laid out as grad_map, or null
   void* grad_pixel_weight;   // [N, *size] of A, or null
-  void* scratch;             // CUDA only; see upsampled_cross_entropy_scratch_bytes
+  void* scratch;             // as many bytes as the backend asks for
   // Of the logits. Here spatial axes are never merged: size[] and stride[] are those of depth,
   // height and width in any layout (depth 1 in 2-D).
   ClassMap map, grad_map;

@@ -9,7 +9,15 @@ from typing import Generic, Literal, TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from ..functional import PredictiveStatistics, Reduction, cross_entropy
+from ..functional import (
+    PredictiveStatistics,
+    Reduction,
+    Upsample,
+    _check_target,
+    _check_upsample,
+    _check_upsampled_input,
+    cross_entropy,
+)
 from ..reference import accumulate_dtype
 from ..sampling import PredictiveAccumulator
 
@@ -22,7 +30,7 @@ OR_STATISTICS = ", PredictiveStatistics or PredictiveAccumulator"
 
 
 class ClassWeightedLoss(nn.Module):
-    """Holds class weights (a buffer), the ignored label, the reduction and label smoothing."""
+    """Holds class weights (a buffer) and the options that every loss has."""
 
     weight: Tensor | None
 
@@ -32,6 +40,8 @@ class ClassWeightedLoss(nn.Module):
         ignore_index: int,
         reduction: Reduction,
         label_smoothing: float,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         if weight is not None and not isinstance(weight, Tensor):
@@ -40,10 +50,13 @@ class ClassWeightedLoss(nn.Module):
             raise ValueError(f"reduction: expected one of {get_args(Reduction)}, got {reduction!r}")
         if not 0.0 <= label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+        _check_upsample(upsample, align_corners)
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.label_smoothing = label_smoothing
+        self.upsample = upsample
+        self.align_corners = align_corners
 
     def _cross_entropy(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> Tensor:
         return cross_entropy(
@@ -54,13 +67,39 @@ class ClassWeightedLoss(nn.Module):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
+            upsample=self.upsample,
+            align_corners=self.align_corners,
         )
+
+    def _check_map(self, name: str, value: Tensor, input: Tensor, target: Tensor) -> None:
+        """Raises unless `value` has a number for each pixel of the target, and lies with `input`.
+
+        Without `upsample` the input says how many: a target that does not fit it is told of as
+        such.
+        """
+        if self.upsample is not None:
+            _check_upsampled_input(input, self.upsample)
+            _check_target(input, target, self.upsample)
+            pixels = target.shape
+        else:
+            pixels = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
+        if value.shape != pixels:
+            raise ValueError(
+                f"{name}: expected the target's shape {tuple(pixels)} for input of shape "
+                f"{tuple(input.shape)}, got {tuple(value.shape)}"
+            )
+        if value.device != input.device:
+            raise ValueError(
+                f"{name}: expected device {input.device} like input, got {value.device}"
+            )
 
     def extra_repr(self) -> str:
         classes = "" if self.weight is None else f"num_classes={self.weight.numel()}, "
+        corners = f", align_corners={self.align_corners}"
+        upsample = "" if self.upsample is None else f", upsample={self.upsample!r}{corners}"
         return (
             f"{classes}ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
-            f"label_smoothing={self.label_smoothing}"
+            f"label_smoothing={self.label_smoothing}{upsample}"
         )
 
 
@@ -77,8 +116,10 @@ class UncertaintyWeightedLoss(ClassWeightedLoss, Generic[Observation]):
         reduction: Reduction,
         label_smoothing: float,
         missing: Missing,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
     ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing)
+        super().__init__(weight, ignore_index, reduction, label_smoothing, upsample, align_corners)
         if missing not in get_args(Missing):
             raise ValueError(f"missing: expected one of {get_args(Missing)}, got {missing!r}")
         self.missing = missing
@@ -122,19 +163,6 @@ def check_uncertainty(
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point {what}, got {value.dtype}")
     return value.detach()
-
-
-def check_map(name: str, value: Tensor, input: Tensor) -> None:
-    """Raises unless `value` has a number for each pixel, and lies with `input`."""
-    # By the input: a target that does not fit it is told of as such.
-    pixels = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
-    if value.shape != pixels:
-        raise ValueError(
-            f"{name}: expected the target's shape {tuple(pixels)} for input of shape "
-            f"{tuple(input.shape)}, got {tuple(value.shape)}"
-        )
-    if value.device != input.device:
-        raise ValueError(f"{name}: expected device {input.device} like input, got {value.device}")
 
 
 def power_weight(uncertainty: Tensor, exponent: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..functional import Reduction
+from ..functional import Reduction, Upsample
 from ._base import ClassWeightedLoss
 
 __all__ = ["CrossEntropyLoss"]
@@ -24,11 +24,15 @@ class CrossEntropyLoss(ClassWeightedLoss):
         reduction: ``"none"``, ``"sum"``, ``"mean"`` (divided by the sum of w_y over the valid
             pixels, as in torch) or ``"mean_all"`` (divided by the number of all pixels).
         label_smoothing: e, in [0, 1].
+        upsample: ``"bilinear"`` or, for volumes, ``"trilinear"``: z are the logits interpolated to
+            the target's size, which are never in memory. None: no interpolation.
+        align_corners: as for :func:`torch.nn.functional.interpolate`.
 
     Shape:
         - input: ``(N, C, *)``, ``(N, C)`` or ``(C,)`` logits; float32, bfloat16, float16 or
           float64.
-        - target: ``(N, *)`` (``()`` for ``(C,)``) class indices; int64, int32 or uint8.
+        - target: ``(N, *)`` (``()`` for ``(C,)``) class indices; int64, int32 or uint8. With
+          `upsample` its size need not be that of the logits.
         - pixel_weight: that of the target, or one that broadcasts to it; any float type. It gets a
           gradient if it requires one.
         - result: a scalar, or that of the target for ``"none"``.
@@ -49,8 +53,10 @@ class CrossEntropyLoss(ClassWeightedLoss):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
     ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing)
+        super().__init__(weight, ignore_index, reduction, label_smoothing, upsample, align_corners)
 
     def forward(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
         return self._cross_entropy(input, target, pixel_weight)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from ..functional import PredictiveStatistics, Reduction, _check_target, component_mean
+from ..functional import PredictiveStatistics, Reduction, Upsample, _check_target, component_mean
 from ..reference import accumulate_dtype
 from ..sampling import PredictiveAccumulator
 from ._base import (
@@ -16,7 +16,6 @@ from ._base import (
     Uncertainty,
     UncertaintyWeightedLoss,
     check_exponent,
-    check_map,
     check_uncertainty,
     power_weight,
 )
@@ -110,6 +109,8 @@ class InstanceUncertaintyCrossEntropyLoss(UncertaintyWeightedLoss[_Observed]):
         reduction: ``"mean_all"`` (divided by the number of all pixels), ``"mean"`` (by the sum of
             the valid pixels' class weights, without them their number), ``"sum"`` or ``"none"``.
         label_smoothing: in [0, 1].
+        upsample, align_corners: how logits are interpolated to the target's size within the loss,
+            as :func:`segunc_ops.functional.cross_entropy` does.
         missing: what a call in training mode without uncertainty is: ``"error"`` or ``"plain"``.
 
     Shape:
@@ -148,9 +149,13 @@ class InstanceUncertaintyCrossEntropyLoss(UncertaintyWeightedLoss[_Observed]):
         ignore_index: int = -100,
         reduction: Reduction = "mean_all",
         label_smoothing: float = 0.0,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         missing: Missing = "error",
     ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, missing)
+        super().__init__(
+            weight, ignore_index, reduction, label_smoothing, missing, upsample, align_corners
+        )
         self.exponent = check_exponent("exponent", exponent)
         if components not in get_args(Components):
             raise ValueError(
@@ -248,15 +253,15 @@ class InstanceUncertaintyCrossEntropyLoss(UncertaintyWeightedLoss[_Observed]):
 
     def _average(self, observed: _Observed, input: Tensor, target: Tensor) -> Tensor:
         if observed.kind == "mask":
-            check_map("instance_uncertainty", observed.values, input)
+            self._check_map("instance_uncertainty", observed.values, input, target)
             return observed.values
-        check_map("uncertainty", observed.values, input)
+        self._check_map("uncertainty", observed.values, input, target)
         labels, ignore_index = observed.prediction, None
         if labels is None:
-            _check_target(input, target)
+            _check_target(input, target, self.upsample)
             labels, ignore_index = target, self.ignore_index
         else:
-            check_map("prediction", labels, input)
+            self._check_map("prediction", labels, input, target)
         if input.dim() not in (4, 5):
             raise ValueError(
                 "input: expected shape (N, C, H, W) or (N, C, D, H, W), whose pixels have "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..functional import PredictiveStatistics, Reduction
+from ..functional import PredictiveStatistics, Reduction, Upsample
 from ..sampling import PredictiveAccumulator
 from ._base import (
     OR_STATISTICS,
@@ -12,7 +12,6 @@ from ._base import (
     Uncertainty,
     UncertaintyWeightedLoss,
     check_exponent,
-    check_map,
     check_uncertainty,
     power_weight,
 )
@@ -72,6 +71,8 @@ class UncertaintyAwareCrossEntropyLoss(UncertaintyWeightedLoss[Tensor]):
         reduction: ``"mean_all"`` (divided by the number of all pixels), ``"mean"`` (by the sum of
             the valid pixels' class weights, without them their number), ``"sum"`` or ``"none"``.
         label_smoothing: in [0, 1].
+        upsample, align_corners: how logits are interpolated to the target's size within the loss,
+            as :func:`segunc_ops.functional.cross_entropy` does.
         missing: what a call in training mode without uncertainty is: ``"error"`` or ``"plain"``.
 
     Shape:
@@ -104,9 +105,13 @@ class UncertaintyAwareCrossEntropyLoss(UncertaintyWeightedLoss[Tensor]):
         ignore_index: int = -100,
         reduction: Reduction = "mean_all",
         label_smoothing: float = 0.0,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         missing: Missing = "error",
     ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, missing)
+        super().__init__(
+            weight, ignore_index, reduction, label_smoothing, missing, upsample, align_corners
+        )
         self.alpha = check_exponent("alpha", alpha)
 
     def observe(self, uncertainty: Uncertainty) -> None:
@@ -128,7 +133,7 @@ class UncertaintyAwareCrossEntropyLoss(UncertaintyWeightedLoss[Tensor]):
         sigma = self._consume(sigma)
         if sigma is None:
             return self._cross_entropy(input, target, None)
-        check_map("uncertainty", sigma, input)
+        self._check_map("uncertainty", sigma, input, target)
         return self._cross_entropy(input, target, power_weight(sigma, self.alpha))
 
     def extra_repr(self) -> str:
