@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import cases
@@ -74,7 +73,7 @@ UPSAMPLED = (
     ((1, 3, 65, 67), (20, 31)),
     ((1, 5, 40, 9), (33, 300)),
     ((1, 150, 9, 10), (72, 80)),
-    ((1, 21, 64, 64), (512, 512)),
+    ((1, 21, 48, 50), (190, 260)),
     ((2, 4, 5, 9, 8), (10, 20, 30)),
 )
 
@@ -101,9 +100,8 @@ def _upsampled_step(
 def test_upsampled_cross_entropy(layout, dtype, align_corners):
     """As on the CPU, in the type that both compute in."""
     compute = accumulate_dtype(dtype)
-    for (number, (shape, size)), reduction in itertools.product(
-        enumerate(UPSAMPLED), ("none", "mean")
-    ):
+    for number, (shape, size) in enumerate(UPSAMPLED):
+        reduction = ("none", "mean")[(number + align_corners) % 2]
         pixels = (shape[0], *size)
         target = torch.randint(0, shape[1], pixels)
         target[torch.rand(pixels) < 0.2] = IGNORED
@@ -111,7 +109,7 @@ def test_upsampled_cross_entropy(layout, dtype, align_corners):
         x = LAYOUTS[layout].make(torch.randn(shape).to(dtype))
         u = torch.rand(pixels).to(compute)
         wanted = _upsampled_step(
-            x.to(compute).requires_grad_(),
+            x.to(compute, copy=True).requires_grad_(),
             target,
             u.clone().requires_grad_(),
             reduction,
