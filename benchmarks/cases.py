@@ -33,7 +33,13 @@ Mode = Literal["forward", "forward+backward"]
 Suite = Literal["quick", "default", "full"]
 
 SUITES: tuple[Suite, ...] = ("quick", "default", "full")
-OPS = ("cross_entropy", "predictive_statistics", "component_mean", "accumulate_counts")
+OPS = (
+    "cross_entropy",
+    "upsampled_cross_entropy",
+    "predictive_statistics",
+    "component_mean",
+    "accumulate_counts",
+)
 
 OURS = "ours"
 KERNEL = "ours, kernel alone"
@@ -53,6 +59,8 @@ CUPY = "CuPy, class by class"
 OPTIONAL = (COMPILED, TORCH_COMPILED, CC3D, CC3D_LABELS, SCIPY, CUPY)
 
 IGNORE_INDEX = 255
+# Height and width of the targets of `upsampled_cross_entropy`, in those of the logits.
+ENLARGEMENT = 4
 IGNORED_SHARE = 0.1
 # Per-pixel weights of U-CE: (1 + standard deviation) ** alpha, a deviation being 0.5 at most.
 MAX_DEVIATION, ALPHA = 0.5, 10.0
@@ -96,10 +104,15 @@ class Case:
         return self.shape[-3]
 
     @property
+    def enlargement(self) -> int:
+        """Height and width of the targets, in those of the logits."""
+        return ENLARGEMENT if self.op == "upsampled_cross_entropy" else 1
+
+    @property
     def pixels(self) -> int:
-        """Pixels of all images (of one sample)."""
+        """Pixels of all images (of one sample), or of their targets."""
         images = self.shape[0] if self.op == "component_mean" else self.shape[-4]
-        return images * self.shape[-2] * self.shape[-1]
+        return images * self.shape[-2] * self.shape[-1] * self.enlargement**2
 
     @property
     def logits_bytes(self) -> int:
@@ -161,6 +174,11 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
     def loss(shape: tuple[int, ...], dtype: str, layout: Layout, mode: Mode) -> Case:
         return Case("cross_entropy", shape, dtype, layout, mode)
 
+    def upsampled(
+        shape: tuple[int, ...], dtype: str, layout: Layout = "nchw", mode: Mode = both
+    ) -> Case:
+        return Case("upsampled_cross_entropy", shape, dtype, layout, mode)
+
     def statistics(shape: tuple[int, ...], dtype: str, layout: Layout = "nchw") -> Case:
         return Case("predictive_statistics", shape, dtype, layout)
 
@@ -174,12 +192,15 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
     city = (1, 1024, 2048)
     patches = (2, 19, 64, 64)
     tiny = (1, 19, 16, 16)
+    quarter = (1, 19, 192, 192)
+    many = (2, 150, 128, 128)
     wide = (10, 1, 150, 256, 256)
     evaluated = (4, 19, 512, 512)
     chosen: list[Case] = [
         loss(showcase, "fp32", "nchw", both),
         loss(showcase, "bf16", "nchw", both),
         loss(tiny, "fp32", "nchw", both),
+        upsampled(quarter, "fp32"),
         statistics((10, *showcase), "fp32"),
         means(city, "street scene"),
         counts(evaluated, "fp32"),
@@ -192,6 +213,10 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
         chosen += [loss((1, c, 768, 768), "fp32", "nchw", both) for c in (2, 150)]
         chosen += [loss(tiny, "fp32", "nchw", "forward")]
         chosen += [loss(patches, "fp32", "nchw", mode) for mode in modes]
+        chosen += [upsampled(quarter, dtype) for dtype in half]
+        chosen += [upsampled(quarter, "fp32", "channels_last")]
+        chosen += [upsampled(quarter, "fp32", mode="forward")]
+        chosen += [upsampled(shape, "fp32") for shape in ((1, 2, 192, 192), many, tiny)]
         chosen += [statistics((10, *showcase), dtype) for dtype in half]
         chosen += [statistics((10, *showcase), "fp32", "channels_last")]
         chosen += [statistics((10, *patches), "fp32")]
@@ -208,6 +233,12 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
         chosen += [
             loss(shape, dtype, "nchw", mode)
             for shape, dtype, mode in itertools.product((tiny, patches), half, modes)
+        ]
+        chosen += [
+            upsampled(shape, dtype, layout, mode)
+            for shape, dtype, layout, mode in itertools.product(
+                ((1, 2, 192, 192), quarter, many), ("fp32", *half), layouts, modes
+            )
         ]
         chosen += [
             statistics(shape, dtype, layout)
@@ -293,20 +324,47 @@ class _LossInputs(NamedTuple):
 _Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _fused_cross_entropy(logits: Tensor, target: Tensor, pixel_weight: Tensor) -> Tensor:
+def _fused_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor,
+    upsample: sf.Upsample | None = None,
+) -> Tensor:
     return sf.cross_entropy(
-        logits, target, pixel_weight=pixel_weight, ignore_index=IGNORE_INDEX, reduction="mean_all"
+        logits,
+        target,
+        pixel_weight=pixel_weight,
+        ignore_index=IGNORE_INDEX,
+        reduction="mean_all",
+        upsample=upsample,
     )
 
 
-def _reference_cross_entropy(logits: Tensor, target: Tensor, pixel_weight: Tensor) -> Tensor:
+def _reference_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor,
+    upsample: sf.Upsample | None = None,
+) -> Tensor:
     return reference.cross_entropy(
-        logits, target, pixel_weight=pixel_weight, ignore_index=IGNORE_INDEX, reduction="mean_all"
+        logits,
+        target,
+        pixel_weight=pixel_weight,
+        ignore_index=IGNORE_INDEX,
+        reduction="mean_all",
+        upsample=upsample,
     )
 
 
-def _torch_cross_entropy(logits: Tensor, target: Tensor, pixel_weight: Tensor) -> Tensor:
+def _torch_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor,
+    upsample: sf.Upsample | None = None,
+) -> Tensor:
     """The weighted loss as a user writes it."""
+    if upsample is not None:
+        logits = F.interpolate(logits, target.shape[1:], mode=upsample)
     loss = F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="none")
     return (loss * pixel_weight).sum() / target.numel()
 
@@ -325,7 +383,7 @@ class CrossEntropyWorkload(Workload):
         self._backward = case.mode == "forward+backward"
         self._sets: list[_LossInputs] = []
         for _ in range(self.num_sets):
-            pixels = (n, h, w)
+            pixels = (n, h * case.enlargement, w * case.enlargement)
             target = torch.randint(0, c, pixels, device=device, generator=self._generator)
             ignored = torch.rand(pixels, device=device, generator=self._generator) < IGNORED_SHARE
             deviation = torch.rand(pixels, device=device, generator=self._generator) * MAX_DEVIATION
@@ -339,12 +397,18 @@ class CrossEntropyWorkload(Workload):
         scale = LOSS_SCALE if case.dtype == "fp16" else 1.0
         self._upstream = None if scale == 1.0 else torch.tensor(scale, device=device)
         self._scale = scale
+        self._upsampled = case.op == "upsampled_cross_entropy"
+        interpolation: dict[str, Any] = {"upsample": "bilinear"} if self._upsampled else {}
+        fused, by_reference, by_torch = (
+            partial(loss, **interpolation)
+            for loss in (_fused_cross_entropy, _reference_cross_entropy, _torch_cross_entropy)
+        )
         self._losses: dict[str, _Loss] = {
-            OURS: _fused_cross_entropy,
-            COMPILED: _compiled(_reference_cross_entropy),
-            EAGER: _reference_cross_entropy,
-            TORCH_COMPILED: _compiled(_torch_cross_entropy),
-            TORCH: _torch_cross_entropy,
+            OURS: fused,
+            COMPILED: _compiled(by_reference),
+            EAGER: by_reference,
+            TORCH_COMPILED: _compiled(by_torch),
+            TORCH: by_torch,
         }
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -361,7 +425,10 @@ class CrossEntropyWorkload(Workload):
 
     def _kernel(self, inputs: _LossInputs) -> tuple[Tensor, ...]:
         """The operator under the autograd function, which makes the gradient in its forward."""
-        result: tuple[Tensor, ...] = torch.ops.segunc_ops.cross_entropy_forward(
+        name = "upsampled_cross_entropy" if self._upsampled else "cross_entropy"
+        operator = getattr(torch.ops.segunc_ops, f"{name}_forward")
+        align_corners = (False,) if self._upsampled else ()
+        result: tuple[Tensor, ...] = operator(
             inputs.logits.detach(),
             inputs.target,
             None,
@@ -369,6 +436,7 @@ class CrossEntropyWorkload(Workload):
             IGNORE_INDEX,
             _MEAN_ALL,
             0.0,
+            *align_corners,
             self._backward,
             False,
         )
@@ -406,7 +474,7 @@ class CrossEntropyWorkload(Workload):
     def check(self) -> None:
         inputs = self._sets[0]
         exact = inputs.logits.detach().double().requires_grad_(self._backward)
-        value = _torch_cross_entropy(exact, inputs.target, inputs.pixel_weight.double())
+        value = self._losses[TORCH](exact, inputs.target, inputs.pixel_weight.double())
         if self._backward:
             value.backward()
         results: dict[str, tuple[Tensor, Tensor | None]] = {}

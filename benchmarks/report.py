@@ -92,13 +92,15 @@ def _named(row: Row) -> str:
 
 def _title(row: Row) -> str:
     layout = "" if row["layout"] == "nchw" else f", {row['layout']}"
-    mode = f", {row['mode']}" if row["op"] == "cross_entropy" else ""
+    mode = f", {row['mode']}" if row["op"].endswith("cross_entropy") else ""
     return f"[{row['shape'].replace('x', ', ')}] {row['dtype']}{layout}{mode}"
 
 
 def _is_showcase(row: Row) -> bool:
     if row["op"] == "component_mean":
         return row["shape"] == "1x1024x2048" and row["layout"] == "street scene"
+    if row["op"] == "upsampled_cross_entropy":
+        return row["shape"] == "1x19x192x192" and row["layout"] == "nchw"
     training = row["op"] == "predictive_statistics" or row["mode"] == "forward+backward"
     return training and row["shape"].endswith("1x19x768x768") and row["layout"] == "nchw"
 

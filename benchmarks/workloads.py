@@ -10,6 +10,7 @@ from .counts import CountsWorkload
 
 _WORKLOADS: dict[str, type[Workload]] = {
     "cross_entropy": CrossEntropyWorkload,
+    "upsampled_cross_entropy": CrossEntropyWorkload,
     "predictive_statistics": StatisticsWorkload,
     "component_mean": ComponentMeanWorkload,
     "accumulate_counts": CountsWorkload,

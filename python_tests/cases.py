@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
@@ -55,6 +57,8 @@ class Case:
     label_smoothing: float
     upstream: Tensor
     name: str
+    upsample: str | None = None
+    align_corners: bool = False
 
     def to(self, device: str) -> Case:
         """The same call on another device; strides stay."""
@@ -144,6 +148,63 @@ def random_case(seed: int) -> Case:
     )
 
 
+# Spatial sizes of logits and targets, ragged against strips of 32 and 64 columns: one pixel, ratios
+# of 1, whole numbers and none, enlarged and reduced, in volumes too.
+SIZES = (1, 2, 3, 5, 8, 13, 31, 32, 33, 64, 65, 97)
+VOLUME_SIZES = (1, 2, 3, 5, 8, 11)
+
+
+def random_upsampled_case(seed: int) -> Case:
+    """The call of this number whose logits are interpolated: 1x1 to 97x131 in and out."""
+    choose = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    upsample = choose.choice(("bilinear", "bilinear", "trilinear"))
+    if upsample == "trilinear":
+        source, size = ([choose.choice(VOLUME_SIZES) for _ in range(3)] for _ in range(2))
+    elif choose.random() < 0.5:
+        source, size = ([choose.choice(SIZES) for _ in range(2)] for _ in range(2))
+    else:
+        source, size = ([choose.randint(1, 97), choose.randint(1, 131)] for _ in range(2))
+    ratio = choose.choice((None, None, 1, 2, 4))
+    if ratio is not None:
+        source = [min(n, 131 // ratio) for n in source]
+        size = [ratio * n for n in source]
+    images, classes = choose.choice((1, 2, 3)), choose.choice((1, 2, 5, 19, 40))
+    if math.prod(size) > 4000:
+        images, classes = 1, min(classes, 5)
+    dtype = choose.choice(LOGITS_DTYPES)
+    layout = choose.choice([*LAYOUTS])
+    logits = torch.randn((images, classes, *source), generator=generator, dtype=torch.float64)
+    logits = LAYOUTS[layout].make((choose.choice((0.1, 2.0, 8.0)) * logits).to(dtype))
+    target = torch.randint(0, classes, (images, *size), generator=generator)
+    ignore_index = choose.choice((255, choose.randrange(classes)))
+    target[uniform(*target.shape) < choose.choice((0.0, 0.2, 0.5, 1.0))] = ignore_index
+    weight = uniform(classes) + 0.1 if choose.random() < 0.5 else None
+    pixel_weight = 2 * uniform(*target.shape) if choose.random() < 0.5 else None
+    if pixel_weight is not None:
+        pixel_weight = pixel_weight.to(choose.choice(LOGITS_DTYPES))
+        pixel_weight.requires_grad_(choose.random() < 0.6)
+    reduction = choose.choice(REDUCTIONS)
+    upstream = torch.randn(target.shape if reduction == "none" else (), generator=generator)
+    return Case(
+        input=logits.detach().requires_grad_(choose.random() < 0.9),
+        target=target.to(choose.choice(TARGET_DTYPES)),
+        weight=weight,
+        pixel_weight=pixel_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=choose.choice((0.0, 0.0, 0.1, 1.0)),
+        upstream=upstream.to(dtype),
+        name=f"case {seed} ({tuple(logits.shape)} to {size}, {dtype}, {layout}, {reduction})",
+        upsample=upsample,
+        align_corners=choose.random() < 0.5,
+    )
+
+
 def run(case: Case) -> Outcome:
     """The library's answer."""
     loss = sf.cross_entropy(
@@ -154,6 +215,8 @@ def run(case: Case) -> Outcome:
         ignore_index=case.ignore_index,
         reduction=case.reduction,  # type: ignore[arg-type]
         label_smoothing=case.label_smoothing,
+        upsample=case.upsample,  # type: ignore[arg-type]
+        align_corners=case.align_corners,
     )
     return Outcome(loss.detach(), *_gradients(case, loss, case.input, case.pixel_weight))
 
@@ -175,8 +238,19 @@ def _gradients(
 
 
 def expected(case: Case, dtype: torch.dtype = torch.float64) -> Outcome:
-    """torch's own functions on the same values: F.cross_entropy and what reduces it."""
-    input = case.input.detach().to(dtype).requires_grad_(case.input.requires_grad)
+    """torch's own functions on the same values: F.cross_entropy and what reduces it.
+
+    Interpolation is torch's too, but where float64 is the truth of a call in single precision:
+    there coordinates are rounded to that, as in any implementation, and sums are in float64.
+    """
+    leaf = case.input.detach().to(dtype).requires_grad_(case.input.requires_grad)
+    input = leaf
+    if case.upsample is not None and dtype == torch.float64 != case.input.dtype:
+        input = interpolate(leaf, case)
+    elif case.upsample is not None:
+        input = F.interpolate(
+            leaf, case.target.shape[1:], mode=case.upsample, align_corners=case.align_corners
+        )
     weight = None if case.weight is None else case.weight.to(dtype)
     target = case.target.long()
     options = {"ignore_index": case.ignore_index, "label_smoothing": case.label_smoothing}
@@ -192,7 +266,44 @@ def expected(case: Case, dtype: torch.dtype = torch.float64) -> Outcome:
             loss = torch.where(valid, loss * pixel_weight, 0)
         if case.reduction != "none":
             loss = loss.sum() / normalizer(case)
-    return Outcome(loss.detach(), *_gradients(case, loss, input, pixel_weight))
+    return Outcome(loss.detach(), *_gradients(case, loss, leaf, pixel_weight))
+
+
+def interpolation_matrix(
+    source: int, size: int, align_corners: bool, coordinates: torch.dtype
+) -> Tensor:
+    """The share, float64, that each of `source` positions (columns) has in each of `size` (rows);
+    torch's formula in the type of the coordinates."""
+    number = np.float64 if coordinates == torch.float64 else np.float32
+    if align_corners:
+        scale = number(source - 1) / number(size - 1) if size > 1 else number(0)
+        offset = 0.0
+    else:
+        scale, offset = number(source) / number(size), 0.5
+    # Products are exact in the longer type, so each coordinate is rounded once.
+    exact = (np.arange(size) + offset) * np.longdouble(scale) - offset
+    at = exact.astype(number).clip(0)
+    lower = np.minimum(at.astype(np.int64), source - 1)
+    upper = np.minimum(lower + 1, source - 1)
+    share = np.where(upper > lower, at - lower, 0).astype(number)
+    matrix = np.zeros((size, source))
+    matrix[np.arange(size), lower] += number(1) - share
+    matrix[np.arange(size), upper] += share
+    return torch.from_numpy(matrix)
+
+
+def matrices(case: Case) -> list[Tensor]:
+    """The interpolation matrices of a call's spatial axes."""
+    coordinates = torch.float64 if case.input.dtype == torch.float64 else torch.float32
+    sizes = zip(case.input.shape[2:], case.target.shape[1:], strict=True)
+    return [interpolation_matrix(n, m, case.align_corners, coordinates) for n, m in sizes]
+
+
+def interpolate(logits: Tensor, case: Case) -> Tensor:
+    """float64 logits at the target's size."""
+    for axis, matrix in enumerate(matrices(case), 2):
+        logits = (logits.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
+    return logits
 
 
 def normalizer(case: Case) -> float:
@@ -233,8 +344,13 @@ def scales(case: Case) -> Scales:
     # Single precision is compared with a truth that is exact; double with one whose exponents
     # z - log s are as badly rounded as the logits are large.
     exponent = surprise if case.input.dtype == torch.float64 else 1.0
+    gathered = 1.0
+    if case.upsample is not None:
+        # Interpolated logits are rounded as well; a gradient is the sum of many pixels'.
+        exponent = surprise
+        gathered = math.prod(max(1.0, float(m.sum(0).max())) for m in matrices(case))
     return Scales(
         loss=terms * by_pixel * weight * surprise / divisor,
-        grad_input=by_pixel * weight * upstream * exponent / divisor,
+        grad_input=gathered * by_pixel * weight * upstream * exponent / divisor,
         grad_pixel_weight=repeated * weight * surprise * upstream / divisor,
     )

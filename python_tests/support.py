@@ -103,6 +103,7 @@ class Operator(NamedTuple):
 
 OPERATORS = {
     "cross_entropy": Operator("once, in input and pixel_weight"),
+    "cross_entropy(upsample=...)": Operator("once, in input and pixel_weight"),
     "predictive_statistics": Operator("no"),
     "accumulate_statistics": Operator("no"),
     "connected_components": Operator("no", LABEL_DTYPES, "any, by a contiguous copy"),
@@ -141,7 +142,8 @@ def markdown() -> str:
         f"`connected_components`. Targets are {', '.join(map(name_of, TARGET_DTYPES))};",
         "pixel weights any of the logits' types; labels of `component_mean` any integers or bool.",
         "Logits are `(N, C)` or `(N, C, *spatial)`, for cross-entropy also `(C,)`; label maps are",
-        "`(N, H, W)` or `(N, D, H, W)`.",
+        "`(N, H, W)` or `(N, D, H, W)`. With `upsample` logits are `(N, C, H, W)` or",
+        "`(N, C, D, H, W)` and targets of any size.",
         "",
         "| layout of the logits | traversal |",
         "|---|---|",

@@ -351,6 +351,13 @@ def _operator_calls() -> dict[str, list[tuple[object, ...]]]:
             calls.setdefault("cross_entropy_backward", []).append(
                 (upstream, logits, target, None, weights, one, *options)
             )
+            small, options = logits[:, :, :3, :2], (*options[:3], True, *options[3:])
+            calls.setdefault("upsampled_cross_entropy_forward", []).append(
+                (small, target, weight, weights, *options)
+            )
+            calls.setdefault("upsampled_cross_entropy_backward", []).append(
+                (upstream, small, target, None, weights, one, *options)
+            )
         calls.setdefault("scale_", []).append((x.clone(), torch.tensor(2.0)))
         for wants_mean in (True, False):
             calls.setdefault("predictive_statistics", []).append(([x, -x], wants_mean))

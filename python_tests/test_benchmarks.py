@@ -160,6 +160,8 @@ class TestCases:
         assert case.bytes_moved == 2 * 4 * logits + 12 * pixels
         case = Case("cross_entropy", shape, "bf16")
         assert case.bytes_moved == 2 * logits + 12 * pixels
+        case = Case("upsampled_cross_entropy", (1, 19, 192, 192), "fp32", mode="forward+backward")
+        assert case.bytes_moved == 2 * 4 * logits // 16 + 12 * pixels
         case = Case("predictive_statistics", (10, *shape), "bf16")
         assert case.bytes_moved == 10 * 2 * logits + 28 * pixels
         case = Case("component_mean", (2, 7, 11), "fp32", "noise")
@@ -187,8 +189,9 @@ class TestCases:
     @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
     @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
     @pytest.mark.parametrize("mode", ["forward", "forward+backward"])
-    def test_cross_entropy_workload(self, uncompiled, dtype, layout, mode):
-        work = workloads.workload(Case("cross_entropy", SMALL, dtype, layout, mode), CPU)
+    @pytest.mark.parametrize("op", ["cross_entropy", "upsampled_cross_entropy"])
+    def test_cross_entropy_workload(self, uncompiled, op, dtype, layout, mode):
+        work = workloads.workload(Case(op, SMALL, dtype, layout, mode), CPU)
         work.check()
         calls = work.calls()
         assert tuple(calls) == work.case.implementations
@@ -255,10 +258,13 @@ class TestCases:
             (lambda loss: loss.detach().requires_grad_(), "gradient of 'ours'"),
         ],
     )
-    def test_check_finds_a_wrong_loss(self, uncompiled, monkeypatch, wrong, message):
+    @pytest.mark.parametrize("op", ["cross_entropy", "upsampled_cross_entropy"])
+    def test_check_finds_a_wrong_loss(self, uncompiled, monkeypatch, op, wrong, message):
         right = cases._fused_cross_entropy
-        monkeypatch.setattr(cases, "_fused_cross_entropy", lambda *tensors: wrong(right(*tensors)))
-        case = Case("cross_entropy", SMALL, "fp32", mode="forward+backward")
+        monkeypatch.setattr(
+            cases, "_fused_cross_entropy", lambda *args, **options: wrong(right(*args, **options))
+        )
+        case = Case(op, SMALL, "fp32", mode="forward+backward")
         with pytest.raises(AssertionError, match=message):
             workloads.workload(case, CPU).check()
 

@@ -114,6 +114,16 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         # A gradient is at most 1 / pixels, where float16 is subnormal.
         bound = 8 * eps * wanted.abs().max() + 2.0 ** (-24 if dtype == torch.float16 else -40)
         assert (grad.double() - wanted).abs().max() <= bound, dtype
+        small = x.detach()[..., :21, :33].requires_grad_()
+        loss = sf.cross_entropy(small, target, ignore_index=255, upsample="bilinear")
+        (grad,) = torch.autograd.grad(loss, small)
+        exact = small.detach().double().requires_grad_()
+        large = F.interpolate(exact, (67, 71), mode="bilinear")
+        truth = F.cross_entropy(large, target.long(), ignore_index=255)
+        (wanted,) = torch.autograd.grad(truth, exact)
+        torch.testing.assert_close(loss.double(), truth, rtol=eps + 1e-6, atol=0)
+        bound = (eps + 1e-5) * wanted.abs().max() + 2.0 ** (-24 if dtype == torch.float16 else -40)
+        assert (grad.double() - wanted).abs().max() <= bound, dtype
         maps = sf.predictive_statistics([x.detach(), -x.detach()])
         p = torch.stack([x.detach(), -x.detach()]).double().softmax(2)
         entropy = torch.special.entr(p.mean(0)).sum(1)

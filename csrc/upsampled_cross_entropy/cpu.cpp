@@ -543,13 +543,16 @@ void run(const UpsampledCrossEntropyParams& p, const Parallel& parallel) {
 }  // namespace
 
 void upsampled_cross_entropy(const UpsampledCrossEntropyParams& p, const Parallel& parallel) {
-  // Strips of many classes are narrower, so that a thread's rows stay in its caches.
+  // Strips of many classes are narrower, so that a thread's rows stay in its L2 cache.
   constexpr int64_t kWideClasses = 32;
   with_dtype(p.dtype, [&](auto s) {
     using S = decltype(s);
-    if constexpr (!std::is_same_v<S, double>)
-      if (p.map.classes <= kWideClasses) return run<S, 64>(p, parallel);
-    run<S, 32>(p, parallel);
+    if constexpr (std::is_same_v<S, double>)
+      run<S, 32>(p, parallel);
+    else if (p.map.classes <= kWideClasses)
+      run<S, 128>(p, parallel);
+    else
+      run<S, 64>(p, parallel);
   });
 }
 

@@ -22,6 +22,7 @@
 #include "math/counts.h"
 #include "math/cross_entropy.h"
 #include "math/exp_log.h"
+#include "math/interpolate.h"
 #include "math/moments.h"
 #include "probes.h"
 #include "scale/cuda.h"
@@ -481,6 +482,33 @@ void define_formulas(py::module_& m) {
   m.def("accumulate_moments", [](A value, int64_t count, A mean, A squared_deviations) {
     math::accumulate_moments(value, A(1) / A(count), mean, squared_deviations);
     return py::make_tuple(mean, squared_deviations);
+  });
+  m.def("interpolate",
+        py::vectorize([](A lower, A upper, A f) { return math::interpolate(lower, upper, f); }));
+  // Per position: the neighbours and the upper one's weight.
+  m.def("neighbours", [](int source, int size, bool align_corners) {
+    const auto axis = math::interpolated_axis<A>(source, size, align_corners);
+    py::array_t<int> lower(size), upper(size);
+    py::array_t<A> weight(size);
+    for (int i = 0; i < size; i++) {
+      const auto n = math::neighbours_of(axis, i);
+      lower.mutable_at(i) = n.lower, upper.mutable_at(i) = n.upper;
+      weight.mutable_at(i) = n.weight;
+    }
+    return py::make_tuple(lower, upper, weight);
+  });
+  // Per source position: the positions that blend it, and the share it has in each of all.
+  m.def("support", [](int source, int size, bool align_corners) {
+    const auto axis = math::interpolated_axis<A>(source, size, align_corners);
+    py::array_t<int> range({source, 2});
+    py::array_t<A> share({source, size});
+    for (int i = 0; i < source; i++) {
+      const auto support = math::support_of(axis, i);
+      range.mutable_at(i, 0) = support.first, range.mutable_at(i, 1) = support.last;
+      for (int o = 0; o < size; o++)
+        share.mutable_at(i, o) = math::interpolation_share(math::neighbours_of(axis, o), i);
+    }
+    return py::make_tuple(range, share);
   });
 }
 

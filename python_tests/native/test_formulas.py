@@ -173,6 +173,51 @@ def test_bins_of_confidence(host: ModuleType) -> None:
     assert host.f32.calibration_bin(np.array([0, 1, 2**24 + 2**17]), bins).tolist() == [0, 0, 14]
 
 
+AXES = [(n, m) for n in (1, 2, 3, 7, 64, 97) for m in (1, 2, 3, 5, 64, 131, 256)]
+
+
+@precisions
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_interpolation_has_torch_s_coordinates(
+    host: ModuleType, name: str, dtype: type, ulp: float, align_corners: bool
+) -> None:
+    """Neighbours and weights are those of torch's formula, each coordinate rounded once."""
+    for source, size in AXES:
+        if align_corners:
+            scale, offset = dtype(source - 1) / dtype(max(size - 1, 1)) * (size > 1), 0.0
+        else:
+            scale, offset = dtype(source) / dtype(size), 0.5
+        exact = np.longdouble(scale) * (np.arange(size) + offset) - offset
+        at = np.maximum(exact.astype(dtype), 0)
+        lower, upper, weight = formulas(host, name).neighbours(source, size, align_corners)
+        assert weight.dtype == dtype
+        assert np.array_equal(lower, np.minimum(at.astype(int), source - 1))
+        assert np.array_equal(weight, np.where(lower < source - 1, at - lower, 0))
+        assert np.array_equal(upper, lower + (weight > 0))
+    values = formulas(host, name).interpolate(dtype(2), dtype(5), np.array([0, 0.25, 1], dtype))
+    assert values.tolist() == [2, 2.75, 5]
+
+
+@precisions
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_interpolation_and_its_adjoint(
+    host: ModuleType, name: str, dtype: type, ulp: float, align_corners: bool
+) -> None:
+    """A source position's share in each position is the derivative of the value, and the range of
+    positions is where it may have one: those between it and the source positions beside it."""
+    f = formulas(host, name)
+    for source, size in AXES:
+        lower, upper, weight = f.neighbours(source, size, align_corners)
+        ranges, share = f.support(source, size, align_corners)
+        for i in range(source):
+            one = (np.arange(source) == i).astype(dtype)
+            assert np.array_equal(share[i], f.interpolate(one[lower], one[upper], weight))
+            inside = np.flatnonzero((lower == i) | (lower == i - 1))
+            first, last = ranges[i]
+            assert np.array_equal(inside, np.arange(first, last))
+            assert not np.delete(share[i], inside).any()
+
+
 def test_float16_to_float_is_exact(host: ModuleType) -> None:
     bits = np.arange(1 << 16, dtype=np.uint16)
     actual = host.float16_to_float(bits)
