@@ -44,6 +44,13 @@ def test_random_calls(first):
         compare_cross_entropy(case, on_cpu(cases.run(case.to("cuda"))))
 
 
+@pytest.mark.parametrize("first", range(0, 400, 100))
+def test_random_upsampled_calls(first):
+    for seed in range(first, first + 100):
+        case = cases.random_upsampled_case(seed)
+        compare_cross_entropy(case, on_cpu(cases.run(case.to("cuda"))))
+
+
 @pytest.mark.parametrize("target_dtype", TARGET_DTYPES)
 @pytest.mark.parametrize("dtype", LOGITS_DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
