@@ -275,20 +275,21 @@ struct Plan {
   Bands bands;
   Axis<A> planes, rows;
   std::vector<Strip<A, T>> strips;
-  A *own, *next, *below;
+  A *own = nullptr, *next = nullptr, *below = nullptr;  // in scratch memory
 
   explicit Plan(const UpsampledCrossEntropyParams& p)
       : p(p),
         bands(p),
         planes(p.map.size[0], p.size[0], p.align_corners),
-        rows(p.map.size[1], p.size[1], p.align_corners),
-        own(static_cast<A*>(p.scratch)),
-        next(own + bands.own_elements()),
-        below(next + bands.next_elements()) {
+        rows(p.map.size[1], p.size[1], p.align_corners) {
     const auto axis =
         math::interpolated_axis<A>(int(p.map.size[2]), int(p.size[2]), p.align_corners);
     for (int first = 0; first < axis.size; first += strips.back().count)
       strips.emplace_back(axis, first);
+    if (!p.grad_input) return;
+    own = static_cast<A*>(p.scratch);
+    next = own + bands.own_elements();
+    below = next + bands.next_elements();
   }
 
   int64_t row_index(int64_t image, int64_t plane, int64_t row) const {
