@@ -56,6 +56,35 @@ def _cross_entropy(logits: Tensor, reduction: sf.Reduction, target_dtype: torch.
         sf.cross_entropy(logits, target, ignore_index=_IGNORE_INDEX, reduction=reduction)
 
 
+def _upsampled_cross_entropy(
+    logits: Tensor, reduction: sf.Reduction, target_dtype: torch.dtype
+) -> None:
+    """To a larger and to a smaller target, and as a volume."""
+    n, c, h, w = logits.shape
+    volume = logits.unflatten(-1, (1, w))
+    for source, size in (
+        (logits, (3 * h + 1, 4 * w)),
+        (logits, (h // 2 + 1, w // 4 + 1)),
+        (volume, (h + 1, 2, 2 * w)),
+    ):
+        target = torch.randint(0, c, (n, *size), device=logits.device)
+        target[torch.rand(target.shape, device=logits.device) < 0.2] = _IGNORE_INDEX
+        for align_corners in (False, True):
+            leaf = source.detach().requires_grad_(True)
+            pixel_weight = torch.rand(target.shape, device=logits.device, requires_grad=True)
+            loss = sf.cross_entropy(
+                leaf,
+                target.to(target_dtype),
+                pixel_weight=pixel_weight,
+                ignore_index=_IGNORE_INDEX,
+                reduction=reduction,
+                label_smoothing=0.1 if align_corners else 0.0,
+                upsample="bilinear" if source is logits else "trilinear",
+                align_corners=align_corners,
+            )
+            loss.backward(torch.full_like(loss, 2.0))
+
+
 def _statistics(samples: Sequence[Tensor]) -> None:
     sf.predictive_statistics(list(samples), return_mean=True)
     accumulator = segunc_ops.PredictiveAccumulator()
@@ -97,9 +126,12 @@ def run(device: str) -> int:
     count = 0
     for size, dtype, layout in itertools.product(_SIZES, _DTYPES, layouts):
         _cross_entropy(_logits(size, dtype, layout, device), next(reductions), next(target_dtypes))
+        _upsampled_cross_entropy(
+            _logits(size, dtype, layout, device), next(reductions), next(target_dtypes)
+        )
         _statistics([_logits(size, dtype, layout, device) for _ in range(1 + count % 4)])
         _counts(_logits(size, dtype, layout, device), next(target_dtypes))
-        count += 3
+        count += 4
     if device == "cuda":
         torch.cuda.synchronize()
         segunc_ops.check()

@@ -15,6 +15,8 @@
 #include "scale/cuda.h"
 #include "statistics/binding.h"
 #include "statistics/cuda.h"
+#include "upsampled_cross_entropy/binding.h"
+#include "upsampled_cross_entropy/cuda.h"
 
 namespace segunc {
 namespace {
@@ -77,6 +79,16 @@ struct Cuda {
     p.bad_target = const_cast<int64_t*>(bad_target());
     cuda::cross_entropy(p, stream_);
   }
+  int64_t upsampled_cross_entropy_partials(const UpsampledCrossEntropyParams& p) const {
+    return cuda::upsampled_cross_entropy_partials(p);
+  }
+  int64_t scratch_bytes(const UpsampledCrossEntropyParams& p) const {
+    return cuda::upsampled_cross_entropy_scratch_bytes(p);
+  }
+  void upsampled_cross_entropy(UpsampledCrossEntropyParams& p) const {
+    p.bad_target = const_cast<int64_t*>(bad_target());
+    cuda::upsampled_cross_entropy(p, stream_);
+  }
   void finish_loss(const double* partial, int64_t count, const double* normalizer, void* loss,
                    Dtype dtype) const {
     cuda::finish_loss(partial, count, normalizer, loss, dtype, stream_);
@@ -122,6 +134,8 @@ STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CUDA, m) {
   using namespace segunc;
   m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy_forward<Cuda>));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward<Cuda>));
+  m.impl("upsampled_cross_entropy_forward", TORCH_BOX(&upsampled_cross_entropy_forward<Cuda>));
+  m.impl("upsampled_cross_entropy_backward", TORCH_BOX(&upsampled_cross_entropy_backward<Cuda>));
   m.impl("scale_", TORCH_BOX(&scale<Cuda>));
   m.impl("predictive_statistics", TORCH_BOX(&predictive_statistics<Cuda>));
   m.impl("accumulate_statistics_", TORCH_BOX(&accumulate_statistics<Cuda>));

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cases
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import assert_close, assert_same_bits
+from comparison import accumulate_dtype, assert_close, assert_same_bits
 from support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
 from test_counts import SHAPES as COUNTED_SHAPES
 from test_counts import assert_counts_agree, random_batch
@@ -42,6 +44,13 @@ def test_random_calls(first):
         compare_cross_entropy(case, on_cpu(cases.run(case.to("cuda"))))
 
 
+@pytest.mark.parametrize("first", range(0, 400, 100))
+def test_random_upsampled_calls(first):
+    for seed in range(first, first + 100):
+        case = cases.random_upsampled_case(seed)
+        compare_cross_entropy(case, on_cpu(cases.run(case.to("cuda"))))
+
+
 @pytest.mark.parametrize("target_dtype", TARGET_DTYPES)
 @pytest.mark.parametrize("dtype", LOGITS_DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -63,6 +72,120 @@ def test_support_matrix(layout, dtype, target_dtype):
                 name=f"{layout} {dtype} {target_dtype} {shape} {reduction}",
             )
             compare_cross_entropy(case, on_cpu(cases.run(case.to("cuda"))))
+
+
+# (N, C, *source) and the target's size: larger, smaller, both, volumes, several tiles.
+UPSAMPLED = (
+    ((2, 19, 33, 35), (131, 140)),
+    ((1, 3, 65, 67), (20, 31)),
+    ((1, 5, 40, 9), (33, 300)),
+    ((1, 150, 9, 10), (72, 80)),
+    ((1, 21, 48, 50), (190, 260)),
+    ((2, 4, 5, 9, 8), (10, 20, 30)),
+)
+
+
+def _upsampled_step(
+    x: Tensor, target: Tensor, u: Tensor, reduction: str, align_corners: bool = False
+) -> tuple[Tensor, ...]:
+    loss = sf.cross_entropy(
+        x,
+        target,
+        pixel_weight=u,
+        ignore_index=IGNORED,
+        reduction=reduction,  # type: ignore[arg-type]
+        label_smoothing=0.1,
+        upsample="bilinear" if x.dim() == 4 else "trilinear",
+        align_corners=align_corners,
+    )
+    return loss, *torch.autograd.grad(loss, (x, u), torch.full_like(loss, 0.75))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_upsampled_cross_entropy(layout, dtype, align_corners):
+    """As on the CPU, in the type that both compute in."""
+    compute = accumulate_dtype(dtype)
+    for number, (shape, size) in enumerate(UPSAMPLED):
+        reduction = ("none", "mean")[(number + align_corners) % 2]
+        pixels = (shape[0], *size)
+        target = torch.randint(0, shape[1], pixels)
+        target[torch.rand(pixels) < 0.2] = IGNORED
+        target = target.to(TARGET_DTYPES[number % 3])
+        x = LAYOUTS[layout].make(torch.randn(shape).to(dtype))
+        u = torch.rand(pixels).to(compute)
+        wanted = _upsampled_step(
+            x.to(compute, copy=True).requires_grad_(),
+            target,
+            u.clone().requires_grad_(),
+            reduction,
+            align_corners,
+        )
+        found = _upsampled_step(
+            LAYOUTS[layout].make(x.cuda()).requires_grad_(),
+            target.cuda(),
+            u.cuda().requires_grad_(),
+            reduction,
+            align_corners,
+        )
+        surprise = 1 + 2 * float(x.double().abs().max())
+        divisor = 1.0 if reduction == "none" else float((target != IGNORED).sum())
+        # A logit's gradient is a sum over this many pixels.
+        summed = max(1.0, target.numel() / (x.numel() / shape[1]))
+        scales = (surprise, summed / divisor, surprise / divisor)
+        for name, got, want, scale in zip(
+            ("loss", "gradient", "gradient of u"), found, wanted, scales, strict=True
+        ):
+            assert_close(
+                got,
+                want.detach().double(),
+                name=f"{layout} {dtype} {shape} to {size} {reduction}: {name}",
+                scale=scale,
+                compute=compute,
+                roundings=2,  # of a gradient made before the upstream factor is known
+                bias=False,  # of the CPU's result, which is rounded too
+            )
+
+
+@pytest.mark.parametrize(("shape", "size"), UPSAMPLED[:4])
+def test_bad_targets_of_interpolated_logits(shape, size):
+    x = torch.randn(shape, device="cuda", requires_grad=True)
+    target = torch.randint(0, shape[1], (shape[0], *size), device="cuda")
+    target[0, 3, 4] = 151
+    u = torch.rand(target.shape, device="cuda", requires_grad=True)
+    loss, grad, _ = _upsampled_step(x, target, u, "none")
+    nan = loss.isnan()  # waits for the kernel
+    assert nan.sum() == 1
+    assert nan[0, 3, 4]
+    assert grad.isnan().any()
+    assert not grad.isnan().all()
+    with pytest.raises(IndexError, match="out-of-range class 151"):
+        segunc_ops.check()
+
+
+def _peak_memory(step: Callable[[], object]) -> int:
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def test_upsampling_takes_an_eighth_of_the_memory():
+    x = torch.randn(2, 150, 128, 128, device="cuda", requires_grad=True)
+    target = torch.randint(0, 150, (2, 512, 512), device="cuda")
+
+    def fused() -> None:
+        torch.autograd.grad(sf.cross_entropy(x, target, upsample="bilinear"), x)
+
+    def separate() -> None:
+        z = F.interpolate(x, target.shape[1:], mode="bilinear")
+        torch.autograd.grad(F.cross_entropy(z, target), x)
+
+    assert 8 * _peak_memory(fused) <= _peak_memory(separate)
 
 
 @pytest.mark.parametrize("dtype", LOGITS_DTYPES)
@@ -217,24 +340,31 @@ def test_cuda_graphs(dtype, reduction):
     u = torch.rand(2, 32, 33, device="cuda").requires_grad_()
     target = torch.randint(0, 11, (2, 32, 33), device="cuda")
     samples = torch.randn(4, 2, 11, 32, 33, device="cuda").to(dtype)
+
+    def calls() -> tuple[Tensor, ...]:
+        small = x[..., ::2, ::3]
+        return (
+            *_step(x, target, u, reduction),
+            *_upsampled_step(small, target, u, reduction),
+            *sf.predictive_statistics(samples)[:6],
+        )
+
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(2):
-            _step(x, target, u, reduction)
-            sf.predictive_statistics(samples)
+            calls()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = (*_step(x, target, u, reduction), *sf.predictive_statistics(samples)[:6])
+        captured = calls()
     for _ in range(3):
         with torch.no_grad():
             x.normal_()
             target.random_(0, 11)
             samples.normal_()
         graph.replay()
-        wanted = (*_step(x, target, u, reduction), *sf.predictive_statistics(samples)[:6])
-        for number, (a, b) in enumerate(zip(captured, wanted, strict=True)):
+        for number, (a, b) in enumerate(zip(captured, calls(), strict=True)):
             assert_same_bits(a, b, name=f"result {number}")
 
 
@@ -265,6 +395,7 @@ def test_nothing_synchronises():
     torch.cuda.set_sync_debug_mode("error")
     try:
         _step(x, target, u, "mean")
+        _upsampled_step(x[..., ::4, ::4], target, u, "mean")
         sf.predictive_statistics([x.detach(), x.detach()])
         sf.accumulate_counts(counts, x.detach(), target, u.detach())
     finally:
@@ -278,10 +409,17 @@ def test_same_bits_on_every_run(dtype):
     u = torch.rand(3, 129, 131, device="cuda").requires_grad_()
     target = torch.randint(0, 19, (3, 129, 131), device="cuda")
     samples = [x.detach(), 2 * x.detach(), -x.detach()]
-    first = (*_step(x, target, u, "mean"), *sf.predictive_statistics(samples)[:6])
+
+    def calls() -> tuple[Tensor, ...]:
+        return (
+            *_step(x, target, u, "mean"),
+            *_upsampled_step(x[..., ::4, ::5], target, u, "mean"),
+            *sf.predictive_statistics(samples)[:6],
+        )
+
+    first = calls()
     for run in range(60):
-        again = (*_step(x, target, u, "mean"), *sf.predictive_statistics(samples)[:6])
-        for number, (a, b) in enumerate(zip(again, first, strict=True)):
+        for number, (a, b) in enumerate(zip(calls(), first, strict=True)):
             assert_same_bits(a, b, name=f"run {run}, result {number}")
 
 

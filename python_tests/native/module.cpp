@@ -27,6 +27,7 @@
 #include "probes.h"
 #include "scale/cuda.h"
 #include "statistics/cuda.h"
+#include "upsampled_cross_entropy/cuda.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -53,8 +54,9 @@ IndexType index_type_of(const py::array& target) {
   return lookup(names, py::str(target.dtype()));
 }
 
-// How an array [N, C, *spatial] lies. Any map may also be called strided.
-ClassMap class_map(const py::array& a, bool as_strided) {
+// How an array [N, C, *spatial] lies, its spatial axes merged where they can be or left as they
+// are. Any map may also be called strided.
+ClassMap class_map(const py::array& a, bool as_strided, bool merges = true) {
   constexpr int kMaxAxes = 5;
   if (a.ndim() < 2 || a.ndim() > kMaxAxes) throw std::invalid_argument("expected [N, C, *spatial]");
   const auto stride = [&](py::ssize_t axis) { return a.strides(axis) / a.itemsize(); };
@@ -85,6 +87,7 @@ ClassMap class_map(const py::array& a, bool as_strided) {
     return map;
   }
   map.layout = planar ? Layout::planar : Layout::channels_last;
+  if (!merges) return map;
   for (int i = 0; i < 2; i++) {
     map.size[i] = 1;
     map.stride[i] = 0;
@@ -140,9 +143,9 @@ class Fields {
   std::set<std::string> unused_;
 };
 
-CrossEntropyParams cross_entropy_params(const py::kwargs& kwargs) {
-  Fields fields(kwargs);
-  CrossEntropyParams params{};
+// What both structs of cross-entropy have.
+template <class Params>
+void set_cross_entropy_params(Fields& fields, bool merges, Params& params) {
   const py::array input = fields.array("input");
   const py::array target = fields.array("target");
   params.input = input.data();
@@ -158,10 +161,10 @@ CrossEntropyParams cross_entropy_params(const py::kwargs& kwargs) {
   params.partial = fields.contiguous<double>("partial");
   params.grad_pixel_weight = fields.contiguous("grad_pixel_weight");
   const bool as_strided = fields.value("as_strided", false);
-  params.map = params.grad_map = class_map(input, as_strided);
+  params.map = params.grad_map = class_map(input, as_strided, merges);
   if (const auto grad_input = fields.optional_array("grad_input")) {
     params.grad_input = const_cast<void*>(grad_input->data());
-    params.grad_map = class_map(*grad_input, as_strided);
+    params.grad_map = class_map(*grad_input, as_strided, merges);
     // Kernels with a fast traversal use it for both sides or for neither.
     if (params.map.layout != params.grad_map.layout) {
       params.map.layout = params.grad_map.layout = Layout::strided;
@@ -171,6 +174,26 @@ CrossEntropyParams cross_entropy_params(const py::kwargs& kwargs) {
   params.ignore_index = fields.value<int64_t>("ignore_index");
   params.label_smoothing = fields.value<double>("label_smoothing");
   params.bad_target = fields.contiguous<int64_t>("bad_target");
+}
+
+CrossEntropyParams cross_entropy_params(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  CrossEntropyParams params{};
+  set_cross_entropy_params(fields, true, params);
+  fields.finish();
+  return params;
+}
+
+UpsampledCrossEntropyParams upsampled_cross_entropy_params(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  UpsampledCrossEntropyParams params{};
+  set_cross_entropy_params(fields, false, params);
+  const py::array target = fields.array("target");
+  for (py::ssize_t i = 2, axis = target.ndim() - 1; i >= 0; i--, axis--) {
+    params.size[i] = axis >= 1 ? target.shape(axis) : 1;
+  }
+  params.align_corners = fields.value<bool>("align_corners");
+  params.scratch = fields.contiguous("scratch");
   fields.finish();
   return params;
 }
@@ -368,6 +391,15 @@ void define_kernels(py::module_& m) {
   });
   m.def("cross_entropy",
         [](const py::kwargs& kwargs) { cuda::cross_entropy(cross_entropy_params(kwargs), {}); });
+  m.def("upsampled_cross_entropy_partials", [](const py::kwargs& kwargs) {
+    return cuda::upsampled_cross_entropy_partials(upsampled_cross_entropy_params(kwargs));
+  });
+  m.def("upsampled_cross_entropy_scratch_bytes", [](const py::kwargs& kwargs) {
+    return cuda::upsampled_cross_entropy_scratch_bytes(upsampled_cross_entropy_params(kwargs));
+  });
+  m.def("upsampled_cross_entropy", [](const py::kwargs& kwargs) {
+    cuda::upsampled_cross_entropy(upsampled_cross_entropy_params(kwargs), {});
+  });
   m.def("normalizer_partials", [](const py::kwargs& kwargs) {
     Fields fields(kwargs);
     const NormalizerParams params = normalizer_params(fields);

@@ -71,6 +71,47 @@ def cross_entropy(
     return CrossEntropy(loss, unweighted, gradient, magnitude, valid, bad)
 
 
+def interpolation_matrix(
+    source: int, size: int, align_corners: bool, dtype: type[np.floating[Any]]
+) -> Array:
+    """The shares [size, source] that source positions have in an interpolated axis.
+
+    Args:
+        source: positions given.
+        size: positions wanted.
+        align_corners: torch's.
+        dtype: the type that coordinates are rounded to.
+    """
+    if align_corners:
+        scale = dtype(source - 1) / dtype(size - 1) if size > 1 else dtype(0)
+        at = (np.arange(size) * np.float64(scale)).astype(dtype)
+    else:
+        at = ((np.arange(size) + 0.5) * np.float64(dtype(source) / dtype(size)) - 0.5).astype(dtype)
+    at = np.clip(at, 0, source - 1)
+    lower = np.floor(at).astype(np.int64)
+    weight = (at - lower.astype(dtype)).astype(np.float64)
+    matrix = np.zeros((size, source))
+    np.add.at(matrix, (np.arange(size), lower), 1 - weight)
+    np.add.at(matrix, (np.arange(size), np.minimum(lower + 1, source - 1)), weight)
+    return matrix
+
+
+def interpolate(values: Array, matrices: list[Array]) -> Array:
+    """[N, C, *source] to [N, C, *size] by a matrix per axis; transposed ones are the adjoint. What
+    has a share of 0 counts nothing, not even if it is not finite."""
+    for axis, matrix in enumerate(matrices, 2):
+        moved = np.moveaxis(values, axis, -1)
+        with np.errstate(invalid="ignore"):
+            blended = np.nan_to_num(moved, nan=0, posinf=0, neginf=0) @ matrix.T
+            # Infinities and NaN by hand: 0 times one of them is NaN in a product of matrices.
+            share = matrix.T > 0
+            above, below = (moved == np.inf) @ share, (moved == -np.inf) @ share
+            unknown = (np.isnan(moved) @ share) | (above & below)
+        blended = np.where(above, np.inf, np.where(below, -np.inf, blended))
+        values = np.moveaxis(np.where(unknown, np.nan, blended), -1, axis)
+    return values
+
+
 def normalizer(target: Array, weight: Array | None, ignore_index: int) -> float:
     """The valid pixels' class weights, summed; their number without weights."""
     valid = target[target != ignore_index].astype(np.int64)

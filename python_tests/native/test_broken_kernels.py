@@ -60,14 +60,17 @@ def of(kernel: str, name: str, snippet: str, replacement: str, tests: str = "") 
     return Mutation(name, kernel, f"{kernel}/cuda.cu", snippet, replacement, tests)
 
 
-TEST_FILES = ("test_cuda_kernels.py", "test_component_kernels.py")
-# Which tests concern a kernel: pytest's -k. test_flavors.py runs all of them unchanged.
+# Which tests concern a kernel: a file and pytest's -k. test_flavors.py runs all of them unchanged.
 TESTS_OF = {
-    "components": "test_component_kernels",
-    "counts": "counts or counted",
-    "cross_entropy": "cross_entropy or bad_targets or extreme or normalizer or finish or gradient",
-    "scale": "scale",
-    "statistics": "statistics or accumulator or ties",
+    "components": ("test_component_kernels.py", ""),
+    "counts": ("test_cuda_kernels.py", "counts or counted"),
+    "cross_entropy": (
+        "test_cuda_kernels.py",
+        "cross_entropy or bad_targets or extreme or normalizer or finish or gradient",
+    ),
+    "scale": ("test_cuda_kernels.py", "scale"),
+    "statistics": ("test_cuda_kernels.py", "statistics or accumulator or ties"),
+    "upsampled_cross_entropy": ("test_upsampling_kernels.py", ""),
 }
 
 CROSS_ENTROPY_MUTATIONS = (
@@ -114,16 +117,18 @@ CROSS_ENTROPY_MUTATIONS = (
         "if (index >= pixels) continue;",
         "if (index > pixels) continue;",
     ),
-    of(
-        "cross_entropy",
+    Mutation(
         "the number of classes is a class",
+        "cross_entropy",
+        "common/device/cross_entropy.h",
         "target >= 0 && target < p.map.classes",
         "target >= 0 && target <= p.map.classes",
         "bad_targets",
     ),
-    of(
-        "cross_entropy",
+    Mutation(
         "negative targets are classes",
+        "cross_entropy",
+        "common/device/cross_entropy.h",
         "target >= 0 && target < p.map.classes",
         "target < p.map.classes",
         "bad_targets",
@@ -134,11 +139,12 @@ CROSS_ENTROPY_MUTATIONS = (
         "return p.map.pixels % V == 0 && map_fits(p.input, p.map)",
         "return map_fits(p.input, p.map)",
     ),
-    of(
-        "cross_entropy",
+    Mutation(
         "every warp writes the block's sum",
-        "    if (thread() == 0) p.partial[block_index()] = sum;\n  }\n}\n\n// ---- planar",
-        "    if (lane() == 0) p.partial[block_index()] = sum;\n  }\n}\n\n// ---- planar",
+        "cross_entropy",
+        "common/device/cross_entropy.h",
+        "if (thread() == 0) p.partial[block_index()] = sum;",
+        "if (lane() == 0) p.partial[block_index()] = sum;",
     ),
     of(
         "cross_entropy",
@@ -365,12 +371,99 @@ COMPONENTS_MUTATIONS = (
     ),
 )
 
+UPSAMPLED_CROSS_ENTROPY_MUTATIONS = (
+    of(
+        "upsampled_cross_entropy",
+        "no barrier before the next tile",
+        "    barrier();  // the tile before may still be in use\n",
+        "",
+        "larger",
+    ),
+    of(
+        "upsampled_cross_entropy",
+        "a tile is used before it is known",
+        "axes, index);\n    barrier();\n",
+        "axes, index);\n",
+    ),
+    of(
+        "upsampled_cross_entropy",
+        "no barrier before the next source row",
+        "      barrier();  // the step before may still be in use\n",
+        "",
+    ),
+    of(
+        "upsampled_cross_entropy",
+        "a source row is used while it is loaded",
+        "step, memory.logits);\n      barrier();\n",
+        "step, memory.logits);\n",
+    ),
+    of(
+        "upsampled_cross_entropy",
+        "the last source row's gradient is left out",
+        "(p.grad_input ? 2 : 1)",
+        "1",
+    ),
+    of(
+        "upsampled_cross_entropy",
+        "shared memory for one source column less",
+        "axis, first + count - 1).upper - lowest + 1};",
+        "axis, first + count - 1).lower - lowest + 1};",
+    ),
+    of(
+        "upsampled_cross_entropy",
+        "sums of a tile that has none of the row",
+        "          if (in_columns < 0 || in_columns >= source_columns.count) continue;\n",
+        "",
+        "larger",
+    ),
+    of(
+        "upsampled_cross_entropy",
+        "a share of zero spreads NaN",
+        "if (share > A(0)) sum += share * *gradient;",
+        "sum += share * *gradient;",
+        "nan",
+    ),
+    of(
+        "upsampled_cross_entropy",
+        "ignored pixels spread NaN",
+        "if (p.grad_input && label[0] != kIgnored) {",
+        "if (p.grad_input) {",
+        "nan",
+    ),
+    of(
+        "upsampled_cross_entropy",
+        "every thread of a team counts the loss",
+        "if (inside && owner.part == 0) {",
+        "if (inside) {",
+    ),
+    of(
+        "upsampled_cross_entropy",
+        "absent classes have mass",
+        "if (i >= owner.owned) value[i][0] = -kInfinity<A>;",
+        "if (i > owner.owned) value[i][0] = -kInfinity<A>;",
+    ),
+    of(
+        "upsampled_cross_entropy",
+        "pixels go one too far",
+        "if (index >= work.pixels) continue;",
+        "if (index > work.pixels) continue;",
+    ),
+    Mutation(
+        "coordinates are rounded to the nearest",
+        "upsampled_cross_entropy",
+        "math/interpolate.h",
+        "lower = int(inside) < last ? int(inside) : last;",
+        "lower = int(inside + A(0.5)) < last ? int(inside + A(0.5)) : last;",
+    ),
+)
+
 MUTATIONS = (
     COMPONENTS_MUTATIONS
     + COUNTS_MUTATIONS
     + CROSS_ENTROPY_MUTATIONS
     + STATISTICS_MUTATIONS
     + SCALE_MUTATIONS
+    + UPSAMPLED_CROSS_ENTROPY_MUTATIONS
 )
 
 
@@ -412,8 +505,10 @@ def build(mutation: Mutation | None, kernel: str, directory: Path) -> None:
 def outcome(mutation: Mutation | None, kernel: str, directory: Path) -> tuple[int, str]:
     """pytest's exit status, negative after a crash, and the end of its output."""
     build(mutation, kernel, directory)
-    tests = (mutation.tests if mutation is not None else "") or TESTS_OF[kernel]
-    process = start_pytest("race", ["-x", *TEST_FILES, "-k", tests], directory)
+    file, tests = TESTS_OF[kernel]
+    if mutation is not None and mutation.tests:
+        tests = mutation.tests
+    process = start_pytest("race", ["-x", file, "-k", tests], directory)
     try:
         output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:

@@ -10,7 +10,12 @@ from flavors import start_pytest
 from harness import FLAVOR
 
 INSTRUMENTED = ("race", "sanitize")
-TESTS = ("test_host_execution.py", "test_cuda_kernels.py", "test_component_kernels.py")
+TESTS = (
+    "test_host_execution.py",
+    "test_cuda_kernels.py",
+    "test_component_kernels.py",
+    "test_upsampling_kernels.py",
+)
 TIMEOUT_SECONDS = 400
 
 pytestmark = pytest.mark.skipif(FLAVOR != "plain", reason="started by the plain build's tests")

@@ -44,6 +44,22 @@ struct Divisor {
   }
 };
 
+// The same for small numbers, without floating-point arithmetic: exact while n * value < 2^32.
+struct SmallDivisor {
+  uint32_t value = 1;
+  uint64_t reciprocal = uint64_t(1) << 32;  // 2^32 / value, rounded up
+
+  SmallDivisor() = default;
+  explicit SmallDivisor(uint32_t value)
+      : value(value), reciprocal(((uint64_t(1) << 32) + value - 1) / value) {}
+
+  SEGUNC_DEVICE uint32_t divide(uint32_t n, uint32_t& remainder) const {
+    const uint32_t quotient = uint32_t((n * reciprocal) >> 32);
+    remainder = n - quotient * value;
+    return quotient;
+  }
+};
+
 // pixel_offset of class_map.h without divisions.
 struct PixelOffset {
   Divisor columns, rows;

@@ -11,6 +11,10 @@ template <class A>
 SEGUNC_DEVICE A larger(A a, A b) {
   return a > b ? a : b;
 }
+#ifdef __CUDA_ARCH__
+// One instruction rather than two; it never takes a NaN.
+SEGUNC_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
+#endif
 template <class A>
 constexpr A kInfinity = A(__builtin_huge_val());
 template <class A>
