@@ -183,7 +183,7 @@ struct Tile {
   math::Neighbours<A> slices;
   int64_t pixel;  // of the target: the first
   const T* data;  // the first logit that it blends
-  A* sums;        // [source rows][source columns][C], spaced as in the largest tile
+  A* sums;        // [source rows][source columns][C], spaced as in the largest tile, or null
 };
 
 template <class T>
@@ -204,8 +204,11 @@ SEGUNC_DEVICE Tile<T> tile_at(const UpsampledCrossEntropyParams& p, const TileWo
   tile.data = static_cast<const T*>(p.input) + image * p.map.image_stride +
               tile.slices.lower * p.map.stride[0] + tile.source_rows.first * p.map.stride[1] +
               tile.source_columns.first * p.map.stride[2];
-  tile.sums = static_cast<accumulate_t<T>*>(p.scratch) +
-              index * work.source_rows * work.source_columns * int64_t(work.classes.value);
+  tile.sums = nullptr;
+  if (p.grad_input) {
+    tile.sums = static_cast<accumulate_t<T>*>(p.scratch) +
+                index * work.source_rows * work.source_columns * int64_t(work.classes.value);
+  }
   return tile;
 }
 
