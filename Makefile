@@ -8,7 +8,7 @@ NATIVE := build/native
 HEADERS = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torch/include
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test native-tests bench wheel cuda lint format gpu-check clean
+.PHONY: help setup build demo test test-thorough native-tests bench wheel cuda lint format gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -34,9 +34,14 @@ native-tests: setup # the CUDA kernels and the math headers, built for the host
 		--log-level=WARNING
 	$(RUN) cmake --build build/tests
 
-test: setup native-tests ## every test that needs no GPU
-	$(RUN) SEGUNC_NATIVE_DIR="$(CURDIR)/build/tests/native" OMP_NUM_THREADS=1 \
-		python -m pytest -m "not cuda" -n 2 --dist loadfile -q
+PYTEST = $(RUN) SEGUNC_NATIVE_DIR="$(CURDIR)/build/tests/native" OMP_NUM_THREADS=1 \
+	python -m pytest -n 2 --dist loadfile -q
+
+test: setup native-tests ## the tests that need no GPU, in minutes
+	$(PYTEST) -m "not cuda and not thorough"
+
+test-thorough: setup native-tests ## more kernels broken on purpose: would the tests notice?
+	$(PYTEST) -m thorough python_tests/native
 
 bench: setup ## time the kernels against the references; table and plot in benchmarks/results
 	$(RUN) python -m benchmarks

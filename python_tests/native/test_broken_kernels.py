@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -517,19 +518,38 @@ def outcome(mutation: Mutation | None, kernel: str, directory: Path) -> tuple[in
     return process.returncode, output[-3000:]
 
 
+# Of every kernel the first ones run in `make test`, the others in `make test-thorough`.
+CORE = 2
+
+
+def parameters() -> list[Any]:
+    """The mutations; those beyond a kernel's core are marked."""
+    of_kernel: Counter[str] = Counter()
+    marked = []
+    for mutation in MUTATIONS:
+        of_kernel[mutation.kernel] += 1
+        thorough = [pytest.mark.thorough] if of_kernel[mutation.kernel] > CORE else []
+        marked.append(pytest.param(mutation, marks=thorough, id=str(mutation)))
+    return marked
+
+
 Outcomes = dict[str, Future[tuple[int, str]]]
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
-    """Every copy's, computed side by side."""
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Outcomes]:
+    """Those of every copy that is tested, computed side by side."""
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    wanted = [call.params["mutation"] for call in calls if call and "mutation" in call.params]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def submit(mutation: Mutation | None, kernel: str) -> Future[tuple[int, str]]:
             return pool.submit(outcome, mutation, kernel, tmp_path_factory.mktemp(kernel))
 
         futures = {"unchanged": submit(None, "scale")}
-        futures |= {str(mutation): submit(mutation, mutation.kernel) for mutation in MUTATIONS}
+        futures |= {str(mutation): submit(mutation, mutation.kernel) for mutation in wanted}
         yield futures
         pool.shutdown(cancel_futures=True)
 
@@ -540,7 +560,7 @@ def test_an_unchanged_copy_passes(outcomes: Outcomes) -> None:
     assert status == 0, output
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+@pytest.mark.parametrize("mutation", parameters())
 def test_broken_copies_fail(outcomes: Outcomes, mutation: Mutation) -> None:
     status, output = outcomes[str(mutation)].result()
     crashed = status < 0
