@@ -325,13 +325,15 @@ class _LossInputs(NamedTuple):
 _Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _fused_cross_entropy(
+def _cross_entropy_by(
+    function: Callable[..., Tensor],
     logits: Tensor,
     target: Tensor,
     pixel_weight: Tensor,
     upsample: sf.Upsample | None = None,
 ) -> Tensor:
-    return sf.cross_entropy(
+    """The weighted loss by ours or by the reference, which take the same arguments."""
+    return function(
         logits,
         target,
         pixel_weight=pixel_weight,
@@ -341,20 +343,8 @@ def _fused_cross_entropy(
     )
 
 
-def _reference_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    pixel_weight: Tensor,
-    upsample: sf.Upsample | None = None,
-) -> Tensor:
-    return reference.cross_entropy(
-        logits,
-        target,
-        pixel_weight=pixel_weight,
-        ignore_index=IGNORE_INDEX,
-        reduction="mean_all",
-        upsample=upsample,
-    )
+_fused_cross_entropy = partial(_cross_entropy_by, sf.cross_entropy)
+_reference_cross_entropy = partial(_cross_entropy_by, reference.cross_entropy)
 
 
 def _torch_cross_entropy(

@@ -152,71 +152,38 @@ def _register_fakes() -> None:
             *gradients(input, target, grad_input, grad_pixel_weight),
         )
 
-    @torch.library.register_fake("segunc_ops::cross_entropy_forward")
-    def _(
+    # The options end in grad_input and grad_pixel_weight, and start as told here.
+    def cross_entropy_forward(
         input: Tensor,
         target: Tensor,
         weight: Tensor | None,
         pixel_weight: Tensor | None,
         ignore_index: int,
         reduction: int,
-        label_smoothing: float,
-        grad_input: bool,
-        grad_pixel_weight: bool,
+        *options: Any,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return loss_and_gradients(input, target, reduction, grad_input, grad_pixel_weight)
+        return loss_and_gradients(input, target, reduction, *options[-2:])
 
-    @torch.library.register_fake("segunc_ops::cross_entropy_backward")
-    def _(
-        grad_output: Tensor,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        pixel_weight: Tensor | None,
-        normalizer: Tensor,
-        ignore_index: int,
-        reduction: int,
-        label_smoothing: float,
-        grad_input: bool,
-        grad_pixel_weight: bool,
+    def cross_entropy_backward(
+        grad_output: Tensor, input: Tensor, target: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor]:
-        return gradients(input, target, grad_input, grad_pixel_weight)
+        return gradients(input, target, *options[-2:])
 
-    @torch.library.register_fake("segunc_ops::upsampled_cross_entropy_forward")
-    def _(
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        pixel_weight: Tensor | None,
-        ignore_index: int,
-        reduction: int,
-        label_smoothing: float,
-        align_corners: bool,
-        grad_input: bool,
-        grad_pixel_weight: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return loss_and_gradients(input, target, reduction, grad_input, grad_pixel_weight)
+    for name in ("cross_entropy", "upsampled_cross_entropy"):
+        torch.library.register_fake(f"segunc_ops::{name}_forward", cross_entropy_forward)
+        torch.library.register_fake(f"segunc_ops::{name}_backward", cross_entropy_backward)
 
-    @torch.library.register_fake("segunc_ops::upsampled_cross_entropy_backward")
-    def _(
-        grad_output: Tensor,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        pixel_weight: Tensor | None,
-        normalizer: Tensor,
-        ignore_index: int,
-        reduction: int,
-        label_smoothing: float,
-        align_corners: bool,
-        grad_input: bool,
-        grad_pixel_weight: bool,
-    ) -> tuple[Tensor, Tensor]:
-        return gradients(input, target, grad_input, grad_pixel_weight)
-
-    @torch.library.register_fake("segunc_ops::scale_")
-    def _(self: Tensor, factor: Tensor) -> None:
+    def nothing(*_: Any) -> None:
         return None
+
+    for name in (
+        "scale_",
+        "accumulate_statistics_",
+        "accumulate_counts_",
+        "accumulate_map_counts_",
+        "accumulate_patch_counts_",
+    ):
+        torch.library.register_fake(f"segunc_ops::{name}", nothing)
 
     def maps(like: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
         dtype = accumulate_dtype(like.dtype)
@@ -231,12 +198,6 @@ def _register_fakes() -> None:
             first.shape if return_mean else (0,), dtype=accumulate_dtype(first.dtype)
         )
         return (*maps(first, (first.shape[0], *first.shape[2:])), mean)
-
-    @torch.library.register_fake("segunc_ops::accumulate_statistics_")
-    def _(
-        mean: Tensor, squared_deviations: Tensor, entropy_sum: Tensor, logits: Tensor, count: int
-    ) -> None:
-        return None
 
     @torch.library.register_fake("segunc_ops::finalize_statistics")
     def _(
@@ -260,49 +221,6 @@ def _register_fakes() -> None:
         bound: float | None,
     ) -> Tensor:
         return values.new_empty(values.shape)
-
-    @torch.library.register_fake("segunc_ops::accumulate_counts_")
-    def _(
-        input: Tensor,
-        target: Tensor,
-        uncertainty: Tensor | None,
-        ignore_index: int,
-        probabilities: bool,
-        confusion: Tensor | None,
-        uncertainty_sums: Tensor | None,
-        calibration: Tensor | None,
-        scores: Tensor | None,
-        histogram: Tensor | None,
-        outcome: Tensor | None,
-    ) -> None:
-        return None
-
-    @torch.library.register_fake("segunc_ops::accumulate_map_counts_")
-    def _(
-        prediction: Tensor,
-        confidence: Tensor | None,
-        target: Tensor,
-        uncertainty: Tensor | None,
-        num_classes: int,
-        ignore_index: int,
-        confusion: Tensor | None,
-        uncertainty_sums: Tensor | None,
-        calibration: Tensor | None,
-        histogram: Tensor | None,
-        outcome: Tensor | None,
-    ) -> None:
-        return None
-
-    @torch.library.register_fake("segunc_ops::accumulate_patch_counts_")
-    def _(
-        outcome: Tensor,
-        uncertainty: Tensor,
-        thresholds: Tensor,
-        window: int,
-        accuracy_threshold: float,
-        counts: Tensor,
-    ) -> None:
-        return None
 
 
 def _register_raising_autograd() -> None:

@@ -40,15 +40,18 @@ def _labels(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor
     """Which pixels count, and every pixel's class with 0 where it does not."""
     valid = target != ignore_index
     labels = torch.where(valid, target, torch.zeros_like(target)).long()
-    # Reading the values would synchronise a GPU or break a compiled graph; there gather checks.
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        outside = (labels < 0) | (labels >= num_classes)
-        if outside.any():
-            value = labels[outside][0].item()
-            raise IndexError(
-                f"target: expected a class in [0, {num_classes}) or {ignore_index}, got {value}"
-            )
+    _check_classes("target", labels, num_classes, f" or {ignore_index}")
     return valid, labels
+
+
+def _check_classes(name: str, labels: Tensor, num_classes: int, or_else: str = "") -> None:
+    # Reading the values would synchronise a GPU or break a compiled graph; there gather checks.
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        value = labels[outside][0].item()
+        raise IndexError(f"{name}: expected a class in [0, {num_classes}){or_else}, got {value}")
 
 
 def reduce_loss(
@@ -409,11 +412,7 @@ def accumulate_map_counts(
     """The same from maps of the prediction, without scores."""
     valid, labels = _labels(target, num_classes, ignore_index)
     prediction = torch.where(valid, prediction.long(), 0)
-    if prediction.device.type == "cpu" and not torch.compiler.is_compiling():
-        outside = (prediction < 0) | (prediction >= num_classes)
-        if outside.any():
-            value = prediction[outside][0].item()
-            raise IndexError(f"prediction: expected a class in [0, {num_classes}), got {value}")
+    _check_classes("prediction", prediction, num_classes)
     _count_predictions(
         prediction,
         labels,
