@@ -24,12 +24,13 @@ STABLE_TORCH_LIBRARY(segunc_ops, m) {
       "bool grad_pixel_weight) -> (Tensor grad_input, Tensor grad_pixel_weight)");
   m.def("scale_(Tensor(a!) self, Tensor factor) -> ()");
   m.def(
-      "predictive_statistics(Tensor[] samples, bool return_mean) -> (Tensor prediction, "
-      "Tensor confidence, Tensor std, Tensor entropy, Tensor expected_entropy, "
+      "predictive_statistics(Tensor[] samples, SymInt[] size, bool align_corners, "
+      "bool return_mean) -> (Tensor prediction, Tensor confidence, Tensor std, Tensor entropy, "
+      "Tensor expected_entropy, "
       "Tensor mutual_information, Tensor mean)");
   m.def(
       "accumulate_statistics_(Tensor(a!) mean, Tensor(b!) squared_deviations, "
-      "Tensor(c!) entropy_sum, Tensor logits, SymInt count) -> ()");
+      "Tensor(c!) entropy_sum, Tensor logits, SymInt count, bool align_corners) -> ()");
   m.def(
       "finalize_statistics(Tensor mean, Tensor squared_deviations, Tensor entropy_sum, "
       "SymInt count) -> (Tensor prediction, Tensor confidence, Tensor std, Tensor entropy, "
@@ -42,7 +43,8 @@ STABLE_TORCH_LIBRARY(segunc_ops, m) {
       "float? bound) -> Tensor");
   m.def(
       "accumulate_counts_(Tensor input, Tensor target, Tensor? uncertainty, SymInt ignore_index, "
-      "bool probabilities, Tensor(a!)? confusion, Tensor(b!)? uncertainty_sums, "
+      "bool probabilities, bool align_corners, Tensor(a!)? confusion, Tensor(b!)? "
+      "uncertainty_sums, "
       "Tensor(c!)? calibration, Tensor(d!)? scores, Tensor(e!)? histogram, Tensor(f!)? outcome) "
       "-> ()");
   m.def(

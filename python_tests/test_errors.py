@@ -430,11 +430,11 @@ RAW: dict[str, tuple[Callable[[Any], Any], str]] = {
         "factor: expected one float32 or float64 element",
     ),
     "samples": (
-        lambda ops: ops.predictive_statistics([_x(), _x(2, 3, 5, 4).mT], False),
+        lambda ops: ops.predictive_statistics([_x(), _x(2, 3, 5, 4).mT], [], False, False),
         "samples: expected the same strides, type and device for all",
     ),
     "state": (
-        lambda ops: ops.accumulate_statistics_(_x(), _x(), _x(), _x(), 1),
+        lambda ops: ops.accumulate_statistics_(_x(), _x(), _x(), _x(), 1, False),
         "entropy_sum: expected shape (2, 4, 5), got (2, 3, 4, 5)",
     ),
 }

@@ -192,12 +192,17 @@ def _register_fakes() -> None:
         ]
 
     @torch.library.register_fake("segunc_ops::predictive_statistics")
-    def _(samples: list[Tensor], return_mean: bool) -> tuple[Tensor, ...]:
+    def _(
+        samples: list[Tensor], size: list[int], align_corners: bool, return_mean: bool
+    ) -> tuple[Tensor, ...]:
         first = samples[0]
+        images, classes, *pixels = first.shape
+        pixels = list(size) or pixels
         mean = first.new_empty(
-            first.shape if return_mean else (0,), dtype=accumulate_dtype(first.dtype)
+            (images, classes, *pixels) if return_mean else (0,),
+            dtype=accumulate_dtype(first.dtype),
         )
-        return (*maps(first, (first.shape[0], *first.shape[2:])), mean)
+        return (*maps(first, (images, *pixels)), mean)
 
     @torch.library.register_fake("segunc_ops::finalize_statistics")
     def _(

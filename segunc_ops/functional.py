@@ -406,7 +406,9 @@ def predictive_statistics(
         each = [sample.contiguous() for sample in each]
     if not isinstance(samples, Tensor) and len(each) > _MAX_SCATTERED and each[0].is_cuda:
         each = list(torch.stack(each).unbind(0))
-    *maps, mean = ops.predictive_statistics([_addressable(s) for s in each], return_mean)
+    *maps, mean = ops.predictive_statistics(
+        [_addressable(s) for s in each], [], False, return_mean
+    )
     return PredictiveStatistics._make([*maps, mean if return_mean else None])
 
 
@@ -443,7 +445,7 @@ def accumulate_statistics(
     )
     if is_native(logits.device):
         ops.accumulate_statistics_(
-            mean, squared_deviations, entropy_sum, _addressable(logits), count
+            mean, squared_deviations, entropy_sum, _addressable(logits), count, False
         )
     else:
         reference.accumulate_statistics(mean, squared_deviations, entropy_sum, logits, count)
@@ -611,6 +613,7 @@ def accumulate_counts(
             uncertainty,
             ignore_index,
             from_probabilities,
+            False,
             counts.confusion,
             counts.uncertainty_sums,
             counts.calibration,

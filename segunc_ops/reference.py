@@ -359,6 +359,7 @@ def accumulate_counts(
     uncertainty: Tensor | None,
     ignore_index: int,
     probabilities: bool,
+    align_corners: bool,
     confusion: Tensor | None,
     uncertainty_sums: Tensor | None,
     calibration: Tensor | None,

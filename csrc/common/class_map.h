@@ -21,7 +21,22 @@ struct ClassMap {
   Layout layout;
 };
 
+// Logits that kernels interpolate on the fly: results have other pixels than the logits. Then the
+// spatial axes of the logits' map are not merged: its size[] and stride[] are those of depth,
+// height and width in any layout (depth 1 in 2-D).
+struct Interpolation {
+  bool used;        // else the pixels are the same
+  int64_t size[3];  // of the results: depth, height, width (depth 1 in 2-D)
+  bool align_corners;
+};
+
 inline namespace SEGUNC_VARIANT {
+// Pixels of an image of the results.
+SEGUNC_HD int64_t result_pixels(const ClassMap& map, const Interpolation& interpolation) {
+  const int64_t* size = interpolation.size;
+  return interpolation.used ? size[0] * size[1] * size[2] : map.pixels;
+}
+
 SEGUNC_HD int64_t pixel_offset(const ClassMap& map, int64_t pixel) {
   const int64_t row = pixel / map.size[2];
   return row / map.size[1] * map.stride[0] + row % map.size[1] * map.stride[1] +

@@ -145,6 +145,53 @@ inline ClassMap class_map_of(const char* name, const Tensor& tensor, bool fold_i
   return map;
 }
 
+// A map whose size[] and stride[] are those of depth, height and width in any layout.
+inline ClassMap unmerged_map_of(const char* name, const Tensor& tensor) {
+  ClassMap map = class_map_of(name, tensor, false);
+  const int64_t unused = 5 - int64_t(tensor.dim());
+  for (int64_t axis = 0; axis < 3; ++axis) {
+    map.size[axis] = axis < unused ? 1 : tensor.size(axis - unused + 2);
+    map.stride[axis] = axis < unused ? 0 : tensor.stride(axis - unused + 2);
+  }
+  return map;
+}
+
+// What interpolates a map of unmerged axes to pixels (N, *).
+inline Interpolation interpolation_to(const char* name, const Tensor& tensor, const ClassMap& map,
+                                      Sizes pixels, bool align_corners) {
+  if (tensor.dim() != 4 && tensor.dim() != 5)
+    fail(std::string(name) + ": expected shape (N, C, H, W) or (N, C, D, H, W), got " +
+         to_string(tensor.sizes()));
+  if (int64_t(pixels.size()) != tensor.dim() - 1 || pixels[0] != tensor.size(0))
+    fail(std::string(name) + ": expected shape (N, C, *) for results of shape " +
+         to_string(pixels) + ", got " + to_string(tensor.sizes()));
+  constexpr int64_t kMost = 1 << 30;  // positions of an axis are ints
+  Interpolation interpolation{true, {1, 1, 1}, align_corners};
+  for (int64_t axis = 0; axis < 3; ++axis) {
+    const int64_t from_end = 3 - axis, dims = int64_t(pixels.size());
+    if (from_end < dims) interpolation.size[axis] = pixels[dims - from_end];
+    for (const int64_t size : {map.size[axis], interpolation.size[axis]})
+      if (size < 1 || size > kMost)
+        fail(std::string(name) + ": expected 1 to 2^30 positions along each axis, got " +
+             to_string(tensor.sizes()) + " for results of shape " + to_string(pixels));
+  }
+  return interpolation;
+}
+
+// Sets p.map and p.interpolation for results of pixels (N, *), of which those of the logits are
+// taken as they are. fold_images: as for class_map_of.
+template <class Params>
+void set_pixels(Params& p, const char* name, const Tensor& logits, Sizes pixels, bool align_corners,
+                bool fold_images) {
+  p.interpolation = {};
+  if (pixels.equals(without_classes(logits))) {
+    p.map = class_map_of(name, logits, fold_images);
+    return;
+  }
+  p.map = unmerged_map_of(name, logits);
+  p.interpolation = interpolation_to(name, logits, p.map, pixels, align_corners);
+}
+
 // Like torch.empty_like: the same strides where they are dense.
 inline Tensor allocate_like(const Tensor& tensor) { return torch::stable::empty_like(tensor); }
 

@@ -48,15 +48,16 @@ inline uint8_t* outcome_of(const OptionalTensor& outcome, Sizes sizes, const Ten
 
 template <class Backend>
 void accumulate_counts(const Tensor& input, const Tensor& target, OptionalTensor uncertainty,
-                       int64_t ignore_index, bool probabilities, OptionalTensor confusion,
-                       OptionalTensor uncertainty_sums, OptionalTensor calibration,
-                       OptionalTensor scores, OptionalTensor histogram, OptionalTensor outcome) {
+                       int64_t ignore_index, bool probabilities, bool align_corners,
+                       OptionalTensor confusion, OptionalTensor uncertainty_sums,
+                       OptionalTensor calibration, OptionalTensor scores, OptionalTensor histogram,
+                       OptionalTensor outcome) {
   const Backend backend(input);
   CountsParams p{};
-  p.map = class_map_of("input", input, true);
+  set_pixels(p, "input", input, target.sizes(), align_corners, true);
   p.dtype = dtype_of("input", input);
   p.target_type = index_type_of("target", target);
-  const std::vector<int64_t> pixels = without_classes(input);
+  const Sizes pixels = target.sizes();
   check_dense("target", target, pixels, target.scalar_type(), input);
   p.tables =
       tables_of(confusion, uncertainty_sums, calibration, scores, histogram, p.map.classes, input);

@@ -47,12 +47,13 @@ inline std::array<TableSpan, 5> spans_of(const CountTables& t, int64_t classes) 
 
 // A is float, or double for double inputs.
 struct CountsParams {
-  const void* input;        // [N, C, P] of dtype, laid out as map: logits, or probabilities
+  const void* input;        // [N, C, Q] of dtype, laid out as map: logits, or probabilities
   const void* target;       // [N, P] of target_type, contiguous
   const void* uncertainty;  // [N, P] of A, contiguous, or null
   uint8_t* outcome;         // [N, P], overwritten, or null
   CountTables tables;
   ClassMap map;
+  Interpolation interpolation;
   Dtype dtype;
   IndexType target_type;
   bool probabilities;

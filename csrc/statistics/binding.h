@@ -27,12 +27,17 @@ inline std::pair<Maps, StatisticsMaps> allocate_maps(const Tensor& like, Sizes s
 
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> predictive_statistics(
-    std::vector<Tensor> samples, bool return_mean) {
+    std::vector<Tensor> samples, std::vector<int64_t> size, bool align_corners, bool return_mean) {
   if (samples.empty()) fail("samples: expected at least one, got none");
   const Tensor& first = samples[0];
   const Backend backend(first);
   StatisticsParams p{};
-  p.map = class_map_of("samples", first, !return_mean);
+  std::vector<int64_t> pixels = without_classes(first);
+  if (!size.empty()) {
+    pixels.resize(1);
+    pixels.insert(pixels.end(), size.begin(), size.end());
+  }
+  set_pixels(p, "samples", first, pixels, align_corners, !return_mean);
   p.dtype = dtype_of("samples", first);
   p.count = int64_t(samples.size());
   std::vector<const void*> pointers;
@@ -44,10 +49,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> predictive_st
     pointers.push_back(sample.const_data_ptr());
   }
   p.samples = pointers.data();
-  auto [maps, places] = allocate_maps(first, without_classes(first));
+  auto [maps, places] = allocate_maps(first, pixels);
   p.maps = places;
-  Tensor mean = return_mean ? allocate(first, first.sizes(), accumulate_type(first))
-                            : allocate(first, {0}, accumulate_type(first));
+  if (return_mean)
+    pixels.insert(pixels.begin() + 1, first.size(1));
+  else
+    pixels = {0};
+  Tensor mean = allocate(first, pixels, accumulate_type(first));
   if (return_mean) p.mean = mean.mutable_data_ptr();
   backend.statistics(p);
   return std::tuple_cat(maps, std::make_tuple(mean));
@@ -55,15 +63,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> predictive_st
 
 template <class Backend>
 void accumulate_statistics(const Tensor& mean, const Tensor& squared_deviations,
-                           const Tensor& entropy_sum, const Tensor& logits, int64_t count) {
+                           const Tensor& entropy_sum, const Tensor& logits, int64_t count,
+                           bool align_corners) {
   const Backend backend(logits);
   const ScalarType type = accumulate_type(logits);
-  check_dense("mean", mean, logits.sizes(), type, logits);
-  check_dense("squared_deviations", squared_deviations, logits.sizes(), type, logits);
-  check_dense("entropy_sum", entropy_sum, without_classes(logits), type, logits);
+  check_dense("mean", mean, mean.sizes(), type, logits);
+  if (mean.dim() < 2 || mean.size(1) != logits.size(1))
+    fail("mean: expected shape (N, " + std::to_string(logits.size(1)) + ", *), got " +
+         to_string(mean.sizes()));
+  check_dense("squared_deviations", squared_deviations, mean.sizes(), type, logits);
+  check_dense("entropy_sum", entropy_sum, without_classes(mean), type, logits);
   AccumulateParams p{};
   p.sample = logits.const_data_ptr();
-  p.map = class_map_of("logits", logits, false);
+  set_pixels(p, "logits", logits, entropy_sum.sizes(), align_corners, false);
   p.dtype = dtype_of("logits", logits);
   p.mean = mean.mutable_data_ptr();
   p.squared_deviations = squared_deviations.mutable_data_ptr();

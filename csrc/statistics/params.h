@@ -1,4 +1,5 @@
-// What the statistics kernels read and write. S samples, N images, C classes, P pixels an image.
+// What the statistics kernels read and write. S samples, N images, C classes, P pixels an image of
+// the results, Q of the logits, which is P unless they are interpolated.
 #pragma once
 #include <cstdint>
 
@@ -19,9 +20,10 @@ struct StatisticsMaps {
 
 // All samples at once.
 struct StatisticsParams {
-  const void* const* samples;  // [S] pointers to [N, C, P] of dtype, each laid out as map
+  const void* const* samples;  // [S] pointers to [N, C, Q] of dtype, each laid out as map
   int64_t count;               // S
   ClassMap map;
+  Interpolation interpolation;
   Dtype dtype;
   StatisticsMaps maps;
   void* mean;  // [N, C, P] of A, contiguous, or null
@@ -30,8 +32,9 @@ struct StatisticsParams {
 // One more sample into a running state: probabilities' mean, their sum of squared deviations, and
 // the sum of the samples' entropies.
 struct AccumulateParams {
-  const void* sample;  // [N, C, P] of dtype, laid out as map
+  const void* sample;  // [N, C, Q] of dtype, laid out as map
   ClassMap map;
+  Interpolation interpolation;
   Dtype dtype;
   void* mean;                // [N, C, P] of A, contiguous
   void* squared_deviations;  // [N, C, P] of A, contiguous

@@ -6,39 +6,13 @@
 
 namespace segunc {
 
-// A map whose size[] and stride[] are those of depth, height and width in any layout.
-inline ClassMap unmerged_map_of(const char* name, const Tensor& tensor) {
-  ClassMap map = class_map_of(name, tensor, false);
-  const int64_t unused = 5 - int64_t(tensor.dim());
-  for (int64_t axis = 0; axis < 3; ++axis) {
-    map.size[axis] = axis < unused ? 1 : tensor.size(axis - unused + 2);
-    map.stride[axis] = axis < unused ? 0 : tensor.stride(axis - unused + 2);
-  }
-  return map;
-}
-
 inline UpsampledCrossEntropyParams upsampled_cross_entropy_params(
     const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
     const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing,
     bool align_corners) {
-  if (input.dim() != 4 && input.dim() != 5)
-    fail("input: expected shape (N, C, H, W) or (N, C, D, H, W), got " + to_string(input.sizes()));
-  if (target.dim() != input.dim() - 1 || target.size(0) != input.size(0))
-    fail("target: expected shape (N, *) for input of shape " + to_string(input.sizes()) + ", got " +
-         to_string(target.sizes()));
   UpsampledCrossEntropyParams p{};
   p.map = p.grad_map = unmerged_map_of("input", input);
-  constexpr int64_t kMost = 1 << 30;  // positions of an axis are ints
-  for (int64_t axis = 0; axis < 3; ++axis) {
-    const int64_t from_end = 3 - axis;
-    p.size[axis] = from_end < target.dim() ? target.size(target.dim() - from_end) : 1;
-    if (p.map.size[axis] < 1 || p.map.size[axis] > kMost)
-      fail("input: expected 1 to 2^30 positions along each axis, got " + to_string(input.sizes()));
-    if (p.size[axis] < 1 || p.size[axis] > kMost)
-      fail("target: expected 1 to 2^30 positions along each axis, got " +
-           to_string(target.sizes()));
-  }
-  p.align_corners = align_corners;
+  p.interpolation = interpolation_to("input", input, p.map, target.sizes(), align_corners);
   set_loss_tensors(p, input, target, weight, pixel_weight, ignore_index, label_smoothing);
   return p;
 }

@@ -280,10 +280,10 @@ struct Plan {
   explicit Plan(const UpsampledCrossEntropyParams& p)
       : p(p),
         bands(p),
-        planes(p.map.size[0], p.size[0], p.align_corners),
-        rows(p.map.size[1], p.size[1], p.align_corners) {
-    const auto axis =
-        math::interpolated_axis<A>(int(p.map.size[2]), int(p.size[2]), p.align_corners);
+        planes(p.map.size[0], p.interpolation.size[0], p.interpolation.align_corners),
+        rows(p.map.size[1], p.interpolation.size[1], p.interpolation.align_corners) {
+    const auto axis = math::interpolated_axis<A>(int(p.map.size[2]), int(p.interpolation.size[2]),
+                                                 p.interpolation.align_corners);
     for (int first = 0; first < axis.size; first += strips.back().count)
       strips.emplace_back(axis, first);
     if (!p.grad_input) return;
@@ -394,7 +394,9 @@ class UnitRunner {
       for (int o = plan_.planes.begin(plane_); o < plan_.planes.end(plane_); ++o)
         for (int i = plan_.rows.begin(row); i < plan_.rows.end(row); ++i) {
           const int64_t at =
-              ((image_ * p_.size[0] + o) * p_.size[1] + i) * p_.size[2] + strip.first;
+              ((image_ * p_.interpolation.size[0] + o) * p_.interpolation.size[1] + i) *
+                  p_.interpolation.size[2] +
+              strip.first;
           const A by_plane = plan_.planes.weight(o), by_row = plan_.rows.weight(i);
           if (strip.count == T)
             run_row(*lower, *upper, by_plane, by_row, at, std::integral_constant<int, T>{});

@@ -76,7 +76,8 @@ struct Axes {
 template <class A>
 Axes<A> make_axes(const UpsampledCrossEntropyParams& p) {
   const auto axis = [&](int i) {
-    return math::interpolated_axis<A>(int(p.map.size[i]), int(p.size[i]), p.align_corners);
+    return math::interpolated_axis<A>(int(p.map.size[i]), int(p.interpolation.size[i]),
+                                      p.interpolation.align_corners);
   };
   return {axis(0), axis(1), axis(2)};
 }
@@ -131,16 +132,17 @@ std::optional<TileWork> make_tile_work(const UpsampledCrossEntropyParams& p) {
   // As wide as possible, but evenly, and in whole warps.
   const int most = Policy::kTileThreads >> work.team_shift;
   const int granule = int(kWarpSize) >> work.team_shift;
-  const int even = divide_up(p.size[2], divide_up(p.size[2], most));
+  const int even = divide_up(p.interpolation.size[2], divide_up(p.interpolation.size[2], most));
   work.columns = divide_up(even, granule) * granule;
-  work.column_tiles = Divisor(divide_up(p.size[2], work.columns));
-  work.slices = Divisor(p.size[0]);
+  work.column_tiles = Divisor(divide_up(p.interpolation.size[2], work.columns));
+  work.slices = Divisor(p.interpolation.size[0]);
   const auto tiles_of = [&](int rows) {
-    return p.map.images * p.size[0] * divide_up(p.size[1], rows) * work.column_tiles.value;
+    return p.map.images * p.interpolation.size[0] * divide_up(p.interpolation.size[1], rows) *
+           work.column_tiles.value;
   };
   work.rows = Policy::kMaxRows;
   while (work.rows > Policy::kMinRows && tiles_of(work.rows) < Policy::kEnoughTiles) work.rows /= 2;
-  work.row_tiles = Divisor(divide_up(p.size[1], work.rows));
+  work.row_tiles = Divisor(divide_up(p.interpolation.size[1], work.rows));
   work.tiles = tiles_of(work.rows);
   work.blocks = std::min(work.tiles, Policy::kMaxBlocks);
   work.source_rows = largest_span(axes.rows, work.rows);
@@ -162,7 +164,7 @@ struct PixelWork : Work {
 };
 
 int64_t target_pixels(const UpsampledCrossEntropyParams& p) {
-  return p.map.images * p.size[0] * p.size[1] * p.size[2];
+  return p.map.images * result_pixels(p.map, p.interpolation);
 }
 
 PixelWork make_pixel_work(const UpsampledCrossEntropyParams& p) {
@@ -195,12 +197,14 @@ SEGUNC_DEVICE Tile<T> tile_at(const UpsampledCrossEntropyParams& p, const TileWo
   Tile<T> tile;
   tile.row = int(row) * work.rows;
   tile.column = int(column) * work.columns;
-  tile.rows = smaller(work.rows, int(p.size[1]) - tile.row);
-  tile.columns = smaller(work.columns, int(p.size[2]) - tile.column);
+  tile.rows = smaller(work.rows, int(p.interpolation.size[1]) - tile.row);
+  tile.columns = smaller(work.columns, int(p.interpolation.size[2]) - tile.column);
   tile.source_rows = span_of(axes.rows, tile.row, tile.rows);
   tile.source_columns = span_of(axes.columns, tile.column, tile.columns);
   tile.slices = math::neighbours_of(axes.slices, int(slice));
-  tile.pixel = ((image * p.size[0] + slice) * p.size[1] + tile.row) * p.size[2] + tile.column;
+  tile.pixel = ((image * p.interpolation.size[0] + slice) * p.interpolation.size[1] + tile.row) *
+                   p.interpolation.size[2] +
+               tile.column;
   tile.data = static_cast<const T*>(p.input) + image * p.map.image_stride +
               tile.slices.lower * p.map.stride[0] + tile.source_rows.first * p.map.stride[1] +
               tile.source_columns.first * p.map.stride[2];
@@ -377,7 +381,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
       const int end = tile.row + tile.rows, source_row = tile.source_rows.first + step - 1;
 #pragma unroll 1
       for (; row < end && down.lower == source_row;
-           row++, pixel += p.size[2], down = math::neighbours_of(axes.rows, row)) {
+           row++, pixel += p.interpolation.size[2], down = math::neighbours_of(axes.rows, row)) {
         int label[1] = {kIgnored};
         if (inside) load_labels(p, pixel, label);
         const bool valid = label[0] >= 0;
@@ -562,7 +566,9 @@ struct TargetSizes {
   Divisor slices, rows, columns;
 
   explicit TargetSizes(const UpsampledCrossEntropyParams& p)
-      : slices(p.size[0]), rows(p.size[1]), columns(p.size[2]) {}
+      : slices(p.interpolation.size[0]),
+        rows(p.interpolation.size[1]),
+        columns(p.interpolation.size[2]) {}
 };
 
 // The logits that a target pixel blends.
@@ -678,7 +684,9 @@ __global__ void __launch_bounds__(Policy::kGatherThreads, 4)
         const auto near_row = math::neighbours_of(axes.rows, row);
         const A share_of_row = math::interpolation_share(near_slice, item.slice) *
                                math::interpolation_share(near_row, item.row);
-        const int64_t first = ((item.image * p.size[0] + slice) * p.size[1] + row) * p.size[2];
+        const int64_t first =
+            ((item.image * p.interpolation.size[0] + slice) * p.interpolation.size[1] + row) *
+            p.interpolation.size[2];
         for (int column = columns.first; column < columns.last; column++) {
           const auto near_column = math::neighbours_of(axes.columns, column);
           const A share = share_of_row * math::interpolation_share(near_column, item.column);

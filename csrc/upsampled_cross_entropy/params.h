@@ -23,18 +23,15 @@ struct UpsampledCrossEntropyParams {
   void* grad_input;          // [N, C, *source] of dtype, laid out as grad_map, or null
   void* grad_pixel_weight;   // [N, *size] of A, or null
   void* scratch;             // as many bytes as the backend asks for
-  // Of the logits. Here spatial axes are never merged: size[] and stride[] are those of depth,
-  // height and width in any layout (depth 1 in 2-D).
-  ClassMap map, grad_map;
-  int64_t size[3];  // of the target: depth, height, width (depth 1 in 2-D)
-  bool align_corners;
+  ClassMap map, grad_map;    // of the logits
+  Interpolation interpolation;
   Dtype dtype;
   IndexType target_type;
   bool upstream_is_scalar;
   int64_t ignore_index;
   double label_smoothing;
   // The first target outside [0, C) that is not ignore_index. CPU: its pixel's index in
-  // [0, N size[0] size[1] size[2]), the lowest one wins. CUDA: host-mapped, {1, the value}; the
+  // [0, N * product of size), the lowest one wins. CUDA: host-mapped, {1, the value}; the
   // pixel's loss is NaN.
   int64_t* bad_target;
 };

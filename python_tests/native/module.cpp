@@ -190,9 +190,10 @@ UpsampledCrossEntropyParams upsampled_cross_entropy_params(const py::kwargs& kwa
   set_cross_entropy_params(fields, false, params);
   const py::array target = fields.array("target");
   for (py::ssize_t i = 2, axis = target.ndim() - 1; i >= 0; i--, axis--) {
-    params.size[i] = axis >= 1 ? target.shape(axis) : 1;
+    params.interpolation.size[i] = axis >= 1 ? target.shape(axis) : 1;
   }
-  params.align_corners = fields.value<bool>("align_corners");
+  params.interpolation.used = true;
+  params.interpolation.align_corners = fields.value<bool>("align_corners");
   params.scratch = fields.contiguous("scratch");
   fields.finish();
   return params;
