@@ -114,6 +114,16 @@ def test_nothing_to_summarise(shape):
     assert found.mean.shape == shape[1:]
 
 
+def test_small_probabilities_keep_their_digits() -> None:
+    gap = torch.linspace(0, 86, 100_003)
+    samples = torch.stack((torch.zeros_like(gap), -gap)).view(1, 1, 2, -1)
+    found = sf.predictive_statistics(samples, return_mean=True).mean
+    assert found is not None
+    small, exact = found[0, 1].double(), samples[0, 0].double().softmax(0)[1]
+    # An exponential and a quotient of a sum, each rounded.
+    assert ((small / exact - 1).abs() < 4 * torch.finfo(torch.float32).eps).all()
+
+
 def test_ties_go_to_the_lowest_class():
     samples = torch.zeros(3, 1, 7, 40)
     samples[:, :, 3:] = 1

@@ -34,7 +34,7 @@ void run_units(const CrossEntropyParams& p, int64_t begin, int64_t end) {
     write_losses(p, targets, at, n, px, lane);
     if (!p.grad_input) return;
 
-    take_targets_off(targets, n, tile, px);
+    take_targets_off(targets, C, n, tile, px);
     S* grad = static_cast<S*>(p.grad_input);
     if (targets.spread > A(0))
       write_tile<T>(p.grad_map, grad, image, pixel, n, tile, buffer,

@@ -468,7 +468,7 @@ class UnitRunner {
     exponentials<T>(C_, n, tile, px_.maximum, Ahead<A>{tile, 0}, Sum<A>{px_.sum});
     write_losses(p_, targets_, at, n, px_, lane_);
     if (!p_.grad_input) return;
-    take_targets_off(targets_, n, tile, px_);
+    take_targets_off(targets_, C_, n, tile, px_);
     if (targets_.spread > A(0))
       unblend<true>(rows, targets_, C_, n, tile, px_);
     else

@@ -12,6 +12,10 @@ namespace segunc {
 inline namespace SEGUNC_VARIANT {
 namespace tiles {
 
+// Up to so many classes all of a pixel's are visited to find its target's: each as a vector, where
+// reaching for one goes pixel by pixel.
+constexpr int kFewClasses = 12;
+
 // What a tile of pixels holds beside its logits.
 template <class A, int T>
 struct Pixels {
@@ -107,10 +111,12 @@ SEGUNC_HD void read_pixels(const Params& p, const Targets<A>& targets, int64_t a
   with_index_type(p.target_type, [&](auto y) __attribute__((always_inline)) {
     using Y = decltype(y);
     if (!read_labels<Y>(p, targets, at, n, px)) find_bad_target<Y>(p, at, n);
+    prefetch(static_cast<const Y*>(p.target) + at + T, T * int(sizeof(Y)));
   });
   const A* __restrict weight = static_cast<const A*>(p.pixel_weight);
   const A* __restrict upstream = static_cast<const A*>(p.upstream);
   for (int j = 0; j < n; ++j) px.weight[j] = weight ? weight[at + j] : A(1);
+  if (weight) prefetch(weight + at + T, T * int(sizeof(A)));
   if (upstream && !p.upstream_is_scalar)
     for (int j = 0; j < n; ++j) px.upstream[j] = upstream[at + j] * targets.scale;
   else
@@ -131,10 +137,16 @@ struct Sum {
 template <class A, int T>
 SEGUNC_HD void read_logits(const Targets<A>& targets, int C, int n, const A* __restrict tile,
                            Pixels<A, T>& px) {
-  for (int j = 0; j < n; ++j) {
-    px.target_shifted[j] = tile[px.label[j] * T + j] - px.maximum[j];
-    px.smooth[j] = A(0);
-  }
+  if (C <= kFewClasses)
+    for (int j = 0; j < n; j += kLanes<A>) {
+      const IndexPack<A> label = load_indices<A>(px.label + j);
+      Pack<A> logit = load_pack(tile + j);
+      for (int c = 1; c < C; ++c) logit = label == c ? load_pack(tile + c * T + j) : logit;
+      store_pack(px.target_shifted + j, logit - load_pack(px.maximum + j));
+    }
+  else
+    for (int j = 0; j < n; ++j) px.target_shifted[j] = tile[px.label[j] * T + j] - px.maximum[j];
+  for (int j = 0; j < n; ++j) px.smooth[j] = A(0);
   if (targets.spread > A(0))
     for (int c = 0; c < C; ++c) {
       const A b = targets.spread_of(c);
@@ -165,14 +177,24 @@ SEGUNC_HD void write_losses(const Params& p, const Targets<A>& targets, int64_t 
 // gradient of pixel j in class c is then clear_unless(px.valid[j], v) with
 //   v = tile[c * T + j] * px.sum[j] - px.slope[j] * b_c.
 template <class A, int T>
-SEGUNC_HD void take_targets_off(const Targets<A>& targets, int n, A* __restrict tile,
+SEGUNC_HD void take_targets_off(const Targets<A>& targets, int C, int n, A* __restrict tile,
                                 Pixels<A, T>& px) {
   for (int j = 0; j < n; ++j) {
     const A total = px.on_target[j] + targets.spread_total;
     px.maximum[j] = total != A(0) ? px.on_target[j] / total * px.sum[j] : A(0);
     px.sum[j] = px.slope[j] * (total / px.sum[j]);
   }
-  for (int j = 0; j < n; ++j) tile[px.label[j] * T + j] -= px.maximum[j];
+  if (C <= kFewClasses)
+    for (int j = 0; j < n; j += kLanes<A>) {
+      const IndexPack<A> label = load_indices<A>(px.label + j);
+      const Pack<A> part = load_pack(px.maximum + j);
+      for (int c = 0; c < C; ++c) {
+        A* const row = tile + c * T + j;
+        store_pack(row, load_pack(row) - (label == c ? part : Pack<A>{}));
+      }
+    }
+  else
+    for (int j = 0; j < n; ++j) tile[px.label[j] * T + j] -= px.maximum[j];
 }
 
 }  // namespace tiles

@@ -83,6 +83,7 @@ SEGUNC_HD A maximum_of(A maximum, A v) {
 #if defined(__GNUC__)
 typedef float Float8 __attribute__((vector_size(32), aligned(4)));
 typedef int32_t Int8 __attribute__((vector_size(32)));
+typedef uint16_t Half8 __attribute__((vector_size(16), aligned(2)));
 
 // Columns of eight rows of eight become rows.
 SEGUNC_HD void transpose(Float8 (&r)[8]) {
@@ -100,6 +101,34 @@ SEGUNC_HD void transpose(Float8 (&r)[8]) {
     r[i] = __builtin_shuffle(b[i], b[i + 4], Int8{0, 1, 2, 3, 8, 9, 10, 11});
     r[i + 4] = __builtin_shuffle(b[i], b[i + 4], Int8{4, 5, 6, 7, 12, 13, 14, 15});
   }
+}
+SEGUNC_HD void transpose(Half8 (&r)[8]) {
+  for (int round = 0; round < 3; ++round) {
+    Half8 a[8];
+    for (int i = 0; i < 4; ++i) {
+      a[2 * i] = __builtin_shuffle(r[i], r[i + 4], Half8{0, 8, 1, 9, 2, 10, 3, 11});
+      a[2 * i + 1] = __builtin_shuffle(r[i], r[i + 4], Half8{4, 12, 5, 13, 6, 14, 7, 15});
+    }
+    for (int i = 0; i < 8; ++i) r[i] = a[i];
+  }
+}
+
+template <class S>
+struct RunOf {
+  typedef Half8 type;
+};
+template <>
+struct RunOf<float> {
+  typedef Float8 type;
+};
+
+// Transposes eight runs of eight elements, `from` apart, to such `to` apart.
+template <class S>
+SEGUNC_HD void transpose(const S* in, int64_t from, S* out, int64_t to) {
+  typename RunOf<S>::type block[8];
+  for (int i = 0; i < 8; ++i) std::memcpy(&block[i], in + i * from, sizeof block[i]);
+  transpose(block);
+  for (int i = 0; i < 8; ++i) std::memcpy(out + i * to, &block[i], sizeof block[i]);
 }
 #endif
 
@@ -129,49 +158,61 @@ SEGUNC_HD Ahead<S> ahead_of(const ClassMap& map, const S* data, int64_t image, i
   return {data + image * map.image_stride + (row ? pixel : 0), row};
 }
 
-// One run of channels-last pixels to rows: in[j * C + c] -> tile[c * T + j].
+// One run of channels-last pixels to rows: in[j * C + c] -> tile[c * T + j]. Meanwhile the next T
+// pixels are fetched.
 template <int T, class S, class A>
 SEGUNC_HD void rows_from_channels(const S* __restrict in, int C, int n, A* __restrict tile) {
-  int j = 0;
+  int done = 0;  // pixels
   if constexpr (std::is_same_v<A, float>) {
     if (C >= 8) {
-      for (; j + 8 <= n; j += 8)
-        for (int c = 0; c < C; c += 8) {
-          const int first = std::min(c, C - 8);  // the last block overlaps the one before
-          Float8 block[8];
-          for (int i = 0; i < 8; ++i)
-            for (int k = 0; k < 8; ++k) block[i][k] = to_accumulate(in[(j + i) * C + first + k]);
-          transpose(block);
+      done = n / 8 * 8;
+      for (int c = 0; c < C; c += 8) {
+        const int first = std::min(c, C - 8);  // the last block overlaps the one before
+        A* const rows = tile + first * T;
+        if constexpr (std::is_same_v<S, float>) {
+          for (int j = 0; j < done; j += 8) {
+            if (c == 0) prefetch(in + (j + T) * C, 8 * C * int(sizeof(S)));
+            transpose(in + j * C + first, C, rows + j, T);
+          }
+        } else {
+          alignas(kAlignment) S block[8 * T];
+          for (int j = 0; j < done; j += 8) {
+            if (c == 0) prefetch(in + (j + T) * C, 8 * C * int(sizeof(S)));
+            transpose(in + j * C + first, C, block + j, T);
+          }
           for (int k = 0; k < 8; ++k)
-            *reinterpret_cast<Float8*>(tile + (first + k) * T + j) = block[k];
+            for (int j = 0; j < done; ++j) rows[k * T + j] = to_accumulate(block[k * T + j]);
         }
+      }
     }
   }
   for (int c = 0; c < C; ++c)
-    for (int i = j; i < n; ++i) tile[c * T + i] = to_accumulate(in[i * C + c]);
+    for (int j = done; j < n; ++j) tile[c * T + j] = to_accumulate(in[j * C + c]);
 }
 
 // The way back.
 template <int T, class S, class A>
 SEGUNC_HD void channels_from_rows(const A* __restrict tile, int C, int n, S* __restrict out) {
-  int j = 0;
+  int done = 0;
   if constexpr (std::is_same_v<A, float>) {
     if (C >= 8) {
-      for (; j + 8 <= n; j += 8)
-        for (int c = 0; c < C; c += 8) {
-          const int first = std::min(c, C - 8);
-          Float8 block[8];
+      done = n / 8 * 8;
+      for (int c = 0; c < C; c += 8) {
+        const int first = std::min(c, C - 8);
+        const A* const rows = tile + first * T;
+        if constexpr (std::is_same_v<S, float>) {
+          for (int j = 0; j < done; j += 8) transpose(rows + j, T, out + j * C + first, C);
+        } else {
+          alignas(kAlignment) S block[8 * T];
           for (int k = 0; k < 8; ++k)
-            block[k] = *reinterpret_cast<const Float8*>(tile + (first + k) * T + j);
-          transpose(block);
-          for (int i = 0; i < 8; ++i)
-            for (int k = 0; k < 8; ++k)
-              out[(j + i) * C + first + k] = from_accumulate<S>(block[i][k]);
+            for (int j = 0; j < done; ++j) block[k * T + j] = from_accumulate<S>(rows[k * T + j]);
+          for (int j = 0; j < done; j += 8) transpose(block + j, T, out + j * C + first, C);
         }
+      }
     }
   }
-  for (int i = j; i < n; ++i)
-    for (int c = 0; c < C; ++c) out[i * C + c] = from_accumulate<S>(tile[c * T + i]);
+  for (int j = done; j < n; ++j)
+    for (int c = 0; c < C; ++c) out[j * C + c] = from_accumulate<S>(tile[c * T + j]);
 }
 
 // Reads n <= T pixels of one image into rows, and their maximum over the classes.
