@@ -196,9 +196,7 @@ def test_nan_and_infinity_go_no_further_than_their_shares(
 
 @pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
 @pytest.mark.parametrize("classes", [3, 40, 150, 300])
-def test_equal_logits_go_to_the_lowest_class(
-    host: ModuleType, classes: int, layout: str
-) -> None:
+def test_equal_logits_go_to_the_lowest_class(host: ModuleType, classes: int, layout: str) -> None:
     """Also where different warps have them."""
     to = Interpolated((9, 13), False)
     case = StatisticsCase("f32", layout, classes, 2, 1, (4, 5), to=to)
