@@ -40,6 +40,11 @@ enum class Strategy { planar_registers, staged, interpolated, strided };
 // a class and pixel (exponential, mean, squared deviations), so V K is at most 32: with 19 classes
 // these are 60 of 128 registers, 512 threads are resident and have 76 bytes each in flight, 39 KB.
 // Fewer than 30 instructions an element keep fp32 at the bandwidth; bf16 is bound by them.
+// Interpolated logits come from the caches: at four times the height and width 128 pixels of a row
+// blend 33 logits of each of two rows, in fp32 2.5 bytes a logit of the results from the second
+// level, and next to nothing from memory. Blending takes four loads, three interpolations and their
+// addresses, about as many instructions as the rest: these are the limit. Of a stream it is the
+// state, 16 bytes a logit of the results read and written.
 struct Policy {
   static constexpr int kRegisterThreads = 128;      // of planar_registers and staged
   static constexpr int kInterpolatedThreads = 256;  // at most
