@@ -7,9 +7,8 @@
 //
 //   planar_registers  a thread owns V neighbouring pixels and all of their at most 32 classes
 //   staged            a tile a sample goes through shared memory; threads share a pixel's classes
-//   interpolated      a thread a pixel of the results, which blends its logits from their
-//   neighbours
-//                     in memory; the classes of many are spread over warps
+//   interpolated      a thread a pixel of the results, blending its logits from their neighbours
+//                     in memory; warps share the classes where these are many
 //   strided           a thread a pixel, the logits read twice: whatever the others do not take,
 //                     interpolated or not
 #include <algorithm>

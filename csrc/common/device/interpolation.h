@@ -96,12 +96,12 @@ SEGUNC_DEVICE void load_logits(const InterpolatedPixel<A>& pixel, const T* data,
   }
 }
 
-// All of them. count: of an image, in raster order.
+// The pixels of a launch's results. count: of an image, in raster order.
 struct StoredPixels {
   int64_t count, image_stride;
   PixelOffset offset;
 
-  StoredPixels(const ClassMap& map, const Interpolation&)
+  explicit StoredPixels(const ClassMap& map)
       : count(map.pixels), image_stride(map.image_stride), offset(map) {}
 
   SEGUNC_DEVICE StoredPixel at(int64_t image, int64_t pixel) const {
@@ -138,7 +138,7 @@ void with_pixels(const Params& p, Launch launch_pixels) {
   if (p.interpolation.used) {
     launch_pixels(InterpolatedPixels<A>(p.map, p.interpolation));
   } else {
-    launch_pixels(StoredPixels(p.map, p.interpolation));
+    launch_pixels(StoredPixels(p.map));
   }
 }
 
