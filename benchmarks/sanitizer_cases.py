@@ -86,11 +86,14 @@ def _upsampled_cross_entropy(
 
 
 def _statistics(samples: Sequence[Tensor]) -> None:
-    sf.predictive_statistics(list(samples), return_mean=True)
-    accumulator = segunc_ops.PredictiveAccumulator()
-    for sample in samples:
-        accumulator.update(sample)
-    accumulator.compute(return_mean=True)
+    """Of their own size, of a larger one and of a smaller one."""
+    h, w = samples[0].shape[2:]
+    for size in (None, (3 * h + 1, 4 * w), (h // 2 + 1, w // 4 + 1)):
+        sf.predictive_statistics(list(samples), size=size, return_mean=True)
+        accumulator = segunc_ops.PredictiveAccumulator()
+        for sample in samples:
+            accumulator.update(sample, size=size, align_corners=size is not None)
+        accumulator.compute(return_mean=True)
 
 
 def _counts(logits: Tensor, target_dtype: torch.dtype) -> None:
@@ -115,6 +118,10 @@ def _counts(logits: Tensor, target_dtype: torch.dtype) -> None:
         )
         assert outcome is not None
         sf.accumulate_patch_counts(patches, outcome, statistics.std, thresholds)
+    for size in ((3 * h + 1, 4 * w), (h // 2 + 1, w // 4 + 1)):
+        target = torch.randint(0, c, (n, *size), device=logits.device).to(target_dtype)
+        counts = sf.empty_counts(c, tables=("confusion", "scores"), device=logits.device)
+        sf.accumulate_counts(counts, logits, target, size=size, ignore_index=_IGNORE_INDEX)
 
 
 def run(device: str) -> int:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from comparison import accumulate_dtype, assert_close, assert_same_bits
 from support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
 from test_counts import SHAPES as COUNTED_SHAPES
-from test_counts import assert_counts_agree, random_batch
+from test_counts import assert_counts_agree, away_from_edges, random_batch
 from test_counts import count as counts_of
 from test_cross_entropy import EXTREMES, IGNORED
 from test_cross_entropy import compare as compare_cross_entropy
@@ -283,6 +283,91 @@ def test_a_bad_target_is_in_no_count_and_raised_by_the_next_call():
         segunc_ops.check()
 
 
+# More classes than a thread has registers for, more than a block has, fewer pixels than a warp.
+INTERPOLATED = (*UPSAMPLED, ((1, 300, 5, 6), (17, 19)), ((3, 2, 9, 9), (4, 5)))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_interpolated_statistics(layout, dtype, align_corners):
+    """As on the CPU, in the type that both compute in; all at once and as a stream."""
+    compute = accumulate_dtype(dtype)
+    make = LAYOUTS[layout].make
+    for number, (shape, size) in enumerate(INTERPOLATED):
+        samples = [3 * torch.randn(shape).to(dtype) for _ in range((3, 1, 10)[number % 3])]
+        options = {"size": size, "align_corners": align_corners}
+        wanted = sf.predictive_statistics([make(s.to(compute)) for s in samples], **options)
+        on_gpu = [make(s.cuda()) for s in samples]
+        accumulator = segunc_ops.PredictiveAccumulator()
+        for sample in on_gpu:
+            accumulator.update(sample, **options)
+        found = {
+            "at once": sf.predictive_statistics(on_gpu, **options),
+            "streamed": accumulator.compute(),
+        }
+        surprise = 1 + 2 * max(float(s.double().abs().max()) for s in samples)
+        for kind, statistics in found.items():
+            name = f"{layout} {dtype} {shape} to {size} {kind}"
+            # Rounding may decide between classes; what is said of one holds for it alone.
+            same = statistics.prediction.cpu() == wanted.prediction
+            assert same.double().mean() > 0.999, name
+            for field in FIELDS:
+                got, want = getattr(statistics, field).cpu(), getattr(wanted, field)
+                if field in ("confidence", "std"):
+                    got, want = got[same], want[same]
+                assert_close(
+                    got,
+                    want.double(),
+                    name=f"{name}: {field}",
+                    scale=surprise,
+                    compute=compute,
+                    bias=False,  # of the CPU's result, which is rounded too
+                )
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_interpolated_counts(layout, dtype, probabilities):
+    """As on the CPU where rounding decides neither the class nor the bin of its confidence."""
+    compute = accumulate_dtype(dtype)
+    make = LAYOUTS[layout].make
+    for number, (shape, size) in enumerate(INTERPOLATED):
+        values = 3 * torch.randn(shape, dtype=torch.float64)
+        values = (values.softmax(1) if probabilities else values).to(dtype)
+        values[..., 0, 0] = torch.nan
+        align_corners = number % 2 == 1
+        mode = "bilinear" if len(size) == 2 else "trilinear"
+        exact = F.interpolate(values.double(), size, mode=mode, align_corners=align_corners)
+        top = exact.topk(2, 1).values
+        confidence = (exact if probabilities else exact.softmax(1)).amax(1)
+        decided = (top[:, 0] - top[:, 1] > 1e-4 * exact.abs().amax(1)) & away_from_edges(confidence)
+        pixels = (shape[0], *size)
+        target = torch.where(
+            torch.rand(pixels) < 0.5, exact.argmax(1), torch.randint(0, shape[1], pixels)
+        )
+        target[~decided | (torch.rand(pixels) < 0.1)] = IGNORED
+        uncertainty = torch.rand(pixels).to(compute)
+        options = {
+            "size": size,
+            "align_corners": align_corners,
+            "from_probabilities": probabilities,
+        }
+        wanted = counts_of(make(values.to(compute)), target, uncertainty, **options)
+        found = counts_of(
+            make(values.cuda()), target.cuda(), uncertainty.cuda(), device="cuda", **options
+        )
+        name = f"{layout} {dtype} {shape} to {size}"
+        assert_counts_agree(_counts_on_cpu(found), wanted, compute, name)
+
+
+def test_interpolated_statistics_take_no_more_memory_than_their_maps():
+    samples = torch.randn(4, 1, 19, 64, 64, device="cuda")
+    maps = 256 * 256 * (8 + 5 * 4)
+    assert _peak_memory(lambda: sf.predictive_statistics(samples, size=(256, 256))) <= 1.1 * maps
+
+
 def test_more_samples_than_one_call_takes():
     samples = torch.randn(300, 1, 5, 40)
     scattered = [s.cuda() for s in samples]
@@ -347,6 +432,7 @@ def test_cuda_graphs(dtype, reduction):
             *_step(x, target, u, reduction),
             *_upsampled_step(small, target, u, reduction),
             *sf.predictive_statistics(samples)[:6],
+            *sf.predictive_statistics(samples, size=(50, 60))[:6],
         )
 
     side = torch.cuda.Stream()
@@ -397,7 +483,11 @@ def test_nothing_synchronises():
         _step(x, target, u, "mean")
         _upsampled_step(x[..., ::4, ::4], target, u, "mean")
         sf.predictive_statistics([x.detach(), x.detach()])
+        sf.predictive_statistics([x.detach(), x.detach()], size=(70, 80))
         sf.accumulate_counts(counts, x.detach(), target, u.detach())
+        sf.accumulate_counts(
+            counts, x.detach()[..., ::4, ::4], target, u.detach(), size=target.shape[1:]
+        )
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -415,6 +505,7 @@ def test_same_bits_on_every_run(dtype):
             *_step(x, target, u, "mean"),
             *_upsampled_step(x[..., ::4, ::5], target, u, "mean"),
             *sf.predictive_statistics(samples)[:6],
+            *sf.predictive_statistics(samples, size=(250, 270))[:6],
         )
 
     first = calls()

@@ -39,6 +39,7 @@
 
 #include "../common/device/integer.h"
 #include "../common/device/softmax.h"
+#include "../common/device/work.h"
 #include "cuda.h"
 
 namespace segunc::cuda {
@@ -1129,21 +1130,6 @@ void launch_component_mean(const ComponentMeanParams& p, const Plan& plan, Strea
   });
 }
 
-template <class Call>
-auto with_dtype(Dtype dtype, Call call) {
-  switch (dtype) {
-    case Dtype::f64:
-      return call(double());
-    case Dtype::f32:
-      return call(float());
-    case Dtype::bf16:
-      return call(bfloat16());
-    case Dtype::f16:
-      return call(float16());
-  }
-  throw std::runtime_error("no kernel component_mean of this dtype");
-}
-
 }  // namespace
 
 int64_t components_scratch_bytes(const ComponentsParams& params) {
@@ -1184,14 +1170,14 @@ int64_t component_mean_scratch_bytes(const ComponentMeanParams& params) {
   const Plan plan = make_plan(params.map);
   ComponentMeanParams sized = params;
   sized.scratch = nullptr;
-  return with_dtype(params.dtype,
+  return with_dtype("component_mean", params.dtype,
                     [&](auto t) { return MeanScratch<decltype(t)>(sized, plan).bytes; });
 }
 
 void component_mean(const ComponentMeanParams& params, Stream stream) {
   const Plan plan = make_plan(params.map);
   if (params.map.images == 0 || plan.image_pixels == 0) return;
-  with_dtype(params.dtype,
+  with_dtype("component_mean", params.dtype,
              [&](auto t) { launch_component_mean<decltype(t)>(params, plan, stream); });
 }
 

@@ -7,7 +7,10 @@
 //
 //   planar_registers  a thread owns V neighbouring pixels and all of their at most 32 classes
 //   staged            a tile goes through shared memory; up to 16 threads share a pixel's classes
-//   strided           a thread a pixel, the classes read twice: whatever the others do not take
+//   interpolated      a thread a pixel of the target, blending its values from their neighbours
+//                     in memory; warps share the classes where these are many
+//   strided           a thread a pixel, the classes read twice: whatever the others do not take,
+//                     interpolated or not
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -15,6 +18,9 @@
 
 #include "../common/device/class_tile.h"
 #include "../common/device/integer.h"
+#include "../common/device/interpolation.h"
+#include "../common/device/labels.h"
+#include "../common/device/warp_team.h"
 #include "../common/device/work.h"
 #include "cuda.h"
 
@@ -25,9 +31,11 @@ using namespace device;
 
 // ---- Launch policy ----
 
-// Derived from occupancy, not yet measured on a GPU.
+// Derived from occupancy, not yet measured on a GPU. Interpolated values come from the caches;
+// blending them takes four loads and three interpolations, more instructions than counting them.
 struct Policy {
-  static constexpr int kTileThreads = 128;  // of planar_registers and staged
+  static constexpr int kTileThreads = 128;          // of planar_registers and staged
+  static constexpr int kInterpolatedThreads = 256;  // at most
   static constexpr int kStridedThreads = 128;
   static constexpr int kMapThreads = 256;
   // Every block adds its tables to the state once: no more than an H200 holds at a time, eight of
@@ -47,10 +55,14 @@ constexpr int kPlanarWidth = K <= 8 ? 4 : 2;
 // Resident blocks that the compiler has to leave registers for.
 template <int Values>
 constexpr int kPlanarBlocks = Values > 40 ? 4 : 5;
+// The same of blocks of kInterpolatedThreads.
+template <int Values>
+constexpr int kInterpolatedBlocks = Values > 8 ? 2 : 3;
 
 using PlanarBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
 using NarrowBuckets = std::integer_sequence<int, 16, 32>;  // one pixel a thread
 using StagedBuckets = std::integer_sequence<int, 16, 20, 32>;
+using InterpolatedBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
 
 // ---- Tables ----
 
@@ -152,36 +164,6 @@ SEGUNC_DEVICE void add_to_state(const Counting<A>& to, const uint32_t* words) {
 }
 
 // ---- A pixel ----
-
-constexpr int kIgnored = -1, kOutside = -2;  // instead of a class; the latter is no pixel at all
-
-SEGUNC_DEVICE int label_of(int64_t target, int64_t classes, int64_t ignore_index,
-                           int64_t* bad_target) {
-  if (target == ignore_index) return kIgnored;
-  if (target >= 0 && target < classes) return int(target);
-  if (bad_target) store_host_flag(bad_target, target);
-  return kIgnored;
-}
-
-template <int V, class Index>
-SEGUNC_DEVICE void load_labels_of(const CountsParams& p, int64_t first, int (&label)[V]) {
-  const auto target = load_vector<V>(static_cast<const Index*>(p.target) + first);
-#pragma unroll
-  for (int j = 0; j < V; j++) {
-    label[j] = label_of(int64_t(target[j]), p.map.classes, p.ignore_index, p.bad_target);
-  }
-}
-template <int V>
-SEGUNC_DEVICE void load_labels(const CountsParams& p, int64_t first, int (&label)[V]) {
-  switch (p.target_type) {
-    case IndexType::i64:
-      return load_labels_of<V, int64_t>(p, first, label);
-    case IndexType::i32:
-      return load_labels_of<V, int32_t>(p, first, label);
-    default:
-      return load_labels_of<V, uint8_t>(p, first, label);
-  }
-}
 
 // The whole warp takes part, with kOutside where it has no pixel.
 template <class A>
@@ -302,6 +284,12 @@ SEGUNC_DEVICE bool needs_sums(const CountsParams& p) {
 struct Pixel : Alone {
   using Alone::Alone;
   SEGUNC_DEVICE int lowest(int label) const { return label; }
+};
+struct PixelWarps : WarpTeam {
+  using WarpTeam::WarpTeam;
+  SEGUNC_DEVICE int lowest(int label) const {
+    return reduce(label, [](int a, int b) { return b < a ? b : a; });
+  }
 };
 struct PixelTeam : Team {
   using Team::Team;
@@ -471,34 +459,73 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 5)
   finish_block(to, words, scores);
 }
 
+// ---- interpolated ----
+
+template <class T, int K>
+__global__ void __launch_bounds__(Policy::kInterpolatedThreads, kInterpolatedBlocks<K>)
+    counts_interpolated_kernel(const CountsParams p, const Work work,
+                               const Counting<accumulate_t<T>> to,
+                               const InterpolatedPixels<accumulate_t<T>> pixels,
+                               const WarpTeams teams) {
+  using A = accumulate_t<T>;
+  SEGUNC_SHARED(told, WarpTeam::Words);
+  uint32_t* const words = dynamic_shared<uint32_t>();
+  clear_words(words, to.shared.words);
+  const PixelWarps owner(teams, told);
+  const T* const data = static_cast<const T*>(p.input);
+  ScoreSums scores;
+  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
+    int64_t pixel;
+    const int64_t image = work.tiles_per_image.divide(tile, pixel);
+    pixel = pixel * work.tile + owner.pixel();
+    const int64_t index = image * pixels.count + pixel;
+    const bool inside = pixel < pixels.count;
+    int label[1] = {kOutside};
+    if (inside) load_labels(p, index, label);
+    const int64_t class_stride = rematerialized(p.map.class_stride);
+    const auto blended = pixels.at(image, pixel);
+    A value[K][1];
+    load_logits(blended, data + owner.first * class_stride, class_stride, inside ? owner.owned : 0,
+                value);
+    ClassSums<A> classes[1];
+    reduce_classes(p, owner, label, value, classes);
+    const bool counts = owner.leads() && label[0] >= 0;
+    const A target = counts ? blended.logit(data + label[0] * class_stride) : A(0);
+    count_pixel(p, to, words, index, owner.leads() ? label[0] : kOutside, classes[0], target,
+                scores);
+  }
+  finish_block(to, words, scores);
+}
+
 // ---- strided ----
 
-template <class T>
+template <class T, class Pixels>
 __global__ void __launch_bounds__(Policy::kStridedThreads, 4)
     counts_strided_kernel(const CountsParams p, const Work work, const Counting<accumulate_t<T>> to,
-                          const Divisor pixels_of_image, const PixelOffset offset) {
+                          const Divisor pixels_of_image, const Pixels pixels) {
   using A = accumulate_t<T>;
   uint32_t* const words = dynamic_shared<uint32_t>();
   clear_words(words, to.shared.words);
   const int64_t count = p.map.classes, class_stride = p.map.class_stride;
-  const int64_t pixels = p.map.images * p.map.pixels;
   ScoreSums scores;
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     const int64_t index = tile * work.tile + thread();
     int label[1] = {kOutside};
-    if (index < pixels) load_labels(p, index, label);
+    if (index < work.pixels) load_labels(p, index, label);
     ClassSums<A> classes{-kInfinity<A>, A(0), A(0), 0};
     A target = 0;
     if (label[0] >= 0) {
-      int64_t pixel;
-      const int64_t image = pixels_of_image.divide(index, pixel);
-      const T* const logits =
-          static_cast<const T*>(p.input) + image * p.map.image_stride + offset(pixel);
-      target = to_accumulate(logits[label[0] * class_stride]);
+      int64_t in_image;
+      const int64_t image = pixels_of_image.divide(index, in_image);
+      const auto pixel = pixels.at(image, in_image);
+      const auto value_of = [&](int64_t c) {
+        return pixel.logit(static_cast<const T*>(p.input) + c * class_stride);
+      };
+      target = value_of(label[0]);
       bool found = false;
 #pragma unroll 4
       for (int64_t c = 0; c < count; c++) {
-        const A v = to_accumulate(logits[c * class_stride]);
+        const A v = value_of(c);
         // The first of equals stays, -inf among them; NaN is never taken.
         if (v > classes.maximum || (!found && v == classes.maximum)) {
           classes.maximum = v;
@@ -509,7 +536,7 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 4)
       if (needs_sums(p)) {
 #pragma unroll 4
         for (int64_t c = 0; c < count; c++) {
-          A v = to_accumulate(logits[c * class_stride]);
+          A v = value_of(c);
           if (!p.probabilities) v = math::exp_nonpositive(v - classes.maximum);
           if (c == label[0]) v = A(0);
           classes.others += v;
@@ -639,14 +666,28 @@ void launch_counts_staged(const CountsParams& p, const Counting<accumulate_t<T>>
          (tile_words + to.shared.words) * sizeof(uint32_t), stream, p, work, to, tile, tile_words);
 }
 
+// Whether the classes were few enough.
+template <class T>
+bool launch_counts_interpolated(const CountsParams& p, const Counting<float>& to, Stream stream) {
+  const InterpolatedPixels<float> pixels(p.map, p.interpolation);
+  const std::optional<WarpTeams> teams = make_warp_teams(p.map.classes);
+  if (!teams || pixels.count < Policy::kMinTiledPixels) return false;
+  const Work work = make_work(p.map.images, pixels.count, teams->pixels(), Policy::kMaxBlocks);
+  return with_bucket(teams->classes_of_warp, InterpolatedBuckets(), [&](auto bucket) {
+    launch(counts_interpolated_kernel<T, bucket()>, work.blocks, teams->threads(),
+           to.shared.words * sizeof(uint32_t), stream, p, work, to, pixels, *teams);
+  });
+}
+
 template <class T>
 void launch_counts(const CountsParams& p, Stream stream) {
   const ClassMap& map = p.map;
   const auto to = make_counting<accumulate_t<T>>(p, map.classes);
   bool done = false;
   if constexpr (!std::is_same_v<T, double>) {
-    const bool tiled = map.layout != Layout::strided && map.pixels >= Policy::kMinTiledPixels &&
-                       map.classes <= kMaxTileClasses;
+    if (p.interpolation.used) done = launch_counts_interpolated<T>(p, to, stream);
+    const bool tiled = !p.interpolation.used && map.layout != Layout::strided &&
+                       map.pixels >= Policy::kMinTiledPixels && map.classes <= kMaxTileClasses;
     if (tiled && map.layout == Layout::planar && map.classes <= kMaxClassesOfThread) {
       done = with_bucket(map.classes, PlanarBuckets(), [&](auto bucket) {
         constexpr int kWidth = kPlanarWidth<bucket()>;
@@ -666,11 +707,12 @@ void launch_counts(const CountsParams& p, Stream stream) {
     }
   }
   if (done) return;
-  const Work work =
-      make_work(1, map.images * map.pixels, Policy::kStridedThreads, Policy::kMaxBlocks);
-  launch(counts_strided_kernel<T>, work.blocks, Policy::kStridedThreads,
-         to.shared.words * sizeof(uint32_t), stream, p, work, to, Divisor(map.pixels),
-         PixelOffset(map));
+  with_pixels<accumulate_t<T>>(p, [&](auto pixels) {
+    const Work work =
+        make_work(1, map.images * pixels.count, Policy::kStridedThreads, Policy::kMaxBlocks);
+    launch(counts_strided_kernel<T, decltype(pixels)>, work.blocks, Policy::kStridedThreads,
+           to.shared.words * sizeof(uint32_t), stream, p, work, to, Divisor(pixels.count), pixels);
+  });
 }
 
 template <class A>
@@ -694,19 +736,9 @@ void launch_patch_counts(const PatchCountsParams& p, Stream stream) {
 
 void counts(const CountsParams& params, Stream stream) {
   CountsParams p = params;
-  if (is_one_image(p.map)) merge_images(p.map);
+  if (!p.interpolation.used && is_one_image(p.map)) merge_images(p.map);
   if (p.map.images == 0 || p.map.classes == 0 || p.map.pixels == 0) return;
-  switch (p.dtype) {
-    case Dtype::f64:
-      return launch_counts<double>(p, stream);
-    case Dtype::f32:
-      return launch_counts<float>(p, stream);
-    case Dtype::bf16:
-      return launch_counts<bfloat16>(p, stream);
-    case Dtype::f16:
-      return launch_counts<float16>(p, stream);
-  }
-  throw std::runtime_error("no kernel counts of this dtype");
+  with_dtype("counts", p.dtype, [&](auto t) { launch_counts<decltype(t)>(p, stream); });
 }
 
 void map_counts(const MapCountsParams& params, Stream stream) {

@@ -303,7 +303,8 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 3)
     SoftmaxTerms<A> terms_of_softmax{};
     A maximum = 0, pixel_weight = 1, upstream = 1;
     if (valid) {
-      const auto online = online_softmax(logits, classes, p.map.class_stride);
+      const auto online = online_softmax<A>(
+          classes, [&](int64_t c) { return to_accumulate(logits[c * p.map.class_stride]); });
       maximum = online.maximum;
       terms_of_softmax.sum = online.sum;
       terms_of_softmax.target_shifted =
@@ -520,17 +521,8 @@ void cross_entropy(const CrossEntropyParams& params, Stream stream) {
   if (is_empty(params.map)) return;
   const CrossEntropyParams p = with_merged_images(params);
   const Plan plan = make_plan(p);
-  switch (p.dtype) {
-    case Dtype::f64:
-      return launch_cross_entropy<double>(p, plan, stream);
-    case Dtype::f32:
-      return launch_cross_entropy<float>(p, plan, stream);
-    case Dtype::bf16:
-      return launch_cross_entropy<bfloat16>(p, plan, stream);
-    case Dtype::f16:
-      return launch_cross_entropy<float16>(p, plan, stream);
-  }
-  throw std::runtime_error("no kernel cross_entropy of this dtype");
+  with_dtype("cross_entropy", p.dtype,
+             [&](auto t) { launch_cross_entropy<decltype(t)>(p, plan, stream); });
 }
 
 int64_t normalizer_partials(const NormalizerParams& params) {

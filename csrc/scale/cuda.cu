@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "../common/device/work.h"
 #include "cuda.h"
 
 namespace segunc::cuda {
@@ -73,17 +74,7 @@ void scale(const ScaleParams& params, Stream stream) {
   if (params.factor_dtype != Dtype::f32 && params.factor_dtype != Dtype::f64) {
     throw std::invalid_argument("scale: the factor is float32 or float64");
   }
-  switch (params.dtype) {
-    case Dtype::f64:
-      return launch_scale<double>(params, stream);
-    case Dtype::f32:
-      return launch_scale<float>(params, stream);
-    case Dtype::bf16:
-      return launch_scale<bfloat16>(params, stream);
-    case Dtype::f16:
-      return launch_scale<float16>(params, stream);
-  }
-  throw std::runtime_error("no kernel scale of this dtype");
+  with_dtype("scale", params.dtype, [&](auto t) { launch_scale<decltype(t)>(params, stream); });
 }
 
 }  // namespace segunc::cuda

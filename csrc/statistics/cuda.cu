@@ -7,7 +7,10 @@
 //
 //   planar_registers  a thread owns V neighbouring pixels and all of their at most 32 classes
 //   staged            a tile a sample goes through shared memory; threads share a pixel's classes
-//   strided           a thread a pixel, the logits read twice: whatever the others do not take
+//   interpolated      a thread a pixel of the results, blending its logits from their neighbours
+//                     in memory; warps share the classes where these are many
+//   strided           a thread a pixel, the logits read twice: whatever the others do not take,
+//                     interpolated or not
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
@@ -16,6 +19,8 @@
 
 #include "../common/device/class_tile.h"
 #include "../common/device/integer.h"
+#include "../common/device/interpolation.h"
+#include "../common/device/warp_team.h"
 #include "../common/device/work.h"
 #include "../math/moments.h"
 #include "cuda.h"
@@ -27,15 +32,21 @@ using namespace device;
 
 // ---- Launch policy ----
 
-enum class Strategy { planar_registers, staged, strided };
+enum class Strategy { planar_registers, staged, interpolated, strided };
 
 // Derived from occupancy and bytes in flight, not yet measured on a GPU. At 4.8 TB/s and about
 // 0.8 us latency an H200 needs 4 MB in flight, 30 KB a multiprocessor. A thread keeps three numbers
 // a class and pixel (exponential, mean, squared deviations), so V K is at most 32: with 19 classes
 // these are 60 of 128 registers, 512 threads are resident and have 76 bytes each in flight, 39 KB.
 // Fewer than 30 instructions an element keep fp32 at the bandwidth; bf16 is bound by them.
+// Interpolated logits come from the caches: at four times the height and width 128 pixels of a row
+// blend 33 logits of each of two rows, in fp32 2.5 bytes a logit of the results from the second
+// level, and next to nothing from memory. Blending takes four loads, three interpolations and their
+// addresses, about as many instructions as the rest: these are the limit. Of a stream it is the
+// state, 16 bytes a logit of the results read and written.
 struct Policy {
-  static constexpr int kRegisterThreads = 128;  // of planar_registers and staged
+  static constexpr int kRegisterThreads = 128;      // of planar_registers and staged
+  static constexpr int kInterpolatedThreads = 256;  // at most
   static constexpr int kStridedThreads = 128;
   static constexpr int kMapThreads = 256;  // where nothing but maps is kept
   static constexpr int64_t kMaxBlocks = at_scale(1 << 30);
@@ -52,8 +63,16 @@ constexpr int kPlanarWidth = K <= 8    ? 4
 using PlanarBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
 using NarrowBuckets = std::integer_sequence<int, 16, 20, 24, 32>;  // one pixel a thread
 using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
+using InterpolatedBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
+// More classes than there are have little weight beside the state that is read and written.
+using InterpolatedStateBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
 
-Strategy strategy_of(const ClassMap& map, Dtype dtype) {
+Strategy strategy_of(const ClassMap& map, const Interpolation& interpolation, Dtype dtype) {
+  if (interpolation.used) {
+    const bool in_warps = dtype != Dtype::f64 && make_warp_teams(map.classes) &&
+                          result_pixels(map, interpolation) >= Policy::kMinTiledPixels;
+    return in_warps ? Strategy::interpolated : Strategy::strided;
+  }
   if (dtype == Dtype::f64 || map.layout == Layout::strided || map.classes > kMaxTileClasses ||
       map.pixels < Policy::kMinTiledPixels) {
     return Strategy::strided;
@@ -223,8 +242,30 @@ SEGUNC_DEVICE PixelMaps<A> finish_pixel(const Owner& owner, const Moments<A, K, 
 // Owners that can also agree on a prediction.
 struct Pixel : Alone {
   using Alone::Alone;
+  SEGUNC_DEVICE bool leads() const { return true; }
   template <class A>
   SEGUNC_DEVICE void choose(Prediction<A>&) const {}
+};
+struct PixelWarps : WarpTeam {
+  using WarpTeam::WarpTeam;
+  template <class A>
+  SEGUNC_DEVICE void choose(Prediction<A>& best) const {
+    if (size == 1) return;
+    tell(best.mean);
+    int winner = 0;
+    best.mean = of<A>(0);
+    for (int i = 1; i < size; i++) {  // labels increase with parts
+      const A mean = of<A>(i);
+      if (mean > best.mean) {
+        best.mean = mean;
+        winner = i;
+      }
+    }
+    tell(best.squared_deviations);
+    best.squared_deviations = of<A>(winner);
+    tell(best.label);
+    best.label = of<int>(winner);
+  }
 };
 struct PixelTeam : Team {
   using Team::Team;
@@ -273,6 +314,12 @@ template <int Values>
 constexpr int kResidentBlocks = Values > 32   ? 2
                                 : Values > 24 ? 3
                                               : 4;
+// The same of blocks of kInterpolatedThreads.
+template <int Values>
+constexpr int kInterpolatedBlocks = Values > 24  ? 1
+                                    : Values > 8 ? 2
+                                    : Values > 4 ? 3
+                                                 : 4;
 
 // ---- predictive_statistics, planar_registers ----
 
@@ -372,35 +419,73 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K>)
   }
 }
 
+// ---- predictive_statistics, interpolated ----
+
+template <class T, int K>
+__global__ void __launch_bounds__(Policy::kInterpolatedThreads, kInterpolatedBlocks<K>)
+    statistics_interpolated_kernel(const Samples samples,
+                                   const InterpolatedPixels<accumulate_t<T>> pixels,
+                                   const StatisticsMaps maps, accumulate_t<T>* mean,
+                                   const Work work, const WarpTeams teams) {
+  using A = accumulate_t<T>;
+  SEGUNC_SHARED(words, WarpTeam::Words);
+  const PixelWarps owner(teams, words);
+  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
+    int64_t pixel;
+    const int64_t image = work.tiles_per_image.divide(tile, pixel);
+    pixel = pixel * work.tile + owner.pixel();
+    const bool inside = pixel < pixels.count;
+    const auto blended = pixels.at(image, pixel);
+    const int64_t class_stride = pixels.map.class_stride, offset = owner.first * class_stride;
+    Moments<A, K, 1> moments;
+    clear(moments);
+#pragma unroll 1
+    for (int64_t s = 0; s < samples.count; s++) {
+      A value[K][1];
+      load_logits(blended, samples.template operator()<T>(s) + offset, rematerialized(class_stride),
+                  inside ? owner.owned : 0, value);
+      add_sample(owner, inverse(A(s + 1)), value, moments);
+    }
+    int label;
+    const PixelMaps<A> result = finish_pixel(owner, moments, 0, A(samples.count), label);
+    if (inside && owner.leads()) store_maps(maps, image * pixels.count + pixel, label, result);
+    if (inside && mean) {
+      A* const mean_of_pixel = mean + (image * teams.classes + owner.first) * pixels.count + pixel;
+      const int64_t stride = rematerialized(pixels.count);
+#pragma unroll
+      for (int i = 0; i < K; i++) {
+        if (i < owner.owned) mean_of_pixel[i * stride] = moments.mean[i][0];
+      }
+    }
+  }
+}
+
 // ---- predictive_statistics, strided ----
 
 // First every sample's maximum and sum, kept in shared memory; then class by class the mean over
 // the samples; at last the deviations of the predicted class, about a mean that is known.
-template <class T>
+template <class T, class Pixels>
 __global__ void __launch_bounds__(Policy::kStridedThreads, 4)
-    statistics_strided_kernel(const Samples samples, const ClassMap map, const StatisticsMaps maps,
-                              accumulate_t<T>* mean, const Work work, const Divisor pixels_of_image,
-                              const PixelOffset pixel_offset) {
+    statistics_strided_kernel(const Samples samples, const Pixels pixels, const int64_t classes,
+                              const int64_t class_stride, const StatisticsMaps maps,
+                              accumulate_t<T>* mean, const Work work,
+                              const Divisor pixels_of_image) {
   using A = accumulate_t<T>;
   // [2, S, threads]: no thread reads another's.
   A* maximum = dynamic_shared<A>() + thread();
   A* inverse_sum = maximum + samples.count * block_size();
-  const int64_t pixels = map.images * map.pixels;
-  const auto probability = [&](const T* logit, int64_t s) {
-    const int64_t slot = s * block_size();
-    return rounded_product(math::exp_nonpositive(to_accumulate(*logit) - maximum[slot]),
-                           inverse_sum[slot]);
-  };
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     const int64_t index = tile * work.tile + thread();
-    if (index >= pixels) continue;
-    int64_t pixel;
-    const int64_t image = pixels_of_image.divide(index, pixel);
-    const int64_t offset = image * map.image_stride + pixel_offset(pixel);
+    if (index >= work.pixels) continue;
+    int64_t in_image;
+    const int64_t image = pixels_of_image.divide(index, in_image);
+    const auto pixel = pixels.at(image, in_image);
+    const auto logit = [&](int64_t s, int64_t c) {
+      return pixel.logit(samples.template operator()<T>(s) + c * class_stride);
+    };
     A entropy_sum = 0;
     for (int64_t s = 0; s < samples.count; s++) {
-      const auto softmax =
-          online_softmax(samples.template operator()<T>(s) + offset, map.classes, map.class_stride);
+      const auto softmax = online_softmax<A>(classes, [&](int64_t c) { return logit(s, c); });
       maximum[s * block_size()] = softmax.maximum;
       inverse_sum[s * block_size()] = inverse(softmax.sum);
       entropy_sum += math::log_positive(softmax.sum);
@@ -408,14 +493,12 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 4)
     const A inverse_count = inverse(A(samples.count));
     Prediction<A> best{A(0), A(0), 0};
     A entropy = 0;
-    for (int64_t c = 0; c < map.classes; c++) {
+    for (int64_t c = 0; c < classes; c++) {
       A sum = 0;
 #pragma unroll 2
       for (int64_t s = 0; s < samples.count; s++) {
         const int64_t slot = s * block_size();
-        const A d =
-            to_accumulate(samples.template operator()<T>(s)[offset + c * map.class_stride]) -
-            maximum[slot];
+        const A d = logit(s, c) - maximum[slot];
         const A exponential = math::exp_nonpositive(d);
         sum += rounded_product(exponential, inverse_sum[slot]);
         entropy_sum -= math::weighted_exponent(exponential, d) * inverse_sum[slot];
@@ -424,13 +507,12 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 4)
       entropy += math::entropy_term(class_mean);
       if (c == 0) best.mean = class_mean;
       best.consider(class_mean, A(0), int(c));
-      if (mean) mean[(image * map.classes + c) * map.pixels + pixel] = class_mean;
+      if (mean) mean[(image * classes + c) * pixels.count + in_image] = class_mean;
     }
     for (int64_t s = 0; s < samples.count; s++) {
-      const A deviation =
-          probability(samples.template operator()<T>(s) + offset + best.label * map.class_stride,
-                      s) -
-          best.mean;
+      const int64_t slot = s * block_size();
+      const A exponential = math::exp_nonpositive(logit(s, best.label) - maximum[slot]);
+      const A deviation = rounded_product(exponential, inverse_sum[slot]) - best.mean;
       best.squared_deviations += deviation * deviation;
     }
     store_maps(
@@ -451,6 +533,36 @@ struct State {
   bool first;  // there is nothing to read yet
 };
 
+// index: of the pixel; first: of the owner's first class in the state.
+template <class A, int K, class Owner>
+SEGUNC_DEVICE void add_to_state(const Owner& owner, const State<A>& state, int64_t index,
+                                int64_t first, int64_t class_stride, bool inside,
+                                A (&value)[K][1]) {
+  Moments<A, K, 1> moments;
+  clear(moments);
+  const bool reads = inside && !state.first;
+  if (reads) {
+    if (owner.leads()) moments.entropy_sum[0] = state.entropy_sum[index];
+#pragma unroll
+    for (int i = 0; i < K; i++) {
+      if (i < owner.owned) {
+        moments.mean[i][0] = state.mean[first + i * class_stride];
+        moments.squared_deviations[i][0] = state.squared_deviations[first + i * class_stride];
+      }
+    }
+  }
+  add_sample(owner, state.inverse_count, value, moments);
+  if (!inside) return;
+  if (owner.leads()) state.entropy_sum[index] = moments.entropy_sum[0];
+#pragma unroll
+  for (int i = 0; i < K; i++) {
+    if (i < owner.owned) {
+      state.mean[first + i * class_stride] = moments.mean[i][0];
+      state.squared_deviations[first + i * class_stride] = moments.squared_deviations[i][0];
+    }
+  }
+}
+
 template <class T, int K>
 __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K + 8>)
     accumulate_planar_registers_kernel(const T* logits, const ClassMap map,
@@ -462,62 +574,63 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K + 
     const int64_t image = work.tiles_per_image.divide(tile, pixel);
     pixel = pixel * work.tile + thread();
     if (pixel >= map.pixels) continue;
-    const int64_t index = image * map.pixels + pixel;
-    const int64_t first = image * map.classes * map.pixels + pixel;
-    const int64_t class_stride = rematerialized(map.pixels);
     A value[K][1];
     load_logits(logits + image * map.image_stride + pixel, rematerialized(map.class_stride),
                 owner.owned, value);
-    Moments<A, K, 1> moments;
-    clear(moments);
-    if (!state.first) {
-      moments.entropy_sum[0] = state.entropy_sum[index];
-#pragma unroll
-      for (int c = 0; c < K; c++) {
-        if (c < owner.owned) {
-          moments.mean[c][0] = state.mean[first + c * class_stride];
-          moments.squared_deviations[c][0] = state.squared_deviations[first + c * class_stride];
-        }
-      }
-    }
-    add_sample(owner, state.inverse_count, value, moments);
-    state.entropy_sum[index] = moments.entropy_sum[0];
-#pragma unroll
-    for (int c = 0; c < K; c++) {
-      if (c < owner.owned) {
-        state.mean[first + c * class_stride] = moments.mean[c][0];
-        state.squared_deviations[first + c * class_stride] = moments.squared_deviations[c][0];
-      }
-    }
+    add_to_state(owner, state, image * map.pixels + pixel, image * map.classes * map.pixels + pixel,
+                 rematerialized(map.pixels), true, value);
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(Policy::kMapThreads, 2)
-    accumulate_strided_kernel(const T* logits, const ClassMap map,
-                              const State<accumulate_t<T>> state, const Work work,
-                              const Divisor pixels_of_image, const PixelOffset pixel_offset) {
+template <class T, int K>
+__global__ void __launch_bounds__(Policy::kInterpolatedThreads, kInterpolatedBlocks<K>)
+    accumulate_interpolated_kernel(const T* logits,
+                                   const InterpolatedPixels<accumulate_t<T>> pixels,
+                                   const State<accumulate_t<T>> state, const Work work,
+                                   const WarpTeams teams) {
   using A = accumulate_t<T>;
-  const int64_t pixels = map.images * map.pixels;
+  SEGUNC_SHARED(words, WarpTeam::Words);
+  const PixelWarps owner(teams, words);
+  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
+    int64_t pixel;
+    const int64_t image = work.tiles_per_image.divide(tile, pixel);
+    pixel = pixel * work.tile + owner.pixel();
+    const bool inside = pixel < pixels.count;
+    A value[K][1];
+    load_logits(pixels.at(image, pixel), logits + owner.first * pixels.map.class_stride,
+                rematerialized(pixels.map.class_stride), inside ? owner.owned : 0, value);
+    add_to_state(owner, state, image * pixels.count + pixel,
+                 (image * teams.classes + owner.first) * pixels.count + pixel,
+                 rematerialized(pixels.count), inside, value);
+  }
+}
+
+template <class T, class Pixels>
+__global__ void __launch_bounds__(Policy::kMapThreads, 2)
+    accumulate_strided_kernel(const T* logits, const Pixels pixels, const int64_t classes,
+                              const int64_t class_stride, const State<accumulate_t<T>> state,
+                              const Work work, const Divisor pixels_of_image) {
+  using A = accumulate_t<T>;
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     const int64_t index = tile * work.tile + thread();
-    if (index >= pixels) continue;
-    int64_t pixel;
-    const int64_t image = pixels_of_image.divide(index, pixel);
-    const T* mine = logits + image * map.image_stride + pixel_offset(pixel);
-    const int64_t first = image * map.classes * map.pixels + pixel;
-    const auto softmax = online_softmax(mine, map.classes, map.class_stride);
+    if (index >= work.pixels) continue;
+    int64_t in_image;
+    const int64_t image = pixels_of_image.divide(index, in_image);
+    const auto pixel = pixels.at(image, in_image);
+    const auto logit = [&](int64_t c) { return pixel.logit(logits + c * class_stride); };
+    const int64_t first = image * classes * pixels.count + in_image;
+    const auto softmax = online_softmax<A>(classes, logit);
     const A inverse_sum = inverse(softmax.sum);
     A dot = 0;
 #pragma unroll 4
-    for (int64_t c = 0; c < map.classes; c++) {
-      const int64_t at = first + c * map.pixels;
+    for (int64_t c = 0; c < classes; c++) {
+      const int64_t at = first + c * pixels.count;
       A mean = 0, squared_deviations = 0;
       if (!state.first) {
         mean = state.mean[at];
         squared_deviations = state.squared_deviations[at];
       }
-      const A d = to_accumulate(mine[c * map.class_stride]) - softmax.maximum;
+      const A d = logit(c) - softmax.maximum;
       const A exponential = math::exp_nonpositive(d);
       dot += math::weighted_exponent(exponential, d);
       math::accumulate_moments(rounded_product(exponential, inverse_sum), state.inverse_count, mean,
@@ -537,10 +650,9 @@ __global__ void __launch_bounds__(Policy::kMapThreads, 2)
 template <class A>
 __global__ void __launch_bounds__(Policy::kMapThreads)
     finalize_kernel(const FinalizeParams p, const Work work, const Divisor pixels_of_image) {
-  const int64_t pixels = p.images * p.pixels;
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     const int64_t index = tile * work.tile + thread();
-    if (index >= pixels) continue;
+    if (index >= work.pixels) continue;
     int64_t pixel;
     const int64_t image = pixels_of_image.divide(index, pixel);
     const int64_t first = image * p.classes * p.pixels + pixel;
@@ -614,15 +726,27 @@ void launch_statistics_strided(const StatisticsParams& p, Stream stream) {
   }
   const int64_t threads = std::min<int64_t>(most >= kWarpSize ? most / kWarpSize * kWarpSize : most,
                                             Policy::kStridedThreads);
-  const Work work = make_work(1, p.map.images * p.map.pixels, threads, Policy::kMaxBlocks);
-  launch(statistics_strided_kernel<T>, work.blocks, unsigned(threads), size_t(threads * bytes),
-         stream, make_samples(p), p.map, p.maps, static_cast<A*>(p.mean), work,
-         Divisor(p.map.pixels), PixelOffset(p.map));
+  with_pixels<A>(p, [&](auto pixels) {
+    const Work work = make_work(1, p.map.images * pixels.count, threads, Policy::kMaxBlocks);
+    launch(statistics_strided_kernel<T, decltype(pixels)>, work.blocks, unsigned(threads),
+           size_t(threads * bytes), stream, make_samples(p), pixels, p.map.classes,
+           p.map.class_stride, p.maps, static_cast<A*>(p.mean), work, Divisor(pixels.count));
+  });
+}
+
+// Launches over tiles of pixels whose classes warps share.
+template <class Buckets, class Params, class Launch>
+bool with_warp_teams(const Params& p, Buckets buckets, Launch launch_bucket) {
+  const std::optional<WarpTeams> teams = make_warp_teams(p.map.classes);
+  const Work work = make_work(p.map.images, result_pixels(p.map, p.interpolation), teams->pixels(),
+                              Policy::kMaxBlocks);
+  return with_bucket(teams->classes_of_warp, buckets,
+                     [&](auto bucket) { launch_bucket(bucket, work, *teams); });
 }
 
 template <class T>
 void launch_statistics(const StatisticsParams& p, Stream stream) {
-  const Strategy strategy = strategy_of(p.map, p.dtype);
+  const Strategy strategy = strategy_of(p.map, p.interpolation, p.dtype);
   bool done = false;
   if (strategy == Strategy::strided) {
     launch_statistics_strided<T>(p, stream);
@@ -639,6 +763,14 @@ void launch_statistics(const StatisticsParams& p, Stream stream) {
           });
         }
       });
+    } else if (strategy == Strategy::interpolated) {
+      const InterpolatedPixels<float> pixels(p.map, p.interpolation);
+      done = with_warp_teams(p, InterpolatedBuckets(),
+                             [&](auto bucket, const Work& work, const WarpTeams& teams) {
+                               launch(statistics_interpolated_kernel<T, bucket()>, work.blocks,
+                                      teams.threads(), 0, stream, make_samples(p), pixels, p.maps,
+                                      static_cast<float*>(p.mean), work, teams);
+                             });
     } else {
       int64_t team = 1;
       while (p.map.classes > kMaxClassesOfThread * team) team *= 2;
@@ -657,7 +789,16 @@ void launch_accumulate(const AccumulateParams& p, Stream stream) {
                        static_cast<A*>(p.entropy_sum), A(1.0 / double(p.count)), p.count == 1};
   bool done = false;
   if constexpr (!std::is_same_v<T, double>) {
-    if (strategy_of(p.map, p.dtype) == Strategy::planar_registers) {
+    const Strategy strategy = strategy_of(p.map, p.interpolation, p.dtype);
+    if (strategy == Strategy::interpolated) {
+      const InterpolatedPixels<float> pixels(p.map, p.interpolation);
+      done =
+          with_warp_teams(p, InterpolatedStateBuckets(),
+                          [&](auto bucket, const Work& work, const WarpTeams& teams) {
+                            launch(accumulate_interpolated_kernel<T, bucket()>, work.blocks,
+                                   teams.threads(), 0, stream, logits, pixels, state, work, teams);
+                          });
+    } else if (strategy == Strategy::planar_registers) {
       const Work work =
           make_work(p.map.images, p.map.pixels, Policy::kRegisterThreads, Policy::kMaxBlocks);
       done = with_bucket(p.map.classes, NarrowBuckets(), [&](auto bucket) {
@@ -667,10 +808,13 @@ void launch_accumulate(const AccumulateParams& p, Stream stream) {
     }
   }
   if (!done) {
-    const Work work =
-        make_work(1, p.map.images * p.map.pixels, Policy::kMapThreads, Policy::kMaxBlocks);
-    launch(accumulate_strided_kernel<T>, work.blocks, Policy::kMapThreads, 0, stream, logits, p.map,
-           state, work, Divisor(p.map.pixels), PixelOffset(p.map));
+    with_pixels<A>(p, [&](auto pixels) {
+      const Work work =
+          make_work(1, p.map.images * pixels.count, Policy::kMapThreads, Policy::kMaxBlocks);
+      launch(accumulate_strided_kernel<T, decltype(pixels)>, work.blocks, Policy::kMapThreads, 0,
+             stream, logits, pixels, p.map.classes, p.map.class_stride, state, work,
+             Divisor(pixels.count));
+    });
   }
 }
 
@@ -692,32 +836,14 @@ void predictive_statistics(const StatisticsParams& params, Stream stream) {
     throw std::invalid_argument("predictive_statistics: expected at least one sample, got none");
   }
   if (is_empty(params.map.images, params.map.classes, params.map.pixels)) return;
-  switch (params.dtype) {
-    case Dtype::f64:
-      return launch_statistics<double>(params, stream);
-    case Dtype::f32:
-      return launch_statistics<float>(params, stream);
-    case Dtype::bf16:
-      return launch_statistics<bfloat16>(params, stream);
-    case Dtype::f16:
-      return launch_statistics<float16>(params, stream);
-  }
-  throw std::runtime_error("no kernel predictive_statistics of this dtype");
+  with_dtype("predictive_statistics", params.dtype,
+             [&](auto t) { launch_statistics<decltype(t)>(params, stream); });
 }
 
 void accumulate(const AccumulateParams& params, Stream stream) {
   if (is_empty(params.map.images, params.map.classes, params.map.pixels)) return;
-  switch (params.dtype) {
-    case Dtype::f64:
-      return launch_accumulate<double>(params, stream);
-    case Dtype::f32:
-      return launch_accumulate<float>(params, stream);
-    case Dtype::bf16:
-      return launch_accumulate<bfloat16>(params, stream);
-    case Dtype::f16:
-      return launch_accumulate<float16>(params, stream);
-  }
-  throw std::runtime_error("no kernel accumulate of this dtype");
+  with_dtype("accumulate", params.dtype,
+             [&](auto t) { launch_accumulate<decltype(t)>(params, stream); });
 }
 
 void finalize(const FinalizeParams& params, Stream stream) {

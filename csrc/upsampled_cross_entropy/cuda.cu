@@ -27,8 +27,8 @@
 
 #include "../common/device/cross_entropy.h"
 #include "../common/device/integer.h"
+#include "../common/device/interpolation.h"
 #include "../common/device/work.h"
-#include "../math/interpolate.h"
 #include "cuda.h"
 
 namespace segunc::cuda {
@@ -67,20 +67,6 @@ constexpr int kTileBlocks = K <= 4    ? 8
                             : K <= 8  ? 6
                             : K <= 16 ? 4
                                       : 3;
-
-template <class A>
-struct Axes {
-  math::InterpolatedAxis<A> slices, rows, columns;
-};
-
-template <class A>
-Axes<A> make_axes(const UpsampledCrossEntropyParams& p) {
-  const auto axis = [&](int i) {
-    return math::interpolated_axis<A>(int(p.map.size[i]), int(p.interpolation.size[i]),
-                                      p.interpolation.align_corners);
-  };
-  return {axis(0), axis(1), axis(2)};
-}
 
 // The source positions that `count` target positions from `first` on blend.
 struct Span {
@@ -124,7 +110,7 @@ int largest_span(const math::InterpolatedAxis<float>& axis, int length) {
 // not fit into shared memory, because it is reduced rather than enlarged.
 std::optional<TileWork> make_tile_work(const UpsampledCrossEntropyParams& p) {
   if (p.dtype == Dtype::f64 || p.map.classes > kMaxTileClasses) return std::nullopt;
-  const Axes<float> axes = make_axes<float>(p);
+  const Axes<float> axes = make_axes<float>(p.map, p.interpolation);
   const int classes = int(p.map.classes);
   TileWork work{};
   while (classes > kMaxClassesOfTileThread << work.team_shift) work.team_shift++;
@@ -159,7 +145,6 @@ std::optional<TileWork> make_tile_work(const UpsampledCrossEntropyParams& p) {
 }
 
 struct PixelWork : Work {
-  int64_t pixels;  // of all targets
   TargetShares shares;
 };
 
@@ -168,8 +153,7 @@ int64_t target_pixels(const UpsampledCrossEntropyParams& p) {
 }
 
 PixelWork make_pixel_work(const UpsampledCrossEntropyParams& p) {
-  const int64_t pixels = target_pixels(p);
-  return {make_work(1, pixels, Policy::kPixelThreads, Policy::kMaxBlocks), pixels,
+  return {make_work(1, target_pixels(p), Policy::kPixelThreads, Policy::kMaxBlocks),
           target_shares(p)};
 }
 
@@ -281,8 +265,7 @@ SEGUNC_DEVICE void stage_row(const UpsampledCrossEntropyParams& p, const TileWor
     for (int b = 0; b < kBatch; b++) {
       if (position[b] < 0) continue;
       const A value = to_accumulate(lower[b]);
-      staged[position[b]] =
-          weight > A(0) ? math::interpolate(value, to_accumulate(upper[b]), weight) : value;
+      staged[position[b]] = blend(value, to_accumulate(upper[b]), weight);
     }
   }
 }
@@ -371,9 +354,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
 #pragma unroll
         for (int i = 0; i < K; i++) {
           if (i < kAlwaysOwned || i < owner.owned) {
-            upper[i] = weight > A(0)
-                           ? math::interpolate(left[i * stride], right[i * stride], weight)
-                           : left[i * stride];
+            upper[i] = blend(left[i * stride], right[i * stride], weight);
           }
         }
       }
@@ -562,47 +543,6 @@ __global__ void __launch_bounds__(Policy::kCollectThreads, 8)
 
 // ---- pixels ----
 
-struct TargetSizes {
-  Divisor slices, rows, columns;
-
-  explicit TargetSizes(const UpsampledCrossEntropyParams& p)
-      : slices(p.interpolation.size[0]),
-        rows(p.interpolation.size[1]),
-        columns(p.interpolation.size[2]) {}
-};
-
-// The logits that a target pixel blends.
-template <class T>
-struct Corners {
-  using A = accumulate_t<T>;
-  const T* logits[8];  // of class 0
-  A share[8];          // 0: not to be read
-
-  SEGUNC_DEVICE Corners(const UpsampledCrossEntropyParams& p, int64_t image,
-                        const math::Neighbours<A>& slices, const math::Neighbours<A>& rows,
-                        const math::Neighbours<A>& columns) {
-    const T* const data = static_cast<const T*>(p.input) + image * p.map.image_stride;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const bool next_slice = i & 4, next_row = i & 2, next_column = i & 1;
-      share[i] = (next_slice ? slices.weight : A(1) - slices.weight) *
-                 (next_row ? rows.weight : A(1) - rows.weight) *
-                 (next_column ? columns.weight : A(1) - columns.weight);
-      logits[i] = data + (next_slice ? slices.upper : slices.lower) * p.map.stride[0] +
-                  (next_row ? rows.upper : rows.lower) * p.map.stride[1] +
-                  (next_column ? columns.upper : columns.lower) * p.map.stride[2];
-    }
-  }
-  SEGUNC_DEVICE A logit(int64_t class_offset) const {
-    A sum = 0;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-      if (share[i] > A(0)) sum += share[i] * to_accumulate(logits[i][class_offset]);
-    }
-    return sum;
-  }
-};
-
 // What the gradient of a target pixel's logits needs to be computed again.
 template <class A>
 struct SavedTerms {
@@ -612,8 +552,8 @@ struct SavedTerms {
 template <class T>
 __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
     upsampled_cross_entropy_pixels_kernel(const UpsampledCrossEntropyParams p, const PixelWork work,
-                                          const TargetSizes sizes,
-                                          const Axes<accumulate_t<T>> axes) {
+                                          const InterpolatedPixels<accumulate_t<T>> pixels,
+                                          const Divisor pixels_of_image) {
   using A = accumulate_t<T>;
   const Constants<A> constants(p, work.shares);
   const int64_t classes = p.map.classes, class_stride = p.map.class_stride;
@@ -627,25 +567,25 @@ __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
     SoftmaxTerms<A> softmax{};
     A maximum = 0, pixel_weight = 1, upstream = 1;
     if (label[0] >= 0) {
-      int64_t slice, row, column;
-      const int64_t image =
-          sizes.slices.divide(sizes.rows.divide(sizes.columns.divide(index, column), row), slice);
-      const Corners<T> corners(p, image, math::neighbours_of(axes.slices, int(slice)),
-                               math::neighbours_of(axes.rows, int(row)),
-                               math::neighbours_of(axes.columns, int(column)));
+      int64_t pixel;
+      const int64_t image = pixels_of_image.divide(index, pixel);
+      const auto blended = pixels.at(image, pixel);
+      const auto logit_of = [&](int64_t c) {
+        return blended.logit(static_cast<const T*>(p.input) + c * class_stride);
+      };
       OnlineSoftmax<A> online;
 #pragma unroll 1
-      for (int64_t c = 0; c < classes; c++) online.add(corners.logit(c * class_stride));
+      for (int64_t c = 0; c < classes; c++) online.add(logit_of(c));
       maximum = online.maximum;
       // An infinite maximum makes the sum NaN, as the subtraction would in one pass.
       softmax.sum = online.sum + (maximum - maximum);
-      softmax.target_shifted = corners.logit(label[0] * class_stride) - maximum;
+      softmax.target_shifted = logit_of(label[0]) - maximum;
       if (constants.smooths()) {
 #pragma unroll 1
         for (int64_t c = 0; c < classes; c++) {
           const A b = constants.smoothing(int(c));
           softmax.smooth_total += b;
-          softmax.smooth_dot += b * (corners.logit(c * class_stride) - maximum);
+          softmax.smooth_dot += b * (logit_of(c) - maximum);
         }
       }
       pixel_weight = load_factors<1, A>(p.pixel_weight, index)[0];
@@ -673,6 +613,7 @@ __global__ void __launch_bounds__(Policy::kGatherThreads, 4)
        index += step) {
     const SourceItem item(items, index);
     const int64_t c = item.run;
+    const T* const logits = static_cast<const T*>(p.input) + c * p.map.class_stride;
     const A b = constants.smooths() ? constants.smoothing(int(c)) : A(0);
     const math::Support slices = math::support_of(axes.slices, item.slice);
     const math::Support rows = math::support_of(axes.rows, item.row);
@@ -693,9 +634,8 @@ __global__ void __launch_bounds__(Policy::kGatherThreads, 4)
           const int64_t target = load_index(p.target, p.target_type, first + column);
           if (!(share > A(0)) || target == p.ignore_index) continue;
           const SavedTerms<A> terms = saved[first + column];
-          const Corners<T> corners(p, item.image, near_slice, near_row, near_column);
-          const A exponential =
-              math::exp_nonpositive(corners.logit(c * p.map.class_stride) - terms.maximum);
+          const InterpolatedPixel<A> blended(p.map, item.image, near_slice, near_row, near_column);
+          const A exponential = math::exp_nonpositive(blended.logit(logits) - terms.maximum);
           const A t_c = (c == target ? terms.on_target : A(0)) + terms.factor * b;
           sum += share * math::cross_entropy_derivative(exponential, terms.slope, t_c);
         }
@@ -714,7 +654,7 @@ int64_t blocks_of(const SourceItems& items, int threads) {
 
 template <class T>
 void launch_tiles(const UpsampledCrossEntropyParams& p, const TileWork& work, Stream stream) {
-  const auto axes = make_axes<float>(p);
+  const auto axes = make_axes<float>(p.map, p.interpolation);
   const bool done = with_bucket(work.bucket, TileBuckets(), [&](auto bucket) {
     launch(upsampled_cross_entropy_tiles_kernel<T, bucket()>, work.blocks, work.threads(),
            work.shared_bytes, stream, p, work, axes);
@@ -732,14 +672,14 @@ void launch_tiles(const UpsampledCrossEntropyParams& p, const TileWork& work, St
 
 template <class T>
 void launch_pixels(const UpsampledCrossEntropyParams& p, Stream stream) {
-  const auto axes = make_axes<accumulate_t<T>>(p);
   const PixelWork work = make_pixel_work(p);
+  const InterpolatedPixels<accumulate_t<T>> pixels(p.map, p.interpolation);
   launch(upsampled_cross_entropy_pixels_kernel<T>, work.blocks, Policy::kPixelThreads, 0, stream, p,
-         work, TargetSizes(p), axes);
+         work, pixels, Divisor(pixels.count));
   if (p.grad_input) {
     const SourceItems items = make_source_items(p, 1);
     launch(upsampled_cross_entropy_gather_kernel<T>, blocks_of(items, Policy::kGatherThreads),
-           Policy::kGatherThreads, 0, stream, p, work.shares, items, axes);
+           Policy::kGatherThreads, 0, stream, p, work.shares, items, pixels.axes);
   }
 }
 
@@ -775,17 +715,8 @@ int64_t upsampled_cross_entropy_scratch_bytes(const UpsampledCrossEntropyParams&
 
 void upsampled_cross_entropy(const UpsampledCrossEntropyParams& params, Stream stream) {
   if (is_empty(params)) return;
-  switch (params.dtype) {
-    case Dtype::f64:
-      return launch_upsampled_cross_entropy<double>(params, stream);
-    case Dtype::f32:
-      return launch_upsampled_cross_entropy<float>(params, stream);
-    case Dtype::bf16:
-      return launch_upsampled_cross_entropy<bfloat16>(params, stream);
-    case Dtype::f16:
-      return launch_upsampled_cross_entropy<float16>(params, stream);
-  }
-  throw std::runtime_error("no kernel upsampled_cross_entropy of this dtype");
+  with_dtype("upsampled_cross_entropy", params.dtype,
+             [&](auto t) { launch_upsampled_cross_entropy<decltype(t)>(params, stream); });
 }
 
 }  // namespace segunc::cuda

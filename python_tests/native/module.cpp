@@ -143,6 +143,20 @@ class Fields {
   std::set<std::string> unused_;
 };
 
+// Logits for results [N, *spatial], or [N, C, *spatial] with results_axis 2: interpolated to their
+// size where align_corners is given.
+template <class Params>
+void set_pixels(Fields& fields, const py::array& logits, const py::array& results, int results_axis,
+                Params& params) {
+  const auto align_corners = fields.value<std::optional<bool>>("align_corners", std::nullopt);
+  params.map = class_map(logits, fields.value("as_strided", false), !align_corners);
+  if (!align_corners) return;
+  params.interpolation = {true, {1, 1, 1}, *align_corners};
+  for (py::ssize_t axis = results.ndim() - 1, i = 2; axis >= results_axis; axis--, i--) {
+    params.interpolation.size[i] = results.shape(axis);
+  }
+}
+
 // What both structs of cross-entropy have.
 template <class Params>
 void set_cross_entropy_params(Fields& fields, bool merges, Params& params) {
@@ -232,7 +246,7 @@ void predictive_statistics(const py::kwargs& kwargs) {
   for (const py::array& sample : samples) addresses.push_back(sample.data());
   params.samples = addresses.data();
   params.count = int64_t(samples.size());
-  params.map = class_map(samples.at(0), fields.value("as_strided", false));
+  set_pixels(fields, samples.at(0), fields.array("prediction"), 1, params);
   params.dtype = dtype_of(fields.value<std::string>("dtype"));
   params.maps = statistics_maps(fields);
   params.mean = fields.contiguous("mean");
@@ -245,7 +259,7 @@ void accumulate(const py::kwargs& kwargs) {
   AccumulateParams params{};
   const py::array sample = fields.array("sample");
   params.sample = sample.data();
-  params.map = class_map(sample, fields.value("as_strided", false));
+  set_pixels(fields, sample, fields.array("mean"), 2, params);
   params.dtype = dtype_of(fields.value<std::string>("dtype"));
   params.mean = fields.contiguous("mean");
   params.squared_deviations = fields.contiguous("squared_deviations");
@@ -332,7 +346,7 @@ void counts(const py::kwargs& kwargs) {
   CountsParams params{};
   const py::array input = fields.array("input");
   params.input = input.data();
-  params.map = class_map(input, fields.value("as_strided", false));
+  set_pixels(fields, input, fields.array("target"), 1, params);
   params.dtype = dtype_of(fields.value<std::string>("dtype"));
   params.target_type = index_type_of(fields.array("target"));
   params.target = fields.contiguous("target");

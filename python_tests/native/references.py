@@ -80,13 +80,14 @@ def interpolation_matrix(
         source: positions given.
         size: positions wanted.
         align_corners: torch's.
-        dtype: the type that coordinates are rounded to.
+        dtype: the type that coordinates are rounded to, once.
     """
     if align_corners:
         scale = dtype(source - 1) / dtype(size - 1) if size > 1 else dtype(0)
-        at = (np.arange(size) * np.float64(scale)).astype(dtype)
+        at = (np.arange(size) * np.longdouble(scale)).astype(dtype)
     else:
-        at = ((np.arange(size) + 0.5) * np.float64(dtype(source) / dtype(size)) - 0.5).astype(dtype)
+        scale = dtype(source) / dtype(size)
+        at = ((np.arange(size) + 0.5) * np.longdouble(scale) - 0.5).astype(dtype)
     at = np.clip(at, 0, source - 1)
     lower = np.floor(at).astype(np.int64)
     weight = (at - lower.astype(dtype)).astype(np.float64)

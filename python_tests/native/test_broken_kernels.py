@@ -61,18 +61,21 @@ def of(kernel: str, name: str, snippet: str, replacement: str, tests: str = "") 
     return Mutation(name, kernel, f"{kernel}/cuda.cu", snippet, replacement, tests)
 
 
-# Which tests concern a kernel: a file and pytest's -k. test_flavors.py runs all of them unchanged.
+# Which tests concern a kernel: files and pytest's -k. test_flavors.py runs all of them unchanged.
+STORED_AND_INTERPOLATED = ("test_cuda_kernels.py", "test_interpolated_kernels.py")
 TESTS_OF = {
-    "components": ("test_component_kernels.py", ""),
-    "counts": ("test_cuda_kernels.py", "counts or counted"),
+    "components": (("test_component_kernels.py",), ""),
+    "counts": (STORED_AND_INTERPOLATED, "counts or counted"),
     "cross_entropy": (
-        "test_cuda_kernels.py",
+        ("test_cuda_kernels.py",),
         "cross_entropy or bad_targets or extreme or normalizer or finish or gradient",
     ),
-    "scale": ("test_cuda_kernels.py", "scale"),
-    "statistics": ("test_cuda_kernels.py", "statistics or accumulator or ties"),
-    "upsampled_cross_entropy": ("test_upsampling_kernels.py", ""),
+    "scale": (("test_cuda_kernels.py",), "scale"),
+    "statistics": (STORED_AND_INTERPOLATED, "statistics or accumulator or ties"),
+    "upsampled_cross_entropy": (("test_upsampling_kernels.py",), ""),
 }
+# pytest's -k for those of logits that are interpolated.
+INTERPOLATED = "interpolated_kernels and "
 
 CROSS_ENTROPY_MUTATIONS = (
     of(
@@ -121,17 +124,17 @@ CROSS_ENTROPY_MUTATIONS = (
     Mutation(
         "the number of classes is a class",
         "cross_entropy",
-        "common/device/cross_entropy.h",
-        "target >= 0 && target < p.map.classes",
-        "target >= 0 && target <= p.map.classes",
+        "common/device/labels.h",
+        "target >= 0 && target < classes",
+        "target >= 0 && target <= classes",
         "bad_targets",
     ),
     Mutation(
         "negative targets are classes",
         "cross_entropy",
-        "common/device/cross_entropy.h",
-        "target >= 0 && target < p.map.classes",
-        "target < p.map.classes",
+        "common/device/labels.h",
+        "target >= 0 && target < classes",
+        "target < classes",
         "bad_targets",
     ),
     of(
@@ -216,6 +219,51 @@ STATISTICS_MUTATIONS = (
         "    tile[i] = data[i];\n",
         "",
     ),
+    Mutation(
+        "warps read what is not told yet",
+        "statistics",
+        "common/device/warp_team.h",
+        "bit_cast<uint32_t>(value);\n    barrier();\n",
+        "bit_cast<uint32_t>(value);\n",
+        INTERPOLATED + "statistics",
+    ),
+    Mutation(
+        "a share of zero spreads NaN",
+        "statistics",
+        "common/device/interpolation.h",
+        "return weight > A(0) ? math::interpolate(lower, upper, weight) : lower;",
+        "return math::interpolate(lower, upper, weight);",
+        INTERPOLATED + "infinity",
+    ),
+    Mutation(
+        "volumes are interpolated within their slices alone",
+        "statistics",
+        "common/device/interpolation.h",
+        "  if (pixel.slice_weight > A(0)) {\n",
+        "  if (false) {\n",
+        INTERPOLATED + "statistics",
+    ),
+    of(
+        "statistics",
+        "equal means go to the last warp",
+        "if (mean > best.mean) {",
+        "if (mean >= best.mean) {",
+        INTERPOLATED + "equal",
+    ),
+    of(
+        "statistics",
+        "every warp of a team writes the entropy",
+        "if (owner.leads()) state.entropy_sum[index] = moments",
+        "state.entropy_sum[index] = moments",
+        INTERPOLATED + "accumulator",
+    ),
+    of(
+        "statistics",
+        "interpolated pixels go one too far",
+        "const bool inside = pixel < pixels.count;\n    const auto blended",
+        "const bool inside = pixel <= pixels.count;\n    const auto blended",
+        INTERPOLATED + "statistics",
+    ),
 )
 
 COUNTS_MUTATIONS = (
@@ -258,9 +306,10 @@ COUNTS_MUTATIONS = (
         "",
         "more_tiles",
     ),
-    of(
-        "counts",
+    Mutation(
         "the number of classes is a class",
+        "counts",
+        "common/device/labels.h",
         "target >= 0 && target < classes",
         "target >= 0 && target <= classes",
         "bad_targets",
@@ -271,6 +320,35 @@ COUNTS_MUTATIONS = (
         "if (index >= patches) continue;",
         "if (index > patches) continue;",
         "patch",
+    ),
+    of(
+        "counts",
+        "every warp of a team counts the pixel",
+        "owner.leads() ? label[0] : kOutside",
+        "label[0]",
+        INTERPOLATED + "counts",
+    ),
+    of(
+        "counts",
+        "the target's logit is of one slice",
+        "blended.logit(data + label[0] * class_stride)",
+        "blended.in_slice(data + label[0] * class_stride)",
+        INTERPOLATED + "counts",
+    ),
+    of(
+        "counts",
+        "images of interpolated pixels are merged",
+        "if (!p.interpolation.used && is_one_image(p.map))",
+        "if (is_one_image(p.map))",
+        INTERPOLATED + "counts",
+    ),
+    Mutation(
+        "warps overwrite what others have yet to read",
+        "counts",
+        "common/device/warp_team.h",
+        "    turn_ ^= 1;\n",
+        "",
+        INTERPOLATED + "counts",
     ),
 )
 
@@ -506,10 +584,10 @@ def build(mutation: Mutation | None, kernel: str, directory: Path) -> None:
 def outcome(mutation: Mutation | None, kernel: str, directory: Path) -> tuple[int, str]:
     """pytest's exit status, negative after a crash, and the end of its output."""
     build(mutation, kernel, directory)
-    file, tests = TESTS_OF[kernel]
+    files, tests = TESTS_OF[kernel]
     if mutation is not None and mutation.tests:
         tests = mutation.tests
-    process = start_pytest("race", ["-x", file, "-k", tests], directory)
+    process = start_pytest("race", ["-x", *files, "-k", tests], directory)
     try:
         output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:

@@ -55,6 +55,31 @@ def pixels_last(values: Array) -> Array:
     return np.ascontiguousarray(values).reshape(*values.shape[:2], -1)
 
 
+@dataclass(frozen=True)
+class Interpolated:
+    """Results of another size than the logits'."""
+
+    size: tuple[int, ...]
+    align_corners: bool
+
+    def __str__(self) -> str:
+        corners = "corners" if self.align_corners else "centres"
+        return f"-{'x'.join(map(str, self.size))}-{corners}"
+
+
+def interpolated(values: Array, case: StatisticsCase | CountsCase) -> Array:
+    """[N, C, *spatial] as the results have them: [N, C, *size], float64."""
+    if case.to is None:
+        return values
+    matrices = [
+        references.interpolation_matrix(
+            source, size, case.to.align_corners, accumulate_type(case.dtype)
+        )
+        for source, size in zip(case.spatial, case.to.size, strict=True)
+    ]
+    return references.interpolate(values, matrices)
+
+
 # ---- Cross-entropy
 
 
@@ -596,14 +621,19 @@ class StatisticsCase:
     spatial: tuple[int, ...] = (33,)
     return_mean: bool = True
     spaced: bool = True  # the samples lie in one array
+    to: Interpolated | None = None
     seed: int = 0
 
     def __str__(self) -> str:
         spatial = "x".join(map(str, self.spatial)) or "scalar"
         return (
             f"{self.dtype}-{self.layout}-{self.classes}-{self.samples}of{self.images}x{spatial}"
-            f"-{'spaced' if self.spaced else 'scattered'}"
+            f"{self.to or ''}-{'spaced' if self.spaced else 'scattered'}"
         )
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        return (self.images, *(self.to.size if self.to else self.spatial))
 
 
 def random_statistics_case(dtype: str, layout: str, classes: int, seed: int) -> StatisticsCase:
@@ -651,10 +681,13 @@ def place_samples(case: StatisticsCase, samples: list[Array]) -> list[Array]:
     return views
 
 
-def check_statistics(samples: list[Array], dtype: str, results: dict[str, Array]) -> None:
+def check_statistics(
+    samples: list[Array], dtype: str, results: dict[str, Array], error: float = 1.0
+) -> None:
+    """error: of the logits, in units of what rounding their softmax alone gives."""
     expected = references.statistics([pixels_last(sample) for sample in samples])
     images, classes = samples[0].shape[:2]
-    eps = epsilon(dtype)
+    eps = epsilon(dtype) * error
     prediction = results["prediction"].reshape(images, -1)
     assert ((prediction >= 0) & (prediction < classes)).all()
     at = prediction[:, None]
@@ -685,14 +718,16 @@ def place_maps(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
 def run_statistics(
     host: ModuleType, case: StatisticsCase, samples: list[Array]
 ) -> dict[str, Array]:
-    pixels = (case.images, *case.spatial)
-    outputs = place_maps(pixels, case.dtype)
+    outputs = place_maps(case.pixels, case.dtype)
     if case.return_mean:
-        outputs["mean"] = place(samples[0].shape, accumulate_type(case.dtype))
+        outputs["mean"] = place(
+            (case.images, case.classes, *case.pixels[1:]), accumulate_type(case.dtype)
+        )
     host.predictive_statistics(
         samples=place_samples(case, samples),
         dtype=case.dtype,
         as_strided=case.layout == "forced",
+        align_corners=case.to.align_corners if case.to else None,
         **{name: output.view for name, output in outputs.items()},
     )
     for name, output in outputs.items():
@@ -802,11 +837,11 @@ def run_accumulator(
 ) -> dict[str, Array]:
     """The samples one by one, then the maps of the state."""
     accumulate = accumulate_type(case.dtype)
-    pixels = (case.images, *case.spatial)
+    of_classes = (case.images, case.classes, *case.pixels[1:])
     state = {
-        "mean": place(samples[0].shape, accumulate),
-        "squared_deviations": place(samples[0].shape, accumulate),
-        "entropy_sum": place(pixels, accumulate),
+        "mean": place(of_classes, accumulate),
+        "squared_deviations": place(of_classes, accumulate),
+        "entropy_sum": place(case.pixels, accumulate),
     }
     views = {name: placed.view for name, placed in state.items()}
     for count, sample in enumerate(samples, 1):
@@ -814,10 +849,11 @@ def run_accumulator(
             sample=place_elements(sample, case.dtype, case.layout).view,
             dtype=case.dtype,
             as_strided=case.layout == "forced",
+            align_corners=case.to.align_corners if case.to else None,
             count=count,
             **views,
         )
-    outputs = place_maps(pixels, case.dtype)
+    outputs = place_maps(case.pixels, case.dtype)
     host.finalize(
         **views,
         count=len(samples),
@@ -877,11 +913,17 @@ class CountsCase:
     bins: int = 15
     tables: tuple[str, ...] = TABLES
     outcome: bool = True
+    to: Interpolated | None = None
     seed: int = 0
 
     def __str__(self) -> str:
         spatial = "x".join(map(str, self.spatial)) or "scalar"
-        return f"{self.dtype}-{self.layout}-{self.classes}-{self.images}x{spatial}-{self.seed}"
+        to = self.to or ""
+        return f"{self.dtype}-{self.layout}-{self.classes}-{self.images}x{spatial}{to}-{self.seed}"
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        return (self.images, *(self.to.size if self.to else self.spatial))
 
 
 def random_counts_case(dtype: str, layout: str, classes: int, seed: int) -> CountsCase:
@@ -919,22 +961,29 @@ def counts_inputs(case: CountsCase) -> CountsInputs:
     decides which bin they are in."""
     generator = np.random.default_rng(case.seed)
     shape = (case.images, case.classes, *case.spatial)
-    pixels = (case.images, *case.spatial)
     values = generator.normal(size=shape) * 3
     if case.probabilities:
         values = np.exp(references.log_softmax(values))
     values = decode(encode(values, case.dtype), case.dtype)
-    target = generator.integers(0, case.classes, pixels)
-    confidence = values.max(1)
+    if case.to is not None:  # an ignored pixel's NaN is in what it blends
+        values = np.where(generator.random((case.images, 1, *case.spatial)) < 0.05, np.nan, values)
+    target = generator.integers(0, case.classes, case.pixels)
+    counted = interpolated(values, case)
+    confidence = counted.max(1)
     if not case.probabilities:
-        confidence = np.exp(references.log_softmax(values)).max(1)
+        confidence = np.exp(references.log_softmax(counted)).max(1)
     from_edge = np.abs(confidence * case.bins - np.rint(confidence * case.bins))
-    ignored = (generator.random(pixels) < case.ignored) | (from_edge < 1e-3) & (confidence < 1)
+    ignored = generator.random(case.pixels) < case.ignored
+    ignored |= (from_edge < 1e-3) & (confidence < 1) | np.isnan(confidence)
+    if case.to is not None and case.classes > 1:  # rounding decides between classes, too
+        first, second = -np.partition(-counted, 1, axis=1)[:, :2].swapaxes(0, 1)
+        ignored |= ~(first - second > 1e-4 * np.abs(counted).max(1))
     target = np.where(ignored, case.ignore_index, target).astype(case.target_type)
     ignored = target == case.ignore_index
-    values = np.where(ignored[:, None], np.nan, values)
-    uncertainty = np.exp(generator.uniform(np.log(1e-8), np.log(250), pixels))
-    uncertainty = np.where(generator.random(pixels) < 0.1, 0, uncertainty)
+    if case.to is None:
+        values = np.where(ignored[:, None], np.nan, values)
+    uncertainty = np.exp(generator.uniform(np.log(1e-8), np.log(250), case.pixels))
+    uncertainty = np.where(generator.random(case.pixels) < 0.1, 0, uncertainty)
     uncertainty = np.where(ignored, np.nan, uncertainty).astype(accumulate_type(case.dtype))
     return CountsInputs(values, target, uncertainty)
 
@@ -974,6 +1023,7 @@ def run_counts(host: ModuleType, case: CountsCase, inputs: CountsInputs) -> dict
         bins=case.bins,
         dtype=case.dtype,
         as_strided=case.layout == "forced",
+        align_corners=case.to.align_corners if case.to else None,
         **{name: output.view for name, output in {**tables, **outputs}.items()},
     )
     for name, output in {**tables, **outputs}.items():
@@ -1003,7 +1053,8 @@ def verify_counts(
 ) -> dict[str, Array]:
     inputs = counts_inputs(case) if inputs is None else inputs
     results = run_under_seeds(host, lambda: run_counts(host, case, inputs))
-    rows = np.moveaxis(pixels_last(inputs.values), 1, -1).reshape(-1, case.classes)
+    values = pixels_last(interpolated(inputs.values, case))
+    rows = np.moveaxis(values, 1, -1).reshape(-1, case.classes)
     target = inputs.target.ravel().astype(np.int64)
     known = np.where(np.isnan(rows), -np.inf, rows)
     with np.errstate(divide="ignore", invalid="ignore"):

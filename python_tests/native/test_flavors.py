@@ -14,6 +14,7 @@ TESTS = (
     "test_host_execution.py",
     "test_cuda_kernels.py",
     "test_component_kernels.py",
+    "test_interpolated_kernels.py",
     "test_upsampling_kernels.py",
 )
 TIMEOUT_SECONDS = 400

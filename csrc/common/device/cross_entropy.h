@@ -2,6 +2,7 @@
 // the logits' gradient out. Params: a loss's struct with target, weight, upstream and the like.
 #pragma once
 #include "../../math/cross_entropy.h"
+#include "labels.h"
 #include "softmax.h"
 
 namespace segunc::device {
@@ -14,34 +15,6 @@ struct TargetShares {
 template <class Params>
 TargetShares target_shares(const Params& p) {
   return {1.0 - p.label_smoothing, p.label_smoothing / double(p.map.classes)};
-}
-
-constexpr int kIgnored = -1, kOutOfRange = -2;
-
-template <class Params>
-SEGUNC_DEVICE int label_of(const Params& p, int64_t target) {
-  if (target == p.ignore_index) return kIgnored;
-  if (target >= 0 && target < p.map.classes) return int(target);
-  if (p.bad_target) store_host_flag(p.bad_target, target);
-  return kOutOfRange;
-}
-
-template <int V, class Index, class Params>
-SEGUNC_DEVICE void load_labels_of(const Params& p, int64_t first, int (&label)[V]) {
-  const auto target = load_vector<V>(static_cast<const Index*>(p.target) + first);
-#pragma unroll
-  for (int j = 0; j < V; j++) label[j] = label_of(p, int64_t(target[j]));
-}
-template <int V, class Params>
-SEGUNC_DEVICE void load_labels(const Params& p, int64_t first, int (&label)[V]) {
-  switch (p.target_type) {
-    case IndexType::i64:
-      return load_labels_of<V, int64_t>(p, first, label);
-    case IndexType::i32:
-      return load_labels_of<V, int32_t>(p, first, label);
-    default:
-      return load_labels_of<V, uint8_t>(p, first, label);
-  }
 }
 
 // data[first ...], or ones without data.

@@ -105,13 +105,13 @@ struct OnlineSoftmax {
   }
 };
 
-// T: the stored type. An infinite maximum makes the sum NaN, as the subtraction would in one pass.
-template <class T>
-SEGUNC_DEVICE OnlineSoftmax<accumulate_t<T>> online_softmax(const T* pixel, int64_t classes,
-                                                            int64_t class_stride) {
-  OnlineSoftmax<accumulate_t<T>> softmax;
+// Of the logits that logit_of gives. An infinite maximum makes the sum NaN, as the subtraction
+// would in one pass.
+template <class A, class Logit>
+SEGUNC_DEVICE OnlineSoftmax<A> online_softmax(int64_t classes, Logit logit_of) {
+  OnlineSoftmax<A> softmax;
 #pragma unroll 4
-  for (int64_t c = 0; c < classes; c++) softmax.add(to_accumulate(pixel[c * class_stride]));
+  for (int64_t c = 0; c < classes; c++) softmax.add(logit_of(c));
   softmax.sum += softmax.maximum - softmax.maximum;
   return softmax;
 }

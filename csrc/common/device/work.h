@@ -1,10 +1,13 @@
 // How launches walk over the pixels of images, and which of a kernel's variants takes them.
 #pragma once
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <utility>
 
 #include "../class_map.h"
+#include "../element.h"
 #include "integer.h"
 
 namespace segunc::device {
@@ -13,7 +16,7 @@ namespace segunc::device {
 struct Work {
   int64_t tile;  // pixels
   Divisor tiles_per_image;
-  int64_t tiles;  // of all images
+  int64_t tiles, pixels;  // of all images
   int64_t blocks;
 };
 
@@ -22,6 +25,7 @@ inline Work make_work(int64_t images, int64_t pixels, int64_t tile, int64_t max_
   work.tile = tile;
   work.tiles_per_image = Divisor((pixels + tile - 1) / tile);
   work.tiles = work.tiles_per_image.value * images;
+  work.pixels = pixels * images;
   work.blocks = std::min(work.tiles, max_blocks);
   return work;
 }
@@ -40,6 +44,22 @@ inline void merge_images(ClassMap& map) {
 // Of a tile that starts `left` pixels before the end of its image.
 SEGUNC_DEVICE int tile_pixels(const Work& work, int64_t left) {
   return int(left < work.tile ? left : work.tile);
+}
+
+// What call gives for a value of the type that a dtype stands for. kernel: the name for an error.
+template <class Call>
+auto with_dtype(const char* kernel, Dtype dtype, Call call) {
+  switch (dtype) {
+    case Dtype::f64:
+      return call(double());
+    case Dtype::f32:
+      return call(float());
+    case Dtype::bf16:
+      return call(bfloat16());
+    case Dtype::f16:
+      return call(float16());
+  }
+  throw std::runtime_error(std::string("no kernel ") + kernel + " of this dtype");
 }
 
 // The first of increasing numbers of classes that is enough; 0 without one.
