@@ -159,10 +159,10 @@ struct Cpu {
   }
 
   void statistics(const StatisticsParams& p) const {
-    parallel(p.map.images * units_of(p.map.pixels), cpu::statistics_units, p);
+    parallel(result_units(p.map, p.interpolation), cpu::statistics_units, p);
   }
   void accumulate(const AccumulateParams& p) const {
-    parallel(p.map.images * units_of(p.map.pixels), cpu::accumulate_units, p);
+    parallel(result_units(p.map, p.interpolation), cpu::accumulate_units, p);
   }
   void finalize(const FinalizeParams& p) const {
     parallel(p.images * units_of(p.pixels), cpu::finalize_units, p);
@@ -183,7 +183,7 @@ struct Cpu {
     p.bad_target = &bad_pixel;
     const int64_t classes = p.map.classes;
     count_apart(
-        p.map.images * units_of(p.map.pixels), 1, cpu::counts_units, p, spans_of(p.tables, classes),
+        result_units(p.map, p.interpolation), 1, cpu::counts_units, p, spans_of(p.tables, classes),
         [&](CountsParams& mine, int64_t* memory) { place_tables(mine.tables, classes, memory); },
         [&] {
           if (bad_pixel != INT64_MAX)

@@ -3,8 +3,7 @@
 //
 // Of the classes other than the target's, the sums of exponentials and of their squares are all
 // that the scores of math/counts.h need.
-#include "../common/cpu/pack.h"
-#include "../common/cpu/tile.h"
+#include "../common/cpu/interpolation.h"
 #include "params.h"
 
 namespace segunc {
@@ -17,29 +16,6 @@ using namespace tiles;
 enum class Mode { prediction, logits, probabilities };
 
 constexpr int32_t kIgnored = -1;
-
-// Class indices as wide as a pack's elements, and masks.
-template <class A>
-struct IndexPackOf {
-  using type = int32_t;
-};
-template <>
-struct IndexPackOf<float> {
-  typedef int32_t type __attribute__((vector_size(kPackBytes)));
-};
-template <class A>
-using IndexPack = typename IndexPackOf<A>::type;
-
-SEGUNC_HD void load_indices(const int32_t* p, int32_t& pack) { pack = *p; }
-SEGUNC_HD void store_indices(int32_t* p, int32_t pack) { *p = pack; }
-template <class I>
-SEGUNC_HD void load_indices(const int32_t* p, I& pack) {
-  std::memcpy(&pack, __builtin_assume_aligned(p, sizeof pack), sizeof pack);
-}
-template <class I>
-SEGUNC_HD void store_indices(int32_t* p, I pack) {
-  std::memcpy(__builtin_assume_aligned(p, sizeof pack), &pack, sizeof pack);
-}
 
 template <class A, int T>
 struct Pixels {
@@ -88,7 +64,7 @@ SEGUNC_HD void reduce_classes(int C, int n, const A* __restrict tile, const Ahea
     for (int k = 0; k < kPacks; ++k) {
       const int at = j + k * kLanes<A>;
       maximum[k] = load_pack(px.maximum + at);
-      load_indices(px.label + at, label[k]);
+      label[k] = load_indices<A>(px.label + at);
       others[k] = squares[k] = Pack<A>{};
       best[k] = Index{};
     }
@@ -110,7 +86,7 @@ SEGUNC_HD void reduce_classes(int C, int n, const A* __restrict tile, const Ahea
     }
     for (int k = 0; k < kPacks; ++k) {
       const int at = j + k * kLanes<A>;
-      store_indices(px.best + at, best[k]);
+      store_indices<A>(px.best + at, best[k]);
       store_pack(px.others + at, others[k]);
       store_pack(px.squares + at, squares[k]);
     }
@@ -192,11 +168,12 @@ SEGUNC_HD void add_scores(int64_t* scores, const math::PixelScores<A>& pixel) {
     ++scores[kImpossible];
 }
 
-template <Mode mode, class S, int T>
-void run_units(const CountsParams& p, int64_t begin, int64_t end) {
-  using A = accumulate_t<S>;
+template <Mode mode, class Tiles>
+void run_units(const CountsParams& p, Tiles& source, int64_t begin, int64_t end) {
+  using A = typename Tiles::Number;
+  constexpr int T = Tiles::kWidth;
   const int C = int(p.map.classes);
-  const auto* input = static_cast<const S*>(p.input);
+  const int64_t P = result_pixels(p.map, p.interpolation);
   const PredictionCounter<A> counter{p.tables, p.map.classes, static_cast<const A*>(p.uncertainty),
                                      p.outcome};
   Scratch<A> tile_room(int64_t(C) * T);
@@ -204,13 +181,13 @@ void run_units(const CountsParams& p, int64_t begin, int64_t end) {
   Pixels<A, T> px;
 
   const auto run_tile = [&](int64_t image, int64_t pixel, auto n) __attribute__((always_inline)) {
-    const int64_t at = image * p.map.pixels + pixel;
+    const int64_t at = image * P + pixel;
     with_index_type(p.target_type, [&](auto y) __attribute__((always_inline)) {
       read_classes<decltype(y)>(p.target, at, n, p.map.classes, p.ignore_index, p.bad_target,
                                 px.label);
     });
-    read_tile<T>(p.map, input, image, pixel, n, tile, px.maximum);
-    reduce_classes<mode>(C, n, tile, ahead_of(p.map, input, image, pixel + T), px);
+    source.read(0, image, pixel, n, tile, px.maximum);
+    reduce_classes<mode>(C, n, tile, source.ahead(0, image, pixel), px);
     for (int j = 0; j < n; ++j) counter.add(at + j, px.label[j], px.best[j]);
     if constexpr (mode != Mode::prediction) {
       for (int j = 0; j < n; ++j) px.target[j] = tile[std::max(px.label[j], 0) * T + j];
@@ -224,7 +201,7 @@ void run_units(const CountsParams& p, int64_t begin, int64_t end) {
       }
     }
   };
-  for (int64_t unit = begin; unit < end; ++unit) for_tiles<T>(unit, p.map.pixels, run_tile);
+  for (int64_t unit = begin; unit < end; ++unit) source.for_tiles(unit, run_tile);
 }
 
 template <class A>
@@ -289,6 +266,12 @@ void run_patch_rows(const PatchCountsParams& p, int64_t begin, int64_t end) {
   }
 }
 
+template <Mode mode, class S, int T>
+void run_width(const CountsParams& p, int64_t begin, int64_t end) {
+  with_tiles<S, T>(p.map, p.interpolation, &p.input, 1,
+                   [&](auto& source) { run_units<mode>(p, source, begin, end); });
+}
+
 template <Mode mode>
 void run_mode(const CountsParams& p, int64_t begin, int64_t end) {
   // The tile of many classes is narrower, so that it stays in the L1 cache.
@@ -296,8 +279,8 @@ void run_mode(const CountsParams& p, int64_t begin, int64_t end) {
   with_dtype(p.dtype, [&](auto s) {
     using S = decltype(s);
     if constexpr (!std::is_same_v<S, double>)
-      if (p.map.classes <= kWideClasses) return run_units<mode, S, 128>(p, begin, end);
-    run_units<mode, S, 32>(p, begin, end);
+      if (p.map.classes <= kWideClasses) return run_width<mode, S, 128>(p, begin, end);
+    run_width<mode, S, 32>(p, begin, end);
   });
 }
 

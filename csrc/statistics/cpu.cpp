@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "../common/cpu/exponentials.h"
+#include "../common/cpu/interpolation.h"
 #include "../math/moments.h"
 #include "params.h"
 
@@ -88,11 +89,13 @@ SEGUNC_HD void write_maps(const StatisticsMaps& maps, int64_t at, int n, A inver
   }
 }
 
-template <class S, int T>
-void run_units(const StatisticsParams& p, int64_t begin, int64_t end) {
-  using A = accumulate_t<S>;
+template <class Tiles>
+void run_units(const StatisticsParams& p, Tiles& source, int64_t begin, int64_t end) {
+  using A = typename Tiles::Number;
+  constexpr int T = Tiles::kWidth;
   const int C = int(p.map.classes);
-  const int64_t count = p.count, tile_size = int64_t(C) * T, P = p.map.pixels;
+  const int64_t count = p.count, tile_size = int64_t(C) * T;
+  const int64_t P = result_pixels(p.map, p.interpolation);
   const A inverse_count = A(1) / A(count);
   Scratch<A> tiles_room(count * tile_size), sums_room(tile_size), inverses_room(count * T);
   A *tiles = tiles_room.get(), *sums = sums_room.get(), *inverses = inverses_room.get();
@@ -103,10 +106,8 @@ void run_units(const StatisticsParams& p, int64_t begin, int64_t end) {
     for (int64_t s = 0; s < count; ++s) {
       A* __restrict tile = tiles + s * tile_size;
       A* __restrict inverse = inverses + s * T;
-      read_tile<T>(p.map, static_cast<const S*>(p.samples[s]), image, pixel, n, tile, px.maximum);
-      const bool last = s + 1 == count;
-      const auto* next = static_cast<const S*>(p.samples[last ? 0 : s + 1]);
-      softmax_tile(C, n, tile, inverse, ahead_of(p.map, next, image, last ? pixel + T : pixel), px);
+      source.read(s, image, pixel, n, tile, px.maximum);
+      softmax_tile(C, n, tile, inverse, source.ahead(s, image, pixel), px);
       A* __restrict sum = sums;
       for (int c = 0; c < C; ++c)
         for (int j = 0; j < n; ++j) {
@@ -131,14 +132,15 @@ void run_units(const StatisticsParams& p, int64_t begin, int64_t end) {
     for (int c = 0; c < C; ++c)
       for (int j = 0; j < n; ++j) mean[c * P + j] = sums[c * T + j] * inverse_count;
   };
-  for (int64_t unit = begin; unit < end; ++unit) for_tiles<T>(unit, P, run_tile);
+  for (int64_t unit = begin; unit < end; ++unit) source.for_tiles(unit, run_tile);
 }
 
-template <class S, int T>
-void accumulate_units_of(const AccumulateParams& p, int64_t begin, int64_t end) {
-  using A = accumulate_t<S>;
+template <class Tiles>
+void accumulate_units_of(const AccumulateParams& p, Tiles& source, int64_t begin, int64_t end) {
+  using A = typename Tiles::Number;
+  constexpr int T = Tiles::kWidth;
   const int C = int(p.map.classes);
-  const int64_t P = p.map.pixels;
+  const int64_t P = result_pixels(p.map, p.interpolation);
   const A inverse_count = A(1) / A(p.count);
   const bool first = p.count == 1;
   Scratch<A> tile_room(int64_t(C) * T);
@@ -148,15 +150,15 @@ void accumulate_units_of(const AccumulateParams& p, int64_t begin, int64_t end) 
 
   const auto run_tile = [&](int64_t image, int64_t pixel, auto n) __attribute__((always_inline)) {
     for (int j = 0; j < n; ++j) px.entropy_sum[j] = A(0);
-    const auto* sample = static_cast<const S*>(p.sample);
-    read_tile<T>(p.map, sample, image, pixel, n, tile, px.maximum);
-    softmax_tile(C, n, tile, inverse, ahead_of(p.map, sample, image, pixel + T), px);
+    source.read(0, image, pixel, n, tile, px.maximum);
+    softmax_tile(C, n, tile, inverse, source.ahead(0, image, pixel), px);
+    const int64_t next = source.next(pixel) - pixel;
     for (int c = 0; c < C; ++c) {
       const int64_t at = (image * C + c) * P + pixel;
       A* __restrict mean = static_cast<A*>(p.mean) + at;
       A* __restrict squares = static_cast<A*>(p.squared_deviations) + at;
-      prefetch(mean + T, T * int(sizeof(A)));
-      prefetch(squares + T, T * int(sizeof(A)));
+      prefetch(mean + next, T * int(sizeof(A)));
+      prefetch(squares + next, T * int(sizeof(A)));
       if (first)
         for (int j = 0; j < n; ++j) mean[j] = tile[c * T + j] * inverse[j], squares[j] = A(0);
       else
@@ -168,7 +170,7 @@ void accumulate_units_of(const AccumulateParams& p, int64_t begin, int64_t end) 
     for (int j = 0; j < n; ++j)
       entropy_sum[j] = first ? px.entropy_sum[j] : entropy_sum[j] + px.entropy_sum[j];
   };
-  for (int64_t unit = begin; unit < end; ++unit) for_tiles<T>(unit, P, run_tile);
+  for (int64_t unit = begin; unit < end; ++unit) source.for_tiles(unit, run_tile);
 }
 
 template <class A>
@@ -192,22 +194,38 @@ void finalize_units_of(const FinalizeParams& p, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) for_tiles<T>(unit, P, run_tile);
 }
 
-// All samples' rows of a tile should stay in the L2 cache.
-constexpr int64_t kTileBytes = 256 << 10;
+// All samples' rows of a tile should stay in the L2 cache, and those that it is interpolated from.
+constexpr int64_t kTileBytes = 256 << 10, kInterpolatedBytes = 768 << 10;
+
+bool fits(const StatisticsParams& p, int64_t width, size_t element) {
+  const int64_t tiles = p.count * p.map.classes * width * int64_t(element);
+  if (!p.interpolation.used) return tiles <= kTileBytes;
+  return tiles * (1 + enlarged_rows(p.map)) <= kInterpolatedBytes;
+}
+
+template <class S, int T>
+void run_width(const StatisticsParams& p, int64_t begin, int64_t end) {
+  with_tiles<S, T>(p.map, p.interpolation, p.samples, p.count,
+                   [&](auto& source) { run_units(p, source, begin, end); });
+}
 
 }  // namespace
 
 void statistics_units(const StatisticsParams& p, int64_t begin, int64_t end) {
   with_dtype(p.dtype, [&](auto s) {
     using S = decltype(s);
-    if (p.count * p.map.classes * 64 * int64_t(sizeof(accumulate_t<S>)) <= kTileBytes)
-      return run_units<S, 64>(p, begin, end);
-    run_units<S, 32>(p, begin, end);
+    if (fits(p, 64, sizeof(accumulate_t<S>)))
+      run_width<S, 64>(p, begin, end);
+    else
+      run_width<S, 32>(p, begin, end);
   });
 }
 
 void accumulate_units(const AccumulateParams& p, int64_t begin, int64_t end) {
-  with_dtype(p.dtype, [&](auto s) { accumulate_units_of<decltype(s), 64>(p, begin, end); });
+  with_dtype(p.dtype, [&](auto s) {
+    with_tiles<decltype(s), 64>(p.map, p.interpolation, &p.sample, 1,
+                                [&](auto& source) { accumulate_units_of(p, source, begin, end); });
+  });
 }
 
 void finalize_units(const FinalizeParams& p, int64_t begin, int64_t end) {

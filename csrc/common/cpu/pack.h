@@ -21,13 +21,18 @@ constexpr int kPackBytes = 16;
 template <class A>
 struct PackOf {
   using type = A;
+  using indices = int32_t;
 };
 template <>
 struct PackOf<float> {
   typedef float type __attribute__((vector_size(kPackBytes)));
+  typedef int32_t indices __attribute__((vector_size(kPackBytes)));
 };
 template <class A>
 using Pack = typename PackOf<A>::type;
+// Class indices, lanes and masks that go with a pack.
+template <class A>
+using IndexPack = typename PackOf<A>::indices;
 
 template <class A>
 constexpr int kLanes = int(sizeof(Pack<A>) / sizeof(A));
@@ -46,6 +51,23 @@ SEGUNC_HD Pack<A> load_pack(const A* p) {
 template <class A>
 SEGUNC_HD void store_pack(A* p, Pack<A> pack) {
   std::memcpy(__builtin_assume_aligned(p, sizeof pack), &pack, sizeof pack);
+}
+template <class A>
+SEGUNC_HD IndexPack<A> load_indices(const int32_t* p) {
+  IndexPack<A> pack;
+  std::memcpy(&pack, __builtin_assume_aligned(p, sizeof pack), sizeof pack);
+  return pack;
+}
+template <class A>
+SEGUNC_HD void store_indices(int32_t* p, IndexPack<A> pack) {
+  std::memcpy(__builtin_assume_aligned(p, sizeof pack), &pack, sizeof pack);
+}
+
+template <class A>
+SEGUNC_HD Pack<A> load_anywhere(const A* p) {
+  Pack<A> pack;
+  std::memcpy(&pack, p, sizeof pack);
+  return pack;
 }
 
 }  // namespace tiles

@@ -259,6 +259,44 @@ SEGUNC_HD void for_tiles(int64_t unit, int64_t pixels, Body&& body) {
   if (pixel < end) body(image, pixel, int(end - pixel));
 }
 
+// Tiles of T pixels of samples as they lie in memory. Kernels take this or InterpolatedTiles
+// (interpolation.h), which have the same functions, and are written once for both.
+template <class S, int T>
+class StoredTiles {
+ public:
+  using Number = accumulate_t<S>;
+  static constexpr int kWidth = T;
+
+  // samples: [count] pointers to [N, C, P], each laid out as map.
+  StoredTiles(const ClassMap& map, const void* const* samples, int64_t count)
+      : map_(map), samples_(samples), count_(count) {}
+
+  // Calls body(image, first pixel of the result, n) for the tiles of a unit.
+  template <class Body>
+  SEGUNC_HD void for_tiles(int64_t unit, Body&& body) const {
+    tiles::for_tiles<T>(unit, map_.pixels, body);
+  }
+  // As read_tile.
+  SEGUNC_HD void read(int64_t sample, int64_t image, int64_t pixel, int n, Number* __restrict tile,
+                      Number* __restrict maximum) const {
+    read_tile<T>(map_, data(sample), image, pixel, n, tile, maximum);
+  }
+  // What is read after a sample of a tile: the next sample, or the next tile.
+  SEGUNC_HD Ahead<S> ahead(int64_t sample, int64_t image, int64_t pixel) const {
+    const bool last = sample + 1 == count_;
+    return ahead_of(map_, data(last ? 0 : sample + 1), image, last ? next(pixel) : pixel);
+  }
+  // The first pixel of the next tile.
+  SEGUNC_HD int64_t next(int64_t pixel) const { return pixel + T; }
+
+ private:
+  SEGUNC_HD const S* data(int64_t sample) const { return static_cast<const S*>(samples_[sample]); }
+
+  const ClassMap& map_;
+  const void* const* samples_;
+  const int64_t count_;
+};
+
 // Calls run(S{}) with the element type.
 template <class Run>
 SEGUNC_HD void with_dtype(Dtype dtype, Run&& run) {

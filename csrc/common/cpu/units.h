@@ -1,8 +1,9 @@
 // How pixels are dealt to threads.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
-#include "../host_device.h"
+#include "../class_map.h"
 
 namespace segunc {
 
@@ -12,6 +13,36 @@ constexpr int64_t kUnitPixels = 2048;
 
 inline namespace SEGUNC_VARIANT {
 SEGUNC_HD int64_t units_of(int64_t pixels) { return (pixels + kUnitPixels - 1) / kUnitPixels; }
+
+// Units of interpolated results: a band of rows in those planes that share a lower neighbour among
+// the source planes.
+struct ResultBands {
+  int64_t images, planes, height;  // source planes of an image, rows of a result plane
+  int64_t rows, per_plane;         // rows of a band, bands of a plane
+
+  ResultBands(const ClassMap& map, const Interpolation& interpolation)
+      : images(map.images), planes(map.size[0]), height(interpolation.size[1]) {
+    // Enough units for many threads; neighbouring bands enlarge the source rows between them twice.
+    constexpr int64_t kUnits = 64, kMostRows = 32;
+    rows = std::clamp<int64_t>(images * planes * height / kUnits, 1, kMostRows);
+    per_plane = (height + rows - 1) / rows;
+  }
+
+  int64_t units() const { return images * planes * per_plane; }
+
+  struct Unit {
+    int64_t image, plane, first, end;  // rows [first, end)
+  };
+  Unit unit(int64_t i) const {
+    const int64_t first = i % per_plane * rows;
+    return {i / per_plane / planes, i / per_plane % planes, first, std::min(first + rows, height)};
+  }
+};
+
+SEGUNC_HD int64_t result_units(const ClassMap& map, const Interpolation& interpolation) {
+  if (interpolation.used) return ResultBands(map, interpolation).units();
+  return map.images * units_of(map.pixels);
+}
 }  // namespace SEGUNC_VARIANT
 
 }  // namespace segunc
