@@ -105,7 +105,7 @@ class CountsWorkload(Workload):
 
         def update(inputs: _CountInputs) -> None:
             reference.accumulate_counts(
-                *(inputs.logits, inputs.target, None, IGNORE_INDEX, False),
+                *(inputs.logits, inputs.target, None, IGNORE_INDEX, False, False),
                 *(None, None, calibration, None, None, None),
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -154,16 +155,9 @@ SIZES = (1, 2, 3, 5, 8, 13, 31, 32, 33, 64, 65, 97)
 VOLUME_SIZES = (1, 2, 3, 5, 8, 11)
 
 
-def random_upsampled_case(seed: int) -> Case:
-    """The call of this number whose logits are interpolated: 1x1 to 97x131 in and out."""
-    choose = random.Random(seed)
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, dtype=torch.float64)
-
-    upsample = choose.choice(("bilinear", "bilinear", "trilinear"))
-    if upsample == "trilinear":
+def random_sizes(choose: random.Random, volume: bool) -> tuple[list[int], list[int]]:
+    """Of logits and of what they are interpolated to: 1x1 to 97x131 in and out."""
+    if volume:
         source, size = ([choose.choice(VOLUME_SIZES) for _ in range(3)] for _ in range(2))
     elif choose.random() < 0.5:
         source, size = ([choose.choice(SIZES) for _ in range(2)] for _ in range(2))
@@ -173,6 +167,19 @@ def random_upsampled_case(seed: int) -> Case:
     if ratio is not None:
         source = [min(n, 131 // ratio) for n in source]
         size = [ratio * n for n in source]
+    return source, size
+
+
+def random_upsampled_case(seed: int) -> Case:
+    """The call of this number whose logits are interpolated."""
+    choose = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    upsample = choose.choice(("bilinear", "bilinear", "trilinear"))
+    source, size = random_sizes(choose, upsample == "trilinear")
     images, classes = choose.choice((1, 2, 3)), choose.choice((1, 2, 5, 19, 40))
     if math.prod(size) > 4000:
         images, classes = 1, min(classes, 5)
@@ -246,7 +253,7 @@ def expected(case: Case, dtype: torch.dtype = torch.float64) -> Outcome:
     leaf = case.input.detach().to(dtype).requires_grad_(case.input.requires_grad)
     input = leaf
     if case.upsample is not None and dtype == torch.float64 != case.input.dtype:
-        input = interpolate(leaf, case)
+        input = interpolate(leaf, matrices(case))
     elif case.upsample is not None:
         input = F.interpolate(
             leaf, case.target.shape[1:], mode=case.upsample, align_corners=case.align_corners
@@ -292,16 +299,23 @@ def interpolation_matrix(
     return torch.from_numpy(matrix)
 
 
+def interpolation_matrices(
+    logits: Tensor, size: Sequence[int], align_corners: bool
+) -> list[Tensor]:
+    """Of the spatial axes, with coordinates in the type that logits are computed in."""
+    coordinates = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    sizes = zip(logits.shape[2:], size, strict=True)
+    return [interpolation_matrix(n, m, align_corners, coordinates) for n, m in sizes]
+
+
 def matrices(case: Case) -> list[Tensor]:
     """The interpolation matrices of a call's spatial axes."""
-    coordinates = torch.float64 if case.input.dtype == torch.float64 else torch.float32
-    sizes = zip(case.input.shape[2:], case.target.shape[1:], strict=True)
-    return [interpolation_matrix(n, m, case.align_corners, coordinates) for n, m in sizes]
+    return interpolation_matrices(case.input, case.target.shape[1:], case.align_corners)
 
 
-def interpolate(logits: Tensor, case: Case) -> Tensor:
-    """float64 logits at the target's size."""
-    for axis, matrix in enumerate(matrices(case), 2):
+def interpolate(logits: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """float64 logits, interpolated along each spatial axis."""
+    for axis, matrix in enumerate(matrices, 2):
         logits = (logits.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
     return logits
 

@@ -105,12 +105,14 @@ OPERATORS = {
     "cross_entropy": Operator("once, in input and pixel_weight"),
     "cross_entropy(upsample=...)": Operator("once, in input and pixel_weight"),
     "predictive_statistics": Operator("no"),
+    "predictive_statistics(size=...)": Operator("no"),
     "accumulate_statistics": Operator("no"),
     "connected_components": Operator("no", LABEL_DTYPES, "any, by a contiguous copy"),
     "component_mean": Operator(
         "any number of times, in values", layouts="any, by a contiguous copy"
     ),
     "accumulate_counts": Operator("no"),
+    "accumulate_counts(size=...)": Operator("no"),
 }
 
 
@@ -142,8 +144,9 @@ def markdown() -> str:
         f"`connected_components`. Targets are {', '.join(map(name_of, TARGET_DTYPES))};",
         "pixel weights any of the logits' types; labels of `component_mean` any integers or bool.",
         "Logits are `(N, C)` or `(N, C, *spatial)`, for cross-entropy also `(C,)`; label maps are",
-        "`(N, H, W)` or `(N, D, H, W)`. With `upsample` logits are `(N, C, H, W)` or",
-        "`(N, C, D, H, W)` and targets of any size.",
+        "`(N, H, W)` or `(N, D, H, W)`. With `upsample` or `size` logits are `(N, C, H, W)` or",
+        "`(N, C, D, H, W)`, targets and maps of any size, also for `accumulate_statistics` where",
+        "its state has another size.",
         "",
         "| layout of the logits | traversal |",
         "|---|---|",

@@ -362,9 +362,13 @@ def _operator_calls() -> dict[str, list[tuple[object, ...]]]:
             )
         calls.setdefault("scale_", []).append((x.clone(), torch.tensor(2.0)))
         for wants_mean in (True, False):
-            calls.setdefault("predictive_statistics", []).append(([x, -x], wants_mean))
+            calls.setdefault("predictive_statistics", []).extend(
+                [([x, -x], [], False, wants_mean), ([x, -x], [7, 3], True, wants_mean)]
+            )
         state = (torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5))
-        calls.setdefault("accumulate_statistics_", []).append((*state, x, 3))
+        calls.setdefault("accumulate_statistics_", []).extend(
+            [(*state, x, 3, False), (*state, x[:, :, :3, :2], 3, True)]
+        )
         calls.setdefault("finalize_statistics", []).append((*state, 3))
     return calls | test_components.operator_calls() | test_counts.operator_calls()
 

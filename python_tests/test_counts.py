@@ -503,7 +503,10 @@ def operator_calls() -> dict[str, list[tuple[object, ...]]]:
     tables = (counts.confusion, None, counts.calibration, counts.histogram, None)
     states = torch.zeros(2, 5).long()
     return {
-        "accumulate_counts_": [(torch.randn(2, 3, 4, 4), target, u, -100, False, False, *counts, outcome)],
+        "accumulate_counts_": [
+            (torch.randn(2, 3, *size), target, u, -100, False, False, *counts, outcome)
+            for size in ((4, 4), (3, 7))
+        ],
         "accumulate_map_counts_": [(target, u, target, u, 3, -100, *tables)],
         "accumulate_patch_counts_": [(outcome, u, torch.rand(2).double(), 4, 0.5, states)],
     }

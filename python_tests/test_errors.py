@@ -267,9 +267,9 @@ STATISTICS: dict[str, tuple[Call, type[Exception], str]] = {
         "samples[1]: expected device cpu",
     ),
     "state shape": (
-        lambda: sf.accumulate_statistics(_x(2, 3, 4, 4), _x(), _x(2, 4, 5), _x(), 1),
+        lambda: sf.accumulate_statistics(_x(2, 4, 4, 5), _x(), _x(2, 4, 5), _x(), 1),
         ValueError,
-        "mean: expected a contiguous tensor of shape (2, 3, 4, 5), got shape (2, 3, 4, 4)",
+        "mean: expected a contiguous tensor of shape (2, 3, 4, 5), got shape (2, 4, 4, 5)",
     ),
     "state strides": (
         lambda: sf.accumulate_statistics(_x(), _x(2, 3, 5, 4).mT, _x(2, 4, 5), _x(), 1),

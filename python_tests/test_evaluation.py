@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from test_masks import IGNORED, dataset_of, train_member, write_images
 from torch import Tensor
@@ -193,7 +194,9 @@ def test_command_evaluates_an_ensemble(root, checkpoints, which):
         sample = dataset[index]
         with torch.no_grad():
             images = normalize(collate([sample]).images, CPU, False)
-            mean = torch.stack([member.eval()(images).softmax(1) for member in members]).mean(0)
+            logits = torch.cat([member.eval()(images) for member in members])
+            large = F.interpolate(logits, images.shape[2:], mode="bilinear")
+            mean = large.softmax(1).mean(0, keepdim=True)
         valid = sample.label != IGNORED
         accurate += int((mean.argmax(1)[0].numpy() == sample.label)[valid].sum())
         labelled += int(valid.sum())

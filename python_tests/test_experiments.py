@@ -15,7 +15,8 @@ from PIL import Image
 from segunc_ops import cli, experiments
 from segunc_ops.experiments import datasets, scenes, training
 from segunc_ops.experiments.datasets import FolderDataset, Sample, SceneDataset
-from segunc_ops.experiments.experiment import Experiment, run
+from segunc_ops.experiments.evaluation import evaluate, predict_by_dropout, predict_by_ensemble
+from segunc_ops.experiments.experiment import Experiment, make_panels, run
 from segunc_ops.experiments.models import EncoderDecoder
 
 SIZE = (64, 96)
@@ -245,8 +246,27 @@ def test_evaluation_batches_hold_every_image_once():
 
 
 @pytest.mark.parametrize("size", [(64, 96), (61, 45)])
-def test_model_answers_at_full_resolution(size):
-    assert EncoderDecoder(5)(torch.zeros(2, 3, *size)).shape == (2, 5, *size)
+def test_model_answers_at_a_quarter_of_the_resolution(size):
+    quarter = tuple(-(-n // 4) for n in size)
+    assert EncoderDecoder(5)(torch.zeros(2, 3, *size)).shape == (2, 5, *quarter)
+
+
+@pytest.mark.parametrize("loss", ["ce", "uce", "iu"])
+def test_training_on_crops_that_four_does_not_divide(train_scenes, loss):
+    """Logits, statistics, masks and metrics meet at the size of the labels."""
+    settings = config(loss, steps=2, crop=(45, 61), validate_every=2)
+    odd = SceneDataset(3, seed=1, size=(61, 47))
+    trainer = training.Trainer(settings, train_scenes, odd)
+    history = trainer.fit(progress=False)
+    assert np.isfinite([*history.loss, *history.validation_miou]).all()
+    evaluation, counted = evaluate(
+        predict_by_dropout(trainer.model, 2), odd, device=trainer.device, num_samples=2
+    )
+    assert counted.confusion.sum() == evaluation.num_pixels
+    panels = make_panels(predict_by_ensemble(trainer.models), odd, device=trainer.device)
+    for panel in panels:
+        for name in ("prediction", "uncertainty", "components", "instance_uncertainty"):
+            assert getattr(panel, name).shape == (61, 47), name
 
 
 def test_polynomial_decay():

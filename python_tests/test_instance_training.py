@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from ranks import run_ranks
 from test_losses import component_means
 from test_masks import IGNORED, dataset_of, write_images
@@ -97,13 +98,13 @@ def test_a_step_of_members_together(val_scenes, components):
     loss, _, _ = trainer.train_step(batch)
 
     images = (batch.images.double() - 115) / 60
-    logits = [twin(images) for twin in twins]
+    logits = [F.interpolate(twin(images), images.shape[2:], mode="bilinear") for twin in twins]
     p = sum(z.detach().softmax(1) for z in logits) / 3
     labels = batch.target.long() if components == "target" else p.argmax(1)
     weight = (1 + component_means(-(p * p.log()).sum(1), labels, None)) ** 2
     total = 0.0
     for twin, z, model in zip(twins, logits, trainer.models, strict=True):
-        each = torch.nn.functional.cross_entropy(
+        each = F.cross_entropy(
             z, batch.target.long(), ignore_index=train.ignore_index, reduction="none"
         )
         own = (weight * each).sum() / each.numel()
@@ -160,8 +161,9 @@ def test_training_by_masks(masked, tmp_path):
     torch.manual_seed(5)
     loss, _, _ = trainer.train_step(batch)
     torch.manual_seed(5)
-    each = torch.nn.functional.cross_entropy(
-        twin((batch.images.float().contiguous() - 115) / 60).double(),
+    logits = twin((batch.images.float().contiguous() - 115) / 60).double()
+    each = F.cross_entropy(
+        F.interpolate(logits, batch.target.shape[1:], mode="bilinear"),
         batch.target.long(),
         ignore_index=IGNORED,
         reduction="none",

@@ -356,6 +356,51 @@ def test_types_and_layouts_of_the_input(dtype, target_dtype):
             )
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_logits_of_any_resolution(backend, align_corners):
+    """Interpolated as they are counted: by update, by forward and in a collection with metrics of
+    torchmetrics, which take no size."""
+    small = 3 * torch.randn(2, C, 9, 11, dtype=torch.float64)
+    size = (34, 40)
+    large = F.interpolate(small, size, mode="bilinear", align_corners=align_corners)
+    target = torch.where(
+        torch.rand(2, *size) < 0.5, large.argmax(1), torch.randint(0, C, (2, *size))
+    )
+    first, second = large.topk(2, dim=1).values.unbind(1)
+    decided = away_from_edges(large.softmax(1).amax(1)) & (first - second > 1e-6)
+    target[~decided | (torch.rand(target.shape) < 0.1)] = IGNORED
+    uncertainty = torch.rand(target.shape)
+    options = {"size": target.shape[1:], "align_corners": align_corners}
+    singles = [kind(C, ignore_index=IGNORED) for kind in SINGLE_METRICS.values()]
+    patches = sm.PAvPU(C, threshold=[0.3, 0.5], ignore_index=IGNORED)
+    with segunc_ops.backend(backend):
+        for metric in (*singles, patches, everything()):
+            expected = value_of(metric.clone(), large, target, uncertainty)
+            forwarded = metric(small, target, uncertainty, **options)
+            for found in (metric.compute(), forwarded):
+                for a, b in zip(tensors_of(found), tensors_of(expected), strict=True):
+                    torch.testing.assert_close(a, b, rtol=0, atol=1e-9, equal_nan=True)
+        p = small.softmax(1)
+        mixed = F.interpolate(p, size, mode="bilinear", align_corners=align_corners)
+        brier = sm.BrierScore(C, ignore_index=IGNORED, from_probabilities=True)
+        expected = value_of(brier.clone(), mixed, target)
+        brier.update(p, target, **options)
+        torch.testing.assert_close(brier.compute(), expected, rtol=0, atol=1e-9)
+        collection = torchmetrics.MetricCollection(
+            {
+                "iou": sm.MeanIoU(C, ignore_index=IGNORED),
+                "accuracy": sm.PixelAccuracy(C, ignore_index=IGNORED),
+                "seconds": torchmetrics.MeanMetric(),
+            }
+        )
+        for _ in range(3):
+            collection.update(input=small, target=target, value=target.float(), **options)
+    values = collection.compute()
+    assert values["iou"] == value_of(sm.MeanIoU(C, ignore_index=IGNORED), large, target)
+    assert ["accuracy", "iou"] in map(sorted, collection.compute_groups.values())
+
+
 def test_without_a_pixel_values_are_nan():
     logits, target, uncertainty = batch()
     empty = (logits[:0], target[:0], uncertainty[:0])
@@ -606,6 +651,20 @@ ERRORS = {
         lambda: sm.MeanIoU(C).update(*batch()),
         IndexError,
         r"target: expected a class in \[0, 7\) or -100, got 255",
+    ),
+    "size of statistics": (
+        lambda: everything().update(
+            sf.predictive_statistics(torch.randn(2, 1, C, 4, 4), return_mean=True),
+            torch.zeros(1, 4, 4).long(),
+            size=(4, 4),
+        ),
+        ValueError,
+        "size: expected none for PredictiveStatistics",
+    ),
+    "no size": (
+        lambda: sm.MeanIoU(C).update(batch()[0][..., ::2], batch()[1]),
+        ValueError,
+        r"target: expected shape .*; pass size=target.shape\[1:\] to interpolate",
     ),
     "no patches": (
         lambda: sm.PAvPU(3, threshold=0.1).update(

@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from comparison import assert_close, assert_same_bits
+from comparison import accumulate_dtype, assert_close, assert_same_bits
 from support import LAYOUTS, LOGITS_DTYPES
 from torch import Tensor
 
@@ -36,13 +36,19 @@ def expected(samples: Tensor, prediction: Tensor) -> dict[str, Tensor]:
     }
 
 
-def compare(found: PredictiveStatistics, samples: Tensor, name: str) -> None:
+def compare(
+    found: PredictiveStatistics,
+    samples: Tensor,
+    name: str,
+    interpolated_in: torch.dtype | None = None,
+) -> None:
     """Every map against its definition.
 
     The terms of all maps are at most log C in size, rounded once per class: that is the scale. The
     prediction may be either of two classes whose means differ by less than their rounding.
+    `interpolated_in`: the type that samples, given in float64 and at full size, were computed in.
     """
-    compute = torch.float64 if samples.dtype == torch.float64 else torch.float32
+    compute = interpolated_in or accumulate_dtype(samples.dtype)
     classes = samples.shape[2]
     mean = samples.double().softmax(2).mean(0)
     margin = 64 * torch.finfo(compute).eps
@@ -50,8 +56,9 @@ def compare(found: PredictiveStatistics, samples: Tensor, name: str) -> None:
     at_prediction = mean.gather(1, found.prediction.unsqueeze(1)).squeeze(1)
     assert (at_prediction >= mean.amax(1) - margin).all(), f"{name}: prediction"
     truth = expected(samples, found.prediction)
-    # z - max z is rounded at the size of z, which float64's truth shares.
-    size = 1 + float(samples.abs().max()) if compute == torch.float64 else 1.0
+    # z - max z is rounded at the size of z, which float64's truth shares; so are interpolated z.
+    rounds_logits = compute == torch.float64 or interpolated_in is not None
+    size = 1 + float(samples.abs().max()) if rounds_logits else 1.0
     scale = size * (1 + math.log(classes)) * math.sqrt(classes)
     for field in (*FIELDS, *(["mean"] if found.mean is not None else [])):
         got = getattr(found, field)

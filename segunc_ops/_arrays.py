@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _is_array(value: object) -> bool:
-    return not isinstance(value, Tensor) and hasattr(value, "__dlpack__")
+    return not isinstance(value, Tensor | int | torch.SymInt) and hasattr(value, "__dlpack__")
 
 
 def _to_tensor(value: Any) -> Any:

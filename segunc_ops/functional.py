@@ -42,6 +42,8 @@ _LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
 # How many axes logits have that a mode interpolates.
 _UPSAMPLE_DIMS = {"bilinear": 4, "trilinear": 5}
+# What the spatial axes of such logits are called.
+_AXES = {4: "H, W", 5: "D, H, W"}
 # A kernel addresses three spatial axes; more are rare enough to be copied together.
 _MAX_DIMS = 5
 # A GPU kernel takes so many unrelated addresses; more samples than that are copied together.
@@ -135,21 +137,67 @@ def _check_upsample(upsample: object, align_corners: object) -> None:
 def _check_upsampled_input(input: Tensor, upsample: str) -> None:
     if input.dim() != _UPSAMPLE_DIMS[upsample] or 0 in input.shape[2:]:
         raise ValueError(
-            f"input: expected shape (N, C, {_spatial_axes(upsample)}) with pixels for "
+            f"input: expected shape (N, C, {_AXES[_UPSAMPLE_DIMS[upsample]]}) with pixels for "
             f"upsample={upsample!r}, got {tuple(input.shape)}"
         )
 
 
-def _spatial_axes(upsample: str) -> str:
-    return ", ".join("DHW"[5 - _UPSAMPLE_DIMS[upsample] :])
+def _check_size(
+    name: str, logits: Tensor, size: Sequence[int] | None, align_corners: object
+) -> tuple[int, ...] | None:
+    """The spatial sizes of what logits ``(N, C, *)`` are interpolated to; None if that is nothing.
+
+    They may be those of the logits.
+    """
+    if not isinstance(align_corners, bool):
+        raise TypeError(f"align_corners: expected a bool, got {_describe(align_corners)}")
+    if size is None:
+        if align_corners:
+            raise ValueError("align_corners: expected False without size, got True")
+        return None
+    try:
+        given = tuple(size)
+    except TypeError:
+        raise TypeError(f"size: expected a sequence of integers, got {_describe(size)}") from None
+    sizes = tuple(
+        n if isinstance(n, int | torch.SymInt) else _check_integer("size", n) for n in given
+    )
+    if logits.dim() not in _AXES:
+        if sizes == tuple(logits.shape[2:]):
+            return None
+        raise ValueError(
+            f"{name}: expected shape (N, C, H, W) or (N, C, D, H, W) to be interpolated to size "
+            f"{sizes}, got {tuple(logits.shape)}"
+        )
+    if len(sizes) != logits.dim() - 2:
+        raise ValueError(
+            f"size: expected ({_AXES[logits.dim()]}) for {name} of shape {tuple(logits.shape)}, "
+            f"got {sizes}"
+        )
+    empty = any(n < 1 for n in sizes)
+    if (empty or 0 in logits.shape[2:]) and sizes != tuple(logits.shape[2:]):
+        if empty:
+            raise ValueError(f"size: expected at least 1 along each axis, got {sizes}")
+        raise ValueError(
+            f"{name}: expected pixels to interpolate to size {sizes}, got {tuple(logits.shape)}"
+        )
+    return sizes
 
 
-def _check_target(input: Tensor, target: Tensor, upsample: str | None = None) -> None:
-    """With `upsample`, which fits the input, targets may be of any size."""
+def _check_target(
+    input: Tensor,
+    target: Tensor,
+    upsample: str | None = None,
+    *,
+    size: tuple[int, ...] | None = None,
+    takes_size: bool = False,
+) -> None:
+    """With `upsample`, which fits the input, targets may be of any size; else `size` or the input
+    says which. `takes_size`: whether the caller could have been given one."""
     if not isinstance(target, Tensor):
         raise TypeError(f"target: expected a tensor, got {_describe(target)}")
     if upsample is None:
-        pixels = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
+        pixels = _pixel_shape(input, size)
         fits = target.shape == pixels
     else:
         fits = target.dim() == input.dim() - 1 and target.shape[0] == input.shape[0]
@@ -159,7 +207,7 @@ def _check_target(input: Tensor, target: Tensor, upsample: str | None = None) ->
         if upsample is None:
             expected = str(tuple(pixels))
         else:
-            expected = f"({input.shape[0]}, {_spatial_axes(upsample)}) with pixels"
+            expected = f"({input.shape[0]}, {_AXES[input.dim()]}) with pixels"
         as_logits = target.dim() == input.dim() and target.shape[:2] == input.shape[:2]
         if as_logits and target.is_floating_point():
             raise ValueError(
@@ -171,9 +219,20 @@ def _check_target(input: Tensor, target: Tensor, upsample: str | None = None) ->
                 f"target: expected shape {expected}, got {tuple(target.shape)}; "
                 "pass target.squeeze(1)"
             )
+        other_size = input.dim() in _AXES and target.dim() == input.dim() - 1
+        other_size = other_size and target.shape[0] == input.shape[0]
+        if size is not None and other_size:
+            raise ValueError(
+                f"size: expected the target's {tuple(target.shape[1:])}, got {tuple(size)}"
+            )
+        advice = ""
+        if other_size and 0 not in (*input.shape[2:], *target.shape[1:]):
+            mode = "bilinear" if input.dim() == 4 else "trilinear"
+            argument = "size=target.shape[1:]" if takes_size else f"upsample={mode!r}"
+            advice = f"; pass {argument} to interpolate"
         raise ValueError(
             f"target: expected shape {expected} for input of shape {tuple(input.shape)}, "
-            f"got {tuple(target.shape)}"
+            f"got {tuple(target.shape)}{advice}"
         )
     if target.dtype not in _TARGET_DTYPES:
         raise TypeError(f"target: expected int64, int32 or uint8, got {target.dtype}")
@@ -377,7 +436,11 @@ def _check_samples(samples: Tensor | Sequence[Tensor]) -> list[Tensor]:
 @accepts_arrays
 @torch.no_grad()
 def predictive_statistics(
-    samples: Tensor | Sequence[Tensor], *, return_mean: bool = False
+    samples: Tensor | Sequence[Tensor],
+    *,
+    size: Sequence[int] | None = None,
+    align_corners: bool = False,
+    return_mean: bool = False,
 ) -> PredictiveStatistics:
     """Statistics of the class probabilities of S samples, in one pass over the logits.
 
@@ -385,38 +448,60 @@ def predictive_statistics(
     ensemble. Never differentiable. Maps are float32 (float64 for float64 logits) even for
     half-precision logits: a standard deviation of 1e-3 would lose most of its digits there.
 
+    With `size`, statistics are those of the logits interpolated to it, as by
+    :func:`torch.nn.functional.interpolate`, but these are never in memory.
+
     Args:
         samples: logits, ``(S, N, C, *)`` or a sequence of S tensors ``(N, C, *)``; float32,
             bfloat16, float16 or float64. NaN logits give NaN maps. NumPy and CuPy arrays are
             read in place and give such arrays.
-        return_mean: whether to return the mean probabilities too.
+        size: the spatial sizes of the maps, such as ``labels.shape[1:]``, smaller or larger than
+            those of the logits: ``(H, W)`` for logits ``(N, C, H, W)`` (bilinear), ``(D, H, W)``
+            for ``(N, C, D, H, W)`` (trilinear). Interpolated in float32 (float64), under autocast
+            too; a NaN reaches the pixels that it has a share in. None, or the logits' own: no
+            interpolation.
+        align_corners: whether the centres of the corner pixels, instead of the corners, of logits
+            and maps coincide. As for torch, False in most models.
+        return_mean: whether to return the mean probabilities, ``(N, C, *)``, too.
 
     Returns:
         :class:`PredictiveStatistics` of ``(N, *)`` maps.
 
     Raises:
-        ValueError: no sample, or shapes or devices that do not fit.
+        ValueError: no sample, or shapes, devices or a size that do not fit.
         TypeError: types that do not fit.
     """
     each = _check_samples(samples)
+    sizes = _check_size("samples", each[0], size, align_corners)
     if not is_native(each[0].device):
-        maps = reference.predictive_statistics(each, return_mean=return_mean)
+        maps = reference.predictive_statistics(
+            each, size=sizes, align_corners=align_corners, return_mean=return_mean
+        )
         return PredictiveStatistics(*maps)
     if any(sample.stride() != each[0].stride() for sample in each):
         each = [sample.contiguous() for sample in each]
     if not isinstance(samples, Tensor) and len(each) > _MAX_SCATTERED and each[0].is_cuda:
         each = list(torch.stack(each).unbind(0))
     *maps, mean = ops.predictive_statistics(
-        [_addressable(s) for s in each], [], False, return_mean
+        [_addressable(s) for s in each], sizes or (), align_corners, return_mean
     )
     return PredictiveStatistics._make([*maps, mean if return_mean else None])
 
 
 @torch.no_grad()
 def accumulate_statistics(
-    mean: Tensor, squared_deviations: Tensor, entropy_sum: Tensor, logits: Tensor, count: int
+    mean: Tensor,
+    squared_deviations: Tensor,
+    entropy_sum: Tensor,
+    logits: Tensor,
+    count: int,
+    *,
+    align_corners: bool = False,
 ) -> None:
     """Adds one sample's softmax to a running state, in place.
+
+    Logits ``(N, C, H, W)`` or ``(N, C, D, H, W)`` of another size than the state's are interpolated
+    to it, as by :func:`predictive_statistics`.
 
     Args:
         mean: running mean of the probabilities, ``(N, C, *)``, contiguous, float32 (float64 for
@@ -425,6 +510,7 @@ def accumulate_statistics(
         entropy_sum: the sum of the samples' entropies in nats, ``(N, *)``, likewise.
         logits: the sample, ``(N, C, *)``, of any float type and strides.
         count: the number of samples including this one. At 1 the state is overwritten unread.
+        align_corners: how logits of another size are interpolated.
 
     Raises:
         ValueError: shapes, devices or a count that do not fit.
@@ -435,20 +521,23 @@ def accumulate_statistics(
         raise ValueError(f"logits: expected shape (N, C, *) with C > 0, got {tuple(logits.shape)}")
     if count < 1:
         raise ValueError(f"count: expected at least 1, got {count}")
-    pixels = logits.shape[:1] + logits.shape[2:]
+    if not isinstance(align_corners, bool):
+        raise TypeError(f"align_corners: expected a bool, got {_describe(align_corners)}")
+    shape = logits.shape
+    fits = mean.dim() == logits.dim() and mean.shape[:2] == shape[:2]
+    if fits and logits.dim() in _AXES and 0 not in (*mean.shape[2:], *shape[2:]):
+        shape = mean.shape
     _check_state(
         logits.device,
         accumulate_dtype(logits.dtype),
-        mean=(mean, logits.shape),
-        squared_deviations=(squared_deviations, logits.shape),
-        entropy_sum=(entropy_sum, pixels),
+        mean=(mean, shape),
+        squared_deviations=(squared_deviations, shape),
+        entropy_sum=(entropy_sum, shape[:1] + shape[2:]),
     )
-    if is_native(logits.device):
-        ops.accumulate_statistics_(
-            mean, squared_deviations, entropy_sum, _addressable(logits), count, False
-        )
-    else:
-        reference.accumulate_statistics(mean, squared_deviations, entropy_sum, logits, count)
+    accumulate = (
+        ops.accumulate_statistics_ if is_native(logits.device) else reference.accumulate_statistics
+    )
+    accumulate(mean, squared_deviations, entropy_sum, _addressable(logits), count, align_corners)
 
 
 @torch.no_grad()
@@ -533,6 +622,8 @@ def accumulate_counts(
     target: Tensor,
     uncertainty: Tensor | None = None,
     *,
+    size: Sequence[int] | None = None,
+    align_corners: bool = False,
     from_probabilities: bool = False,
     num_classes: int | None = None,
     ignore_index: int = -100,
@@ -545,6 +636,9 @@ def accumulate_counts(
     chosen; the confidence, rounded to 2^-24, falls into the bin (a, b] that holds it; what is not
     finite is counted apart, see :class:`SegmentationCounts`.
 
+    With `size`, logits or probabilities are interpolated to the target's size on the way, as by
+    :func:`predictive_statistics`, and are never in memory at that size.
+
     Args:
         counts: from :func:`empty_counts`, on the input's device.
         input: logits ``(N, C, *)`` of any float type and strides; or class probabilities; or
@@ -553,6 +647,9 @@ def accumulate_counts(
         target: class indices ``(N, *)``; int64, int32 or uint8.
         uncertainty: ``(N, *)``, any float type, needed for `uncertainty_sums` and `histogram`; read
             in the type that the input is computed in. Values are expected in [0, 256).
+        size: the target's spatial sizes, ``target.shape[1:]``, where the input tensor, ``(N, C, H,
+            W)`` or ``(N, C, D, H, W)``, may have others. None: it has the same.
+        align_corners: how it is interpolated, as for :func:`predictive_statistics`.
         from_probabilities: whether the input tensor holds probabilities instead of logits.
         num_classes: C, where neither the input nor the tables tell it.
         ignore_index: pixels with this target are in no count, whatever the input holds there.
@@ -571,9 +668,16 @@ def accumulate_counts(
     ignore_index = _check_integer("ignore_index", ignore_index)
     values: Tensor | None = None
     statistics: PredictiveStatistics | None = None
+    sizes: tuple[int, ...] | None = None
     if not isinstance(input, PredictiveStatistics):
         values = input
         _check_class_scores("input", values)
+        sizes = _check_size("input", values, size, align_corners)
+    elif size is not None or align_corners:
+        raise ValueError(
+            "size: expected none for PredictiveStatistics, whose maps are interpolated already, "
+            f"got {size} with align_corners={align_corners}"
+        )
     elif counts.scores is None:
         statistics = input
     else:
@@ -586,8 +690,8 @@ def accumulate_counts(
         _check_class_scores("input.mean", values)
     if values is not None:
         dtype = accumulate_dtype(values.dtype)
-        pixels, device, classes = _pixel_shape(values), values.device, values.shape[1]
-        _check_target(values, target)
+        pixels, device, classes = _pixel_shape(values, sizes), values.device, values.shape[1]
+        _check_target(values, target, size=sizes, takes_size=True)
     else:
         assert statistics is not None
         pixels, device = statistics.prediction.shape, statistics.prediction.device
@@ -613,7 +717,7 @@ def accumulate_counts(
             uncertainty,
             ignore_index,
             from_probabilities,
-            False,
+            align_corners,
             counts.confusion,
             counts.uncertainty_sums,
             counts.calibration,
@@ -699,9 +803,11 @@ def accumulate_patch_counts(
     )
 
 
-def _pixel_shape(input: Tensor) -> torch.Size:
-    """The shape ``(N, *)`` of the targets of an input ``(N, C, *)``."""
-    return input.shape[:1] + input.shape[2:]
+def _pixel_shape(input: Tensor, size: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """The shape ``(N, *)`` of the targets of an input ``(N, C, *)``, or ``()`` of one ``(C,)``."""
+    if input.dim() < 2:
+        return input.shape[:0]
+    return input.shape[:1] + (input.shape[2:] if size is None else size)
 
 
 def _check_positive(name: str, value: object) -> int:
@@ -765,7 +871,9 @@ def _check_counts(counts: SegmentationCounts, classes: int, device: torch.device
         _check_state(device, torch.int64, **{name: (table, shape)})
 
 
-def _check_uncertainty(uncertainty: Tensor, pixels: torch.Size, device: torch.device) -> Tensor:
+def _check_uncertainty(
+    uncertainty: Tensor, pixels: tuple[int, ...], device: torch.device
+) -> Tensor:
     if not isinstance(uncertainty, Tensor) or not uncertainty.is_floating_point():
         raise TypeError(
             f"uncertainty: expected a floating-point tensor, got {_describe(uncertainty)}"

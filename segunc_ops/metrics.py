@@ -277,6 +277,9 @@ class _CountingMetric(Metric):
         input: Tensor | PredictiveStatistics,
         target: Tensor,
         uncertainty: Tensor | None = None,
+        *,
+        size: Sequence[int] | None = None,
+        align_corners: bool = False,
     ) -> None:
         """Counts a batch.
 
@@ -286,6 +289,10 @@ class _CountingMetric(Metric):
             target: class indices ``(N, *)``; int64, int32 or uint8.
             uncertainty: ``(N, *)``, any float type, in [0, 256); by default the map of the
                 statistics that the metric was told to take. Metrics that use none disregard it.
+            size: the target's spatial sizes, ``target.shape[1:]``, to which logits, or
+                probabilities, of any resolution are interpolated while they are counted; as for
+                :func:`segunc_ops.functional.accumulate_counts`. None: they have it.
+            align_corners: how they are interpolated.
 
         Raises:
             ValueError: shapes or devices that do not fit, or something that is missing.
@@ -293,13 +300,15 @@ class _CountingMetric(Metric):
             IndexError: a target that is no class and not `ignore_index`; nothing was counted. On
                 CUDA the error comes with the next call or with ``compute()``.
         """
-        self._count(input, target, uncertainty)
+        self._count(input, target, uncertainty, size, align_corners)
 
     def _count(
         self,
         input: Tensor | PredictiveStatistics,
         target: Tensor,
         uncertainty: Tensor | None,
+        size: Sequence[int] | None,
+        align_corners: bool,
         return_outcome: bool = False,
     ) -> Tensor | None:
         return accumulate_counts(
@@ -307,6 +316,8 @@ class _CountingMetric(Metric):
             input,
             target,
             self._uncertainty_of(input, uncertainty),
+            size=size,
+            align_corners=align_corners,
             from_probabilities=self.from_probabilities,
             num_classes=self.num_classes,
             ignore_index=self.ignore_index,
@@ -811,6 +822,9 @@ class PAvPU(_PatchMetric):
         input: Tensor | PredictiveStatistics,
         target: Tensor,
         uncertainty: Tensor | None = None,
+        *,
+        size: Sequence[int] | None = None,
+        align_corners: bool = False,
     ) -> None:
         """Counts a batch's patches; arguments and errors as in the other metrics.
 
@@ -818,7 +832,7 @@ class PAvPU(_PatchMetric):
         """
         _check_patches(target)
         uncertainty = self._uncertainty_of(input, uncertainty)
-        outcome = self._count(input, target, uncertainty, return_outcome=True)
+        outcome = self._count(input, target, uncertainty, size, align_corners, return_outcome=True)
         self._count_patches(outcome, uncertainty)
 
     def _value(self) -> Tensor:
@@ -901,12 +915,17 @@ class SegmentationMetrics(_PatchMetric):
         input: Tensor | PredictiveStatistics,
         target: Tensor,
         uncertainty: Tensor | None = None,
+        *,
+        size: Sequence[int] | None = None,
+        align_corners: bool = False,
     ) -> None:
         """Counts a batch; arguments and errors as in the other metrics."""
         if self._has_patches:
             _check_patches(target)
         uncertainty = self._uncertainty_of(input, uncertainty)
-        outcome = self._count(input, target, uncertainty, return_outcome=self._has_patches)
+        outcome = self._count(
+            input, target, uncertainty, size, align_corners, return_outcome=self._has_patches
+        )
         if self._has_patches:
             self._count_patches(outcome, uncertainty)
 

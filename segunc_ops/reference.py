@@ -88,6 +88,14 @@ def interpolate(logits: Tensor, size: Sequence[int], mode: str, align_corners: b
         return F.interpolate(wide, [*size], mode=mode, align_corners=align_corners)
 
 
+def _at_size(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """Logits ``(N, C, *)``, interpolated unless they have that size."""
+    if tuple(size) == tuple(logits.shape[2:]):
+        return logits
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return interpolate(logits, size, mode, align_corners)
+
+
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -154,13 +162,19 @@ def _maps(
 
 
 def predictive_statistics(
-    samples: Tensor | Sequence[Tensor], *, return_mean: bool = False
+    samples: Tensor | Sequence[Tensor],
+    *,
+    size: Sequence[int] | None = None,
+    align_corners: bool = False,
+    return_mean: bool = False,
 ) -> tuple[Tensor, ...]:
     """Statistics of S samples; see :func:`segunc_ops.functional.predictive_statistics`.
 
     Returns prediction, confidence, std, entropy, expected entropy and mutual information, then
     the mean if asked.
     """
+    if size is not None:
+        samples = [_at_size(sample, size, align_corners) for sample in samples]
     stacked = samples if isinstance(samples, Tensor) else torch.stack(list(samples))
     p = stacked.to(accumulate_dtype(stacked.dtype)).softmax(2)
     mean = p.mean(0)
@@ -177,10 +191,18 @@ def predictive_statistics(
 
 
 def accumulate_statistics(
-    mean: Tensor, squared_deviations: Tensor, entropy_sum: Tensor, logits: Tensor, count: int
+    mean: Tensor,
+    squared_deviations: Tensor,
+    entropy_sum: Tensor,
+    logits: Tensor,
+    count: int,
+    align_corners: bool = False,
 ) -> None:
-    """Updates a running state in place by the ``count``-th sample (Welford's recurrence)."""
-    p = logits.to(mean.dtype).softmax(1)
+    """Updates a running state in place by the ``count``-th sample (Welford's recurrence).
+
+    Logits of another size than the state's are interpolated to it.
+    """
+    p = _at_size(logits, mean.shape[2:], align_corners).to(mean.dtype).softmax(1)
     entropy = _entropy(p, 1)
     if count == 1:
         mean.copy_(p)
@@ -367,7 +389,11 @@ def accumulate_counts(
     histogram: Tensor | None,
     outcome: Tensor | None,
 ) -> None:
-    """Adds a batch to tables; see :func:`segunc_ops.functional.accumulate_counts`."""
+    """Adds a batch to tables; see :func:`segunc_ops.functional.accumulate_counts`.
+
+    Logits, or probabilities, of another size than the target's are interpolated to it.
+    """
+    input = _at_size(input, target.shape[1:], align_corners)
     num_classes = input.shape[1]
     valid, labels = _labels(target, num_classes, ignore_index)
     values = input.to(accumulate_dtype(input.dtype))

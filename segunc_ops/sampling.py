@@ -18,7 +18,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from .functional import PredictiveStatistics, accumulate_statistics, finalize_statistics
+from .functional import (
+    PredictiveStatistics,
+    _check_size,
+    accumulate_statistics,
+    finalize_statistics,
+)
 from .reference import accumulate_dtype
 
 __all__ = [
@@ -68,6 +73,9 @@ class PredictiveAccumulator:
     :func:`segunc_ops.functional.predictive_statistics` on all samples at once. It can be pickled
     and copied, and two accumulators of different samples can be merged.
 
+    Logits may be interpolated on the way, each to the size of the state, from whatever resolution
+    it has: members of an ensemble need not have the same output stride.
+
     Example:
         >>> accumulator = PredictiveAccumulator()
         >>> for member in ensemble:
@@ -85,28 +93,42 @@ class PredictiveAccumulator:
         """The number of samples so far."""
         return self._count
 
-    def update(self, logits: Tensor) -> PredictiveAccumulator:
+    def update(
+        self, logits: Tensor, size: Sequence[int] | None = None, align_corners: bool = False
+    ) -> PredictiveAccumulator:
         """Adds one sample.
 
         Args:
-            logits: ``(N, C, *)``; float32, bfloat16, float16 or float64, of any strides. Shape,
-                type and device are those of the first sample. No gradient flows.
+            logits: ``(N, C, *)``; float32, bfloat16, float16 or float64, of any strides. Type and
+                device are those of the first sample. No gradient flows.
+            size: the spatial sizes that logits ``(N, C, H, W)`` or ``(N, C, D, H, W)`` are
+                interpolated to, such as ``labels.shape[1:]``, without ever being in memory there;
+                as for :func:`segunc_ops.functional.predictive_statistics`. None: their own. The
+                first sample's decides; later logits may have any resolution, if this is given.
+            align_corners: how they are interpolated.
 
         Returns:
             The accumulator itself.
 
         Raises:
-            ValueError: if shape or device differ from the first sample's.
+            ValueError: if device, or shape once interpolated, differ from the first sample's, or
+                logits cannot be interpolated to the size.
             TypeError: if the type does, or is no type of logits.
         """
         if not isinstance(logits, Tensor):
             raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
+        sizes = _check_size("logits", logits, size, align_corners)
+        shape = logits.shape if sizes is None else logits.shape[:2] + sizes
         state = self._state
         if state is None:
-            state = self._allocate(logits.shape, logits.dtype, logits.device)
+            state = self._allocate(shape, logits.dtype, logits.device)
         else:
-            self._check_fits("logits", logits.shape, logits.dtype, logits.device)
-        accumulate_statistics(*state, logits, self._count + 1)
+            wanted = tuple(state.mean.shape[2:])
+            if sizes is not None and sizes != wanted:
+                raise ValueError(f"size: expected {wanted} like the samples so far, got {sizes}")
+            advice = f"pass size={wanted} to interpolate, or " if logits.dim() in (4, 5) else ""
+            self._check_fits("logits", shape, logits.dtype, logits.device, advice)
+        accumulate_statistics(*state, logits, self._count + 1, align_corners=align_corners)
         self._state, self._dtype, self._count = state, logits.dtype, self._count + 1
         return self
 
@@ -247,14 +269,19 @@ class PredictiveAccumulator:
             return _State(mean, torch.empty_like(mean), mean.new_empty(pixels))
 
     def _check_fits(
-        self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        advice: str = "",
     ) -> None:
         assert self._state is not None
         mean = self._state.mean
         if shape != mean.shape:
             raise ValueError(
                 f"{name}: expected shape {tuple(mean.shape)} like the samples so far, got "
-                f"{tuple(shape)}; call reset() before samples of another shape"
+                f"{tuple(shape)}; {advice}call reset() before samples of another shape"
             )
         if dtype != self._dtype:
             raise TypeError(f"{name}: expected {self._dtype} like the samples so far, got {dtype}")
@@ -555,6 +582,8 @@ def sample_statistics(
     input: Any,
     num_samples: int = 10,
     *,
+    size: Sequence[int] | None = None,
+    align_corners: bool = False,
     batch_norm: BatchNormMode = "batch",
     return_mean: bool = False,
     output: Callable[[Any], Tensor] | None = None,
@@ -566,6 +595,8 @@ def sample_statistics(
 
     Args:
         model, input, num_samples, batch_norm, output: as for :func:`sample_logits`.
+        size, align_corners: what each sample's logits are interpolated to, such as
+            ``labels.shape[1:]``, and how; as for :meth:`PredictiveAccumulator.update`.
         return_mean: whether to return the mean probabilities ``(N, C, *)`` too.
 
     Returns:
@@ -581,7 +612,7 @@ def sample_statistics(
     """
     accumulator = PredictiveAccumulator()
     for logits in sample_logits(model, input, num_samples, batch_norm=batch_norm, output=output):
-        accumulator.update(logits)
+        accumulator.update(logits, size, align_corners)
         del logits  # else it would live on through the next forward pass
     return accumulator.compute(return_mean)
 
@@ -591,6 +622,8 @@ def _accumulate_members(
     models: Iterable[nn.Module],
     input: Any,
     pick: Callable[[Any], Tensor],
+    size: Sequence[int] | None,
+    align_corners: bool,
 ) -> None:
     if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
         raise TypeError(
@@ -604,7 +637,7 @@ def _accumulate_members(
         member = _without_ddp(model)
         with _changed([(module, "training", False) for module in member.modules()]):
             logits = _forward(member, input, pick)
-        accumulator.update(logits)
+        accumulator.update(logits, size, align_corners)
         del logits  # else it would live on through the next forward pass
 
 
@@ -612,6 +645,8 @@ def ensemble_statistics(
     models: Iterable[nn.Module],
     input: Any,
     *,
+    size: Sequence[int] | None = None,
+    align_corners: bool = False,
     return_mean: bool = False,
     output: Callable[[Any], Tensor] | None = None,
     group: dist.ProcessGroup | None = None,
@@ -628,6 +663,9 @@ def ensemble_statistics(
             generator may make each when its turn comes.
         input: the argument of every member; a tuple is passed as positional, a mapping as keyword
             arguments.
+        size, align_corners: what each member's logits are interpolated to, such as
+            ``labels.shape[1:]``, and how; as for :meth:`PredictiveAccumulator.update`. Members
+            may then give logits of different resolutions.
         return_mean: whether to return the mean probabilities ``(N, C, *)`` too.
         output: picks the logits from what a member returns, as for :func:`sample_logits`.
         group: the members are those of all ranks of this process group
@@ -641,7 +679,7 @@ def ensemble_statistics(
 
     Raises:
         ValueError: no member, on any rank; a member with uninitialised lazy parameters; logits of
-            members that differ in shape or device.
+            members that differ in shape, once interpolated, or device; a size that does not fit.
         TypeError: something else than modules; no logits in what a member returns; logits of
             members that differ in type.
         RuntimeError: with `group`, as :meth:`PredictiveAccumulator.all_reduce`. A rank whose own
@@ -656,7 +694,7 @@ def ensemble_statistics(
     if group is not None:
         _check_group("ensemble_statistics", group)
     try:
-        _accumulate_members(accumulator, models, input, pick)
+        _accumulate_members(accumulator, models, input, pick, size, align_corners)
     except Exception as error:
         if group is not None:
             # The other ranks are told instead of being left waiting.

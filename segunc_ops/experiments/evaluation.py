@@ -61,7 +61,7 @@ class Evaluation:
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 Predict = Callable[[Tensor], PredictiveStatistics]
-"""From normalised images (N, 3, H, W) to statistics with their mean."""
+"""From normalised images (N, 3, H, W) to statistics of that size with their mean."""
 
 
 @contextmanager
@@ -76,13 +76,15 @@ def predict_by_dropout(model: nn.Module, num_samples: int) -> Predict:
     """The mean of Monte-Carlo dropout samples; batch norm uses its running statistics."""
     model.eval()
     return lambda images: sample_statistics(
-        model, images, num_samples, batch_norm="running", return_mean=True
+        model, images, num_samples, size=images.shape[2:], batch_norm="running", return_mean=True
     )
 
 
 def predict_by_ensemble(models: Sequence[nn.Module]) -> Predict:
     """The mean of an ensemble's members, without dropout."""
-    return lambda images: ensemble_statistics(models, images, return_mean=True)
+    return lambda images: ensemble_statistics(
+        models, images, size=images.shape[2:], return_mean=True
+    )
 
 
 def measure(
@@ -208,7 +210,7 @@ def deterministic_miou(
         for images, target, _ in evaluation_batches(dataset, batch_size):
             with autocast():
                 logits = model(normalize(images, device, channels_last))
-            miou.update(logits, target.to(device))
+            miou.update(logits, target.to(device), size=target.shape[1:])
     finally:
         model.train(training)
     return float(miou.compute())

@@ -120,7 +120,9 @@ def _compute(
     device: torch.device,
 ) -> NDArray[np.float32]:
     images, target, _ = collate([sample])
-    statistics = ensemble_statistics(members, normalize(images, device, channels_last=False))
+    statistics = ensemble_statistics(
+        members, normalize(images, device, channels_last=False), size=target.shape[1:]
+    )
     values = statistics.entropy
     if record.map == "instance":
         by_target = record.components == "target"

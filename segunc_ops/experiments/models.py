@@ -112,9 +112,12 @@ class EncoderDecoder(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to logits (N, C, H, W)."""
-        logits = self.decoder(self.encoder(images))
-        return F.interpolate(logits, size=images.shape[2:], mode="bilinear")
+        """Images (N, 3, H, W) to logits (N, C, H / 4, W / 4), sizes rounded up.
+
+        Losses, statistics and metrics interpolate them to the size of the images.
+        """
+        logits: Tensor = self.decoder(self.encoder(images))
+        return logits
 
     def parameter_groups(
         self, learning_rate: float, decoder_factor: float = 10.0

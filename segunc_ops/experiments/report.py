@@ -146,8 +146,10 @@ def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float
         ["training, s", *(f"{result.history.seconds:.0f}" for result in results.values())]
     )
 
-    shape = " x ".join(str(size) for size in first.time.shape)
-    timing = [[f"time on logits {shape}", "segunc_ops", "PyTorch reference", "ratio"]]
+    shape, size = (" x ".join(map(str, each)) for each in (first.time.shape, first.time.size))
+    timing = [
+        [f"time on logits {shape}, labels {size}", "segunc_ops", "PyTorch reference", "ratio"]
+    ]
     for title, result in zip(titles, results.values(), strict=True):
         time = result.time
         timing.append(

@@ -20,6 +20,8 @@ class LossTime:
 
     shape: tuple[int, ...]
     """Of the logits."""
+    size: tuple[int, ...]
+    """Of the labels, which they are interpolated to."""
     step: float
     """Forward and backward."""
     reference_step: float
@@ -61,8 +63,8 @@ def time_loss(
 
     Args:
         loss: maps logits, target and statistics to a scalar.
-        logits: (N, C, H, W), as the model gives them.
-        target: (N, H, W).
+        logits: (N, C, h, w), as the model gives them.
+        target: (N, H, W), to whose size the loss interpolates.
         sampled: statistics for a loss that needs them; their own computation from `num_samples`
             logits is then timed too.
         num_samples: S.
@@ -79,10 +81,13 @@ def time_loss(
     if sampled is not None:
         samples = [torch.randn_like(logits).add_(logits.detach()) for _ in range(num_samples)]
         native_statistics, reference_statistics = _median_pair(
-            lambda: predictive_statistics(samples), leaf.device, max(3, repeats // 3)
+            lambda: predictive_statistics(samples, size=target.shape[1:]),
+            leaf.device,
+            max(3, repeats // 3),
         )
     return LossTime(
         shape=tuple(logits.shape),
+        size=tuple(target.shape[1:]),
         step=native,
         reference_step=reference,
         statistics=native_statistics,

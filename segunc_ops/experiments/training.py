@@ -312,16 +312,17 @@ class Trainer:
     def _build_criterion(self) -> nn.Module:
         config = self.config
         if config.loss == "ce":
-            return CrossEntropyLoss(ignore_index=self.ignore_index)
+            return CrossEntropyLoss(ignore_index=self.ignore_index, upsample="bilinear")
         if config.loss == "uce":
             return UncertaintyAwareCrossEntropyLoss(
-                alpha=config.alpha, ignore_index=self.ignore_index
+                alpha=config.alpha, ignore_index=self.ignore_index, upsample="bilinear"
             )
         return InstanceUncertaintyCrossEntropyLoss(
             config.exponent,
             components=config.components,
             connectivity=config.connectivity,
             ignore_index=self.ignore_index,
+            upsample="bilinear",
         )
 
     def inputs(self, batch: Batch) -> Batch:
@@ -338,17 +339,17 @@ class Trainer:
     ) -> tuple[list[Tensor], PredictiveStatistics | None]:
         """Logits with gradient of each network here and, where the loss needs them, statistics.
 
-        These are of S samples for U-CE, of all members, those of other ranks too unless `alone`,
-        for instance-wise uncertainty.
+        These, at the size of the images, are of S samples for U-CE, of all members, those of other
+        ranks too unless `alone`, for instance-wise uncertainty.
         """
-        statistics = None
+        statistics, size = None, images.shape[2:]
         if self.config.loss == "uce":
-            statistics = sample_statistics(self.model, images, self.config.samples)
+            statistics = sample_statistics(self.model, images, self.config.samples, size=size)
         logits: list[Tensor] = [model(images) for model in self.models]
         if self.config.num_models > 1:
             accumulator = PredictiveAccumulator()
             for each in logits:
-                accumulator.update(each)
+                accumulator.update(each, size)
             if self.num_ranks > 1 and not alone:
                 accumulator.all_reduce()
             statistics = accumulator.compute()
@@ -482,7 +483,7 @@ class Trainer:
         miou = MeanIoU(self.num_classes, ignore_index=self.ignore_index, sync_on_compute=False).to(
             self.device
         )
-        miou.update(logits.detach(), target)
+        miou.update(logits.detach(), target, size=target.shape[1:])
         self._confusion.mul_(_MEMORY).add_(miou.confusion)
         miou.confusion = self._confusion  # the batches before count too
         self.history.steps.append(self.step)
