@@ -47,7 +47,7 @@ $(VENV)/.bench: $(VENV)/.installed
 	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt -e ".[bench]"
 	touch $@
 
-bench: setup $(VENV)/.bench ## time the kernels against their peers; tables and plots, docs/benchmarks.md
+bench: $(VENV)/.bench setup ## time the kernels against their peers; tables and plots, docs/benchmarks.md
 	$(RUN) python -m benchmarks
 	$(RUN) python -m benchmarks.docs
 

@@ -226,6 +226,9 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
         )
         _loglog(left, _AXES[axis][0], "time per call, ms")
         _loglog(right, _AXES[axis][0], "peak memory above the logits, MB")
+        for axes in (left, right):
+            axes.set_xticks(sorted(inputs), [f"{x:,}" for x in sorted(inputs)])
+            axes.minorticks_off()
         left.set_title(f"{op} against {axis}", fontsize=9, loc="left", color=_INK)
         right.legend(fontsize=7.5, frameon=False)
     text = "Time and memory against the size of the input; medians"
