@@ -533,7 +533,6 @@ def small_copy(monkeypatch):
         measure, "copy_call", lambda device, cache: (Call(lambda: time.sleep(1e-3)), 1 << 20)
     )
     monkeypatch.setattr(measure, "matmul_rate", lambda device: 100.0)
-    measure.tell_left_out.cache_clear()
 
 
 class TestMeasure:
@@ -559,12 +558,23 @@ class TestMeasure:
         assert measured[OURS].figures.peak_over_logits < 1.1
         assert measured[TORCH].figures.peak_over_logits > 2
 
-    def test_what_is_left_out_is_told_once(self, uncompiled, small_copy, capfd):
+    def test_what_is_left_out_is_told(self, uncompiled, small_copy):
         case = Case("cross_entropy", SMALL, "fp32")
-        for _ in range(2):
-            measured = measure.measure(case, CPU, budget=0.0, leave_out=(COMPILED,))
-            assert set(measured) == set(case.implementations(CPU)) - {COMPILED}
-        assert capfd.readouterr().err.count("left out: as asked") == 1
+        peers = (COMPILED, TORCH_COMPILED)
+        told = []
+        measured = measure.measure(
+            case, CPU, budget=0.0, leave_out=peers, tell=lambda *what: told.append(what)
+        )
+        assert set(measured) == set(case.implementations(CPU)) - set(peers)
+        assert told == [(name, "as asked") for name in peers]
+
+    def test_a_reason_is_told_once(self, capsys):
+        measure.tell_left_out.cache_clear()
+        for why in ("it is missing", "it is broken", "it is missing"):
+            measure.tell_left_out("a peer", why)
+        lines = capsys.readouterr().err.splitlines()
+        reasons = ("it is missing", "it is broken")
+        assert lines == [f"benchmarks: a peer left out: {why}" for why in reasons]
 
     def test_failing_cases_do_not_lose_the_others(
         self, uncompiled, small_copy, monkeypatch, tmp_path, capsys
