@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from . import costs, plots, report
 from .cases import (
+    ALL_TABLES,
     COMPILED,
     EAGER,
     KERNEL,
@@ -86,9 +87,27 @@ Losses are forward and backward; the statistics are of 10 samples."""
 _COSTS = """\
 ## What each kernel costs
 
-*Kernel moves* is by formula, of our CPU kernels, if what a tile needs stays in the cache; *system
-clears* the fresh pages of the results. The two speeds are bounds: the bytes that must move at that
-of a copy, the operations at that of a matrix product."""
+The paragraphs are about the CPU kernels; what differs on a GPU is at the end. *Kernel moves* is by
+formula, if what a tile needs stays in the cache; *system clears* the fresh pages of the results.
+The two speeds are bounds: the bytes that must move at that of a copy, the operations at that of a
+matrix product."""
+
+_GPU_COSTS = """\
+### On a GPU
+
+The CUDA kernels, by derivation (the heads of `csrc/*/cuda.cu` have it in full):
+
+- `cross_entropy`, `predictive_statistics` and `accumulate_counts` read the logits once and write
+  their results once, as on a CPU: a pixel's classes are in registers up to 32, beyond that and in
+  `channels_last` in shared memory; the statistics keep running moments there. Only what neither
+  takes is read twice. An element costs about as many instructions as a multiprocessor issues while
+  fp32 logits arrive; of half-precision ones they are the limit.
+- `upsampled_cross_entropy` reads source rows of a tile once, with the tile's rim about a third more
+  than there are, and writes as much fp32 scratch, which a second kernel adds up to the gradient.
+  Its limit is instructions.
+- `component_mean` moves 14 bytes of a pixel where 9 must: a 16-bit number of its component within
+  the tile goes out and comes back, and the value is read before and the mean written after."""
+_UNTUNED = "Launch numbers come from occupancy and bytes in flight and are not yet measured."
 
 _SCALING = """\
 ### Against pixels, classes and samples
@@ -207,9 +226,9 @@ def load(folder: Path) -> list[_Results]:
     return sorted(devices.values(), key=lambda results: results.is_cuda)
 
 
-def _table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    # The first column is text, the others are figures.
-    rule = "|" + " --- |" + " --: |" * (len(columns) - 1)
+def _table(columns: Sequence[str], lines: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """The first `texts` columns are aligned as text, the others as figures."""
+    rule = "|" + " --- |" * texts + " --: |" * (len(columns) - texts)
     return "\n".join([f"| {' | '.join(columns)} |", rule, *(f"| {' | '.join(x)} |" for x in lines)])
 
 
@@ -233,9 +252,9 @@ def _devices(devices: Sequence[_Results]) -> str:
         products = [row["matmul_gflop_per_s"] for row in rows if "matmul_gflop_per_s" in row]
         product = f"{statistics.median(products):.0f} GFLOP/s" if products else ""
         link = f"[{results.device}]({results.link('.md')})"
-        lines.append((link, row["isa"], f"{copy:.3g} GB/s", product, versions, row["date"]))
-    columns = ("device", "code", "copy", "fp32 matrix product", "versions", "date")
-    return f"## Devices\n\n{_table(columns, lines)}"
+        lines.append((link, row["isa"], versions, row["date"], f"{copy:.3g} GB/s", product))
+    columns = ("device", "code", "versions", "date", "copy", "fp32 matrix product")
+    return f"## Devices\n\n{_table(columns, lines, texts=4)}"
 
 
 def _showcase(rows: Sequence[Row]) -> str:
@@ -369,7 +388,7 @@ def _cost_table(rows: Sequence[Row], op: str) -> str:
     lines = []
     for group in grouped(row for row in rows if row["op"] == op and not row.get("study")):
         for row in group:
-            if row["implementation"] not in (OURS, KERNEL, STREAMED):
+            if row["implementation"] not in (OURS, KERNEL, STREAMED, ALL_TABLES):
                 continue
             case = case_of(row)
             product = row.get("matmul_gflop_per_s")
@@ -402,7 +421,8 @@ def _costs(devices: Sequence[_Results]) -> list[str]:
             parts += [f"### {op}", _KERNELS[op]]
         for device, table in tables.items():
             parts += [f"On {device}:", table] if table else []
-    return parts
+    measured = any(results.is_cuda for results in devices)
+    return [*parts, _GPU_COSTS, "" if measured else _UNTUNED]
 
 
 def page(folder: Path = report.RESULTS) -> str:
