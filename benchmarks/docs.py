@@ -22,9 +22,10 @@ from .cases import (
     STREAMED,
     TORCH,
     TORCH_COMPILED,
+    Case,
     in_types_matrix,
 )
-from .rows import Row, case_of, duration, find, grouped, named, ours_of, ratio, size, title
+from .rows import Row, duration, find, grouped, named, ours_of, ratio, size, title
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 _LINKS = "../benchmarks/results"
@@ -32,6 +33,8 @@ _NOT_MEASURED = "Not measured: no results of a GPU are in `benchmarks/results`."
 
 _COMPILERS = (COMPILED, MAX_AUTOTUNE, TORCH_COMPILED)
 _EAGER = (EAGER, TORCH)
+# Ops whose peers in the matrix of types are the reference's; a loss has F.cross_entropy's.
+_BY_REFERENCE = ("predictive_statistics",)
 
 _HEAD = """\
 # Benchmarks
@@ -298,11 +301,13 @@ def _matrix(rows: Sequence[Row], op: str) -> str:
     cells: dict[str, dict[int, str]] = {}
     shapes: dict[int, str] = {}
     compiled, eager = (COMPILED, EAGER) if op in _BY_REFERENCE else (TORCH_COMPILED, TORCH)
-    for group in grouped(row for row in rows if row["op"] == op and in_types_matrix(case_of(row))):
+    for group in grouped(
+        row for row in rows if row["op"] == op and in_types_matrix(Case.of_row(row))
+    ):
         ours = ours_of(group)
         if ours is None:
             continue
-        case = case_of(ours)
+        case = Case.of_row(ours)
         peers = [ratio(p, ours) for p in (find(group, compiled), find(group, eager)) if p]
         layout = "" if case.layout == "nchw" else f" {case.layout}"
         line = cells.setdefault(f"{case.dtype}{layout}", {})
@@ -314,9 +319,6 @@ def _matrix(rows: Sequence[Row], op: str) -> str:
     columns = (f"`{op}`", *(f"C = {c}<br>{shapes[c]}" for c in classes))
     lines = [(name, *(line.get(c, "") for c in classes)) for name, line in sorted(cells.items())]
     return _table(columns, lines)
-
-
-_BY_REFERENCE = ("predictive_statistics",)
 
 
 def _types(rows: Sequence[Row]) -> str:
@@ -373,7 +375,7 @@ def _measured(results: _Results) -> list[str]:
 
 def _traffic(row: Row) -> tuple[str, str]:
     """What our CPU kernel moves and what the system clears for it; empty where nothing is known."""
-    case = case_of(row)
+    case = Case.of_row(row)
     if row["device_type"] == "cuda" or case.op == "linear_cross_entropy":
         return "", ""
     if row["implementation"] == STREAMED:
@@ -390,7 +392,7 @@ def _cost_table(rows: Sequence[Row], op: str) -> str:
         for row in group:
             if row["implementation"] not in (OURS, KERNEL, STREAMED, ALL_TABLES):
                 continue
-            case = case_of(row)
+            case = Case.of_row(row)
             product = row.get("matmul_gflop_per_s")
             lines.append(
                 (

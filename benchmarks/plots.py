@@ -36,7 +36,7 @@ from .cases import (
     Case,
     Study,
 )
-from .rows import Row, case_of, duration, environment_line, grouped, named, ours_of, ratio, title
+from .rows import Row, duration, environment_line, grouped, named, ours_of, ratio, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,7 @@ _AXES: dict[Study, tuple[str, Callable[[Case], int]]] = {
 
 def axis_value(row: Row) -> int:
     """Where on its curve's axis a row lies: its pixels, classes or samples."""
-    case = case_of(row)
+    case = Case.of_row(row)
     return _AXES[case.study][1](case)
 
 
@@ -216,7 +216,7 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
     for (left, right), ((op, axis), part) in zip(grid, parts.items(), strict=True):
         _draw_curves(left, part, "median_ms", 1)
         _draw_curves(right, part, "peak_bytes", 1e-6)
-        inputs = {axis_value(row): case_of(row).logits_bytes for row in part}
+        inputs = {axis_value(row): Case.of_row(row).logits_bytes for row in part}
         right.plot(
             *zip(*sorted((x, count * 1e-6) for x, count in inputs.items()), strict=True),
             linestyle="--",

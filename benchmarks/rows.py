@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .cases import COMPILED, EAGER, OURS, PLAIN, TORCH, Case
+from .cases import COMPILED, EAGER, OURS, PLAIN, TORCH
 
 Row = Mapping[str, Any]
 
@@ -16,10 +16,6 @@ _NAMES = {
     TORCH: f"{TORCH}, eager",
     PLAIN: f"{PLAIN}, eager",
 }
-
-
-def case_of(row: Row) -> Case:
-    return Case.of_row(row)
 
 
 def grouped(rows: Iterable[Row]) -> list[list[Row]]:
