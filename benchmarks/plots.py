@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -163,7 +164,7 @@ def plot_bars(rows: Sequence[Row], path: Path) -> None:
     lines = [groups[i : i + _BAR_COLUMNS] for i in range(0, len(groups), _BAR_COLUMNS)]
     # A line of panels is as high as its longest list of bars.
     heights = [max(len(group) / _BAR_LINES for group in line) for line in lines]
-    figure = _figure(6.6 * _BAR_COLUMNS, 0.8 + 0.45 * len(lines) + 1.4 * sum(heights))
+    figure = _figure(7.2 * _BAR_COLUMNS, 0.8 + 0.45 * len(lines) + 1.4 * sum(heights))
     grid = figure.subplots(
         len(lines), _BAR_COLUMNS, squeeze=False, gridspec_kw={"height_ratios": heights}
     )
@@ -248,10 +249,19 @@ def plot_roofline(rows: Sequence[Row], path: Path) -> None:
     figure = _figure(9, 6)
     axes = figure.subplots()
     points = [(row, row["operations"] / row["bytes_moved"]) for row in rows]
-    low, high = 0.5 * min(x for _, x in points), 2 * max(max(x for _, x in points), product / copy)
     ridge = product / copy
+    low = 0.5 * min(ridge, *(x for _, x in points))
+    high = 2 * max(ridge, *(x for _, x in points))
     axes.plot([low, ridge, high], [low * copy, product, product], color=_INK, linewidth=1.4)
-    axes.text(low * 1.1, low * copy * 1.25, f"copy, {copy:.3g} GB/s", fontsize=8.5, color=_INK)
+    axes.text(
+        low,
+        low * copy * 0.85,
+        f"copy, {copy:.3g} GB/s",
+        ha="left",
+        va="top",
+        fontsize=8.5,
+        color=_INK,
+    )
     axes.text(
         high,
         product * 1.08,
@@ -272,16 +282,23 @@ def plot_roofline(rows: Sequence[Row], path: Path) -> None:
             zorder=3,
         )
         seen.add(name)
-        if name == OURS:
-            axes.annotate(
-                f"{row['op']} {row['dtype']}",
-                (intensity, row["gflop_per_s"]),
-                xytext=(6, 5),
-                textcoords="offset points",
-                fontsize=8,
-                color=_INK,
-            )
+    labelled = [(x, row) for row, x in points if row["implementation"] == OURS]
+    for index, (x, row) in enumerate(sorted(labelled, key=lambda point: point[0])):
+        right = index % 2 == 0  # neighbours are often close
+        axes.annotate(
+            f"{row['op']} {row['dtype']}",
+            (x, row["gflop_per_s"]),
+            xytext=(7 if right else -7, 0),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            va="center",
+            fontsize=8,
+            color=_INK,
+        )
     _loglog(axes, "operations / bytes that must be moved", "GFLOP/s")
+    ticks = [2**k for k in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     text = "Roofline: operations of our algorithm, at the speed that each implementation has"
     _save(figure, text, rows, path)
