@@ -43,8 +43,13 @@ test: setup native-tests ## the tests that need no GPU, in minutes
 test-thorough: setup native-tests ## more kernels broken on purpose: would the tests notice?
 	$(PYTEST) -m thorough python_tests/native
 
-bench: setup ## time the kernels against the references; table and plot in benchmarks/results
+$(VENV)/.bench: $(VENV)/.installed
+	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt -e ".[bench]"
+	touch $@
+
+bench: $(VENV)/.bench setup ## time the kernels against their peers; tables and plots, docs/benchmarks.md
 	$(RUN) python -m benchmarks
+	$(RUN) python -m benchmarks.docs
 
 wheel: setup ## one wheel in dist/, with CUDA code where nvcc is found, smoke-tested
 	$(RUN) sh cmake/wheel.sh

@@ -1,84 +1,74 @@
-"""What is measured: the cases, who computes them, and the check that all compute the same.
-
-Inputs are random, and as many sets of them as exceed the last-level cache several times are used
-in turn. Half-precision losses run under autocast, as in a trainer; fp16 with a loss scale.
-"""
+"""What is measured: the cases of a suite, and who computes each."""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-import segunc_ops.functional as sf
-from segunc_ops import PredictiveAccumulator, reference
-
-from .environment import check_native, last_level_cache_bytes
-from .memory import warm_heap
-from .timing import Call, Clock
+from . import costs
+from .timing import Clock
 
 # How logits lie in memory, or what label maps show.
 Layout = Literal["nchw", "channels_last", "street scene", "noise"]
 Mode = Literal["forward", "forward+backward"]
 Suite = Literal["quick", "default", "full"]
+# What a case is part of besides the tables: the matrix of types and class counts, or a curve over
+# pixels, classes or samples.
+Study = Literal["", "types", "pixels", "classes", "samples"]
 
 SUITES: tuple[Suite, ...] = ("quick", "default", "full")
 OPS = (
     "cross_entropy",
     "upsampled_cross_entropy",
+    "linear_cross_entropy",
     "predictive_statistics",
     "component_mean",
     "accumulate_counts",
 )
+CURVES: tuple[Study, ...] = ("pixels", "classes", "samples")
 
 OURS = "ours"
 KERNEL = "ours, kernel alone"
 STREAMED = "ours, streamed"
 ALL_TABLES = "ours, all metrics"
 COMPILED = "torch.compile"
+MAX_AUTOTUNE = "torch.compile, max-autotune"
 EAGER = "eager"
 TORCH_COMPILED = "F.cross_entropy, torch.compile"
 TORCH = "F.cross_entropy"
+TORCH_LINEAR = "F.linear_cross_entropy"
+LIGER = "Liger"
+KORNIA = "kornia's focal loss"
+MONAI = "MONAI's focal loss"
 PLAIN = "softmax, std, xlogy"
 TORCHMETRICS = "torchmetrics"
 LABELS = "ours, labels alone"
 CC3D = "cc3d and NumPy"
 CC3D_LABELS = "cc3d, labels alone"
+SKIMAGE = "scikit-image and NumPy"
+SKIMAGE_LABELS = "scikit-image, labels alone"
+OPENCV = "OpenCV, class by class"
 SCIPY = "SciPy, class by class"
 CUPY = "CuPy, class by class"
-# Peers that need a working compiler for the device, or a package that may be missing.
-OPTIONAL = (COMPILED, TORCH_COMPILED, CC3D, CC3D_LABELS, SCIPY, CUPY)
+# Peers that need a working compiler for the device, or a package or a torch that may be missing.
+OPTIONAL = (
+    *(COMPILED, MAX_AUTOTUNE, TORCH_COMPILED, TORCH_LINEAR, LIGER, KORNIA, MONAI),
+    *(CC3D, CC3D_LABELS, SKIMAGE, SKIMAGE_LABELS, OPENCV, SCIPY, CUPY),
+)
+_GPU_ONLY = (MAX_AUTOTUNE, LIGER, CUPY)
+_CPU_ONLY = (CC3D, CC3D_LABELS, SKIMAGE, SKIMAGE_LABELS, OPENCV, SCIPY)
 
-IGNORE_INDEX = 255
-# Height and width of the targets of `upsampled_cross_entropy`, in those of the logits.
+# Height and width of the targets of an upsampled op, in those of the logits.
 ENLARGEMENT = 4
-IGNORED_SHARE = 0.1
-# Per-pixel weights of U-CE: (1 + standard deviation) ** alpha, a deviation being 0.5 at most.
-MAX_DEVIATION, ALPHA = 0.5, 10.0
-LOSS_SCALE = 2.0**16
-_MEAN_ALL = 3  # the operators take reductions as integers
-_CACHES = 3
-# Memory kept warm for the kernel's results: those of a few calls, the heap being fragmented.
-_WARM_RESULTS, _MIN_WARM = 3, 64 << 20
-_MAX_SETS = 64
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CALL_OVERHEAD_PIXELS = 128 * 128
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Relative to the norm of a float64 result; a gradient is rounded to the logits' type.
-_GRADIENT_TOLERANCE = {"fp32": 1e-5, "bf16": 4e-3, "fp16": 1e-3}
-_LOSS_TOLERANCE = 1e-4
-# Absolute: probabilities and entropies are of order one. Where the two best classes are closer
-# than this in float64, which of them is the prediction is a matter of rounding.
-_MAP_TOLERANCE = 1e-4
+_MIN_ROUNDS, _MIN_STUDY_ROUNDS = 5, 3
 
 
 @dataclass(frozen=True)
@@ -93,21 +83,39 @@ class Case:
     dtype: str
     layout: Layout = "nchw"
     mode: Mode = "forward"
+    study: Study = ""
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Case:
+        """The case that a row of results is of."""
+        return cls(
+            row["op"],
+            tuple(map(int, row["shape"].split("x"))),
+            row["dtype"],
+            row["layout"],
+            row["mode"],
+            row.get("study", ""),
+        )
 
     @property
     def id(self) -> str:
         """Names the case in reports and on command lines."""
         size = "x".join(map(str, self.shape))
-        return f"{self.op}-{size}-{self.dtype}-{self.layout}-{self.mode}"
+        study = f"-{self.study}" if self.study else ""
+        return f"{self.op}-{size}-{self.dtype}-{self.layout}-{self.mode}{study}"
 
     @property
     def num_classes(self) -> int:
         return self.shape[-3]
 
     @property
+    def num_samples(self) -> int:
+        return self.shape[-5] if len(self.shape) > 4 else 1
+
+    @property
     def enlargement(self) -> int:
         """Height and width of the targets, in those of the logits."""
-        return ENLARGEMENT if self.op == "upsampled_cross_entropy" else 1
+        return ENLARGEMENT if self.op.startswith("upsampled_") else 1
 
     @property
     def pixels(self) -> int:
@@ -116,38 +124,64 @@ class Case:
         return images * self.shape[-2] * self.shape[-1] * self.enlargement**2
 
     @property
+    def itemsize(self) -> int:
+        return DTYPES[self.dtype].itemsize
+
+    @property
     def logits_bytes(self) -> int:
-        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
+        """Bytes of the logits of all samples, or of the values of label maps."""
+        return math.prod(self.shape) * self.itemsize
+
+    @property
+    def is_training(self) -> bool:
+        return self.mode == "forward+backward"
 
     @property
     def bytes_moved(self) -> int:
         """What any implementation must read and write: each input once, each output once."""
-        if self.op == "component_mean":
-            # The uint8 label and the value are read, the mean is written.
-            return self.pixels + 2 * self.logits_bytes
-        if self.op == "predictive_statistics":
-            # An int64 prediction and five fp32 maps.
-            return self.logits_bytes + self.pixels * (8 + 5 * 4)
-        if self.op == "accumulate_counts":
-            # The int64 target; tables stay in the cache.
-            return self.logits_bytes + self.pixels * 8
-        # The int64 target and the fp32 pixel weight are read, the gradient is written.
-        gradient = self.logits_bytes if self.mode == "forward+backward" else 0
-        return self.logits_bytes + gradient + self.pixels * (8 + 4)
+        return costs.must_move(self)
 
     @property
-    def implementations(self) -> tuple[str, ...]:
-        """Who computes the case, in the order of reports."""
+    def operations(self) -> int:
+        """Floating-point operations of our algorithm; 0 where they are beside the point."""
+        return costs.operations(self)
+
+    @property
+    def is_showcase(self) -> bool:
+        """Whether a reader should see it first: a common size, as a training step has it."""
+        trains = self.is_training or not self.op.endswith("cross_entropy")
+        return not self.study and trains and (self.shape, self.layout) == _SHOWCASES.get(self.op)
+
+    def implementations(self, device: torch.device) -> tuple[str, ...]:
+        """Who computes the case on `device`, in the order of reports."""
+        other = _CPU_ONLY if device.type == "cuda" else _GPU_ONLY
+        return tuple(name for name in self._implementations() if name not in other)
+
+    def _implementations(self) -> tuple[str, ...]:
         if self.op == "component_mean":
-            return (OURS, LABELS, CC3D, CC3D_LABELS, SCIPY, CUPY, EAGER)
-        if self.op == "predictive_statistics":
-            return (OURS, STREAMED, COMPILED, EAGER, PLAIN)
+            mean = (OURS, LABELS, CC3D, CC3D_LABELS, SKIMAGE, SKIMAGE_LABELS)
+            return (*mean, OPENCV, SCIPY, CUPY, EAGER)
+        if self.op == "linear_cross_entropy":
+            return (OURS, TORCH_LINEAR, LIGER, TORCH_COMPILED, TORCH)
         if self.op == "accumulate_counts":
             peer = (TORCHMETRICS,) if importlib.util.find_spec("torchmetrics") else ()
             return (OURS, ALL_TABLES, EAGER, *peer)
+        autotuned = (MAX_AUTOTUNE,) if self.is_showcase else ()
+        if self.op == "predictive_statistics":
+            if self.study == "types":
+                return (OURS, COMPILED, EAGER)
+            if self.study:
+                return (OURS, STREAMED, EAGER)
+            plain = (PLAIN,) if self.is_showcase and self.dtype == "fp32" else ()
+            return (OURS, STREAMED, COMPILED, *autotuned, EAGER, *plain)
+        if self.study == "types":
+            return (OURS, TORCH_COMPILED, TORCH)
+        if self.study:
+            return (OURS, EAGER, TORCH)
         # fp16 recomputes its gradient in the backward operator: no single kernel makes both.
-        kernel = () if self.dtype == "fp16" and self.mode == "forward+backward" else (KERNEL,)
-        return (OURS, *kernel, COMPILED, EAGER, TORCH_COMPILED, TORCH)
+        kernel = () if self.dtype == "fp16" and self.is_training else (KERNEL,)
+        focal = (KORNIA, MONAI) if self.is_showcase and self.op == "cross_entropy" else ()
+        return (OURS, *kernel, COMPILED, *autotuned, EAGER, TORCH_COMPILED, TORCH, *focal)
 
     @property
     def measures_overhead(self) -> bool:
@@ -159,13 +193,33 @@ class Case:
         """The clock to time it by; None is the device's usual one."""
         return "wall" if self.measures_overhead else None
 
+    @property
+    def min_rounds(self) -> int:
+        """Rounds that are timed however long they take: fewer where many cases make one figure."""
+        return _MIN_STUDY_ROUNDS if self.study else _MIN_ROUNDS
+
+
+_LARGE = (1, 19, 768, 768)
+_QUARTER = (1, 19, 192, 192)
+_CITY = (1, 1024, 2048)
+_EVALUATED = (4, 19, 512, 512)
+_SHOWCASES: dict[str, tuple[tuple[int, ...], Layout]] = {
+    "cross_entropy": (_LARGE, "nchw"),
+    "upsampled_cross_entropy": (_QUARTER, "nchw"),
+    # Of channels_last features the matrix that torch's function takes is a view.
+    "linear_cross_entropy": (_QUARTER, "channels_last"),
+    "predictive_statistics": ((10, *_LARGE), "nchw"),
+    "component_mean": (_CITY, "street scene"),
+    "accumulate_counts": (_EVALUATED, "nchw"),
+}
+
 
 def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Case]:
     """The cases of a suite, all or those of one operation.
 
     ``"quick"`` is a look at the showcase, ``"default"`` adds types, layouts, class counts and
-    small inputs one at a time, ``"full"`` is the product of the axes. Each begins with the
-    smaller one's cases, so that a run that is cut short has the most telling ones.
+    small inputs one at a time and the studies, ``"full"`` is the product of the axes. Each begins
+    with the smaller one's cases, so that a run that is cut short has the most telling ones.
     """
     half = ["bf16"] + (["fp16"] if device.type == "cuda" else [])
     modes: tuple[Mode, ...] = ("forward", "forward+backward")
@@ -180,6 +234,9 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
     ) -> Case:
         return Case("upsampled_cross_entropy", shape, dtype, layout, mode)
 
+    def linear(shape: tuple[int, ...]) -> Case:
+        return Case("linear_cross_entropy", shape, "fp32", "channels_last", both)
+
     def statistics(shape: tuple[int, ...], dtype: str, layout: Layout = "nchw") -> Case:
         return Case("predictive_statistics", shape, dtype, layout)
 
@@ -189,22 +246,22 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
     def counts(shape: tuple[int, ...], dtype: str, layout: Layout = "nchw") -> Case:
         return Case("accumulate_counts", shape, dtype, layout)
 
-    showcase = (1, 19, 768, 768)
-    city = (1, 1024, 2048)
+    showcase = _LARGE
     patches = (2, 19, 64, 64)
     tiny = (1, 19, 16, 16)
-    quarter = (1, 19, 192, 192)
+    quarter = _QUARTER
     many = (2, 150, 128, 128)
     wide = (10, 1, 150, 256, 256)
-    evaluated = (4, 19, 512, 512)
+    evaluated = _EVALUATED
     chosen: list[Case] = [
         loss(showcase, "fp32", "nchw", both),
         loss(showcase, "bf16", "nchw", both),
         loss(tiny, "fp32", "nchw", both),
         upsampled(quarter, "fp32"),
         statistics((10, *showcase), "fp32"),
-        means(city, "street scene"),
+        means(_CITY, "street scene"),
         counts(evaluated, "fp32"),
+        linear(quarter),
     ]
     if suite in ("default", "full"):
         chosen += [loss(showcase, dtype, "nchw", both) for dtype in half[1:]]
@@ -221,9 +278,11 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
         chosen += [statistics((10, *showcase), dtype) for dtype in half]
         chosen += [statistics((10, *showcase), "fp32", "channels_last")]
         chosen += [statistics((10, *patches), "fp32")]
-        chosen += [means(city, "noise"), means((8, 360, 480), "street scene")]
+        chosen += [means(_CITY, "noise"), means((8, 360, 480), "street scene")]
         chosen += [counts(evaluated, dtype) for dtype in half]
         chosen += [counts(evaluated, "fp32", "channels_last")]
+        chosen += [linear(many)]
+        chosen += _curves() + _types(chosen)
     if suite == "full":
         chosen += [
             loss((1, c, 768, 768), dtype, layout, mode)
@@ -256,340 +315,67 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
     return [case for case in dict.fromkeys(chosen) if op in (None, case.op)]
 
 
-_Result = TypeVar("_Result")
+def _curves() -> list[Case]:
+    """Time and memory against pixels, classes and samples, in fp32."""
+
+    def loss(classes: int, size: int, study: Study) -> Case:
+        shape = (1, classes, size, size)
+        return Case("cross_entropy", shape, "fp32", mode="forward+backward", study=study)
+
+    def statistics(samples: int, classes: int, size: int, study: Study) -> Case:
+        shape = (samples, 1, classes, size, size)
+        return Case("predictive_statistics", shape, "fp32", study=study)
+
+    return [
+        *(loss(19, size, "pixels") for size in (64, 128, 256, 512, 1024, 2048)),
+        *(loss(2**k, 256, "classes") for k in range(1, 9)),
+        *(statistics(4, 19, size, "pixels") for size in (64, 128, 256, 512, 1024)),
+        *(statistics(4, 2**k, 256, "classes") for k in range(1, 9)),
+        *(statistics(2**k, 19, 256, "samples") for k in range(1, 7)),
+    ]
 
 
-class Workload(ABC):
-    """A case with its inputs on a device: calls to time, and the check that they are right."""
+def _types(measured: list[Case]) -> list[Case]:
+    """What is missing to compare types, layouts and class counts: see :func:`types_matrix`."""
 
-    def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
-        check_native(device)
-        self.case = case
-        self.device = device
-        self._generator = torch.Generator(device).manual_seed(seed)
-        # Call overhead is measured warm: there the caches are part of the answer.
-        wanted = (
-            1
-            if case.measures_overhead
-            else math.ceil(_CACHES * last_level_cache_bytes(device) / case.bytes_moved)
-        )
-        self.num_sets = min(wanted, _MAX_SETS)
-        # Why a compiled peer cannot run here, by name; known after `check`.
-        self.unavailable: dict[str, str] = {}
+    def missing(op: str, shape: tuple[int, ...], dtype: str, layout: Layout = "nchw") -> list[Case]:
+        mode: Mode = "forward" if op == "predictive_statistics" else "forward+backward"
+        if Case(op, shape, dtype, layout, mode) in measured:
+            return []
+        return [Case(op, shape, dtype, layout, mode, study="types")]
 
-    def _random_logits(self) -> Tensor:
-        *leading, c, h, w = self.case.shape
-        channels_last = self.case.layout == "channels_last"
-        shape = (*leading, h, w, c) if channels_last else (*leading, c, h, w)
-        logits = torch.randn(shape, device=self.device, generator=self._generator).mul_(3)
-        logits = logits.to(_DTYPES[self.case.dtype])
-        return logits.movedim(-1, -3) if channels_last else logits
-
-    @abstractmethod
-    def calls(self) -> dict[str, Call]:
-        """The case's implementations by name, each using the input sets in turn."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Compares every implementation with float64.
-
-        Raises:
-            AssertionError: one is further from it than its type explains; names it.
-        """
-
-    def attempt(self, name: str, run: Callable[[], _Result]) -> _Result | None:
-        """What `run` returns, or None where a peer's compiler or package does not work here."""
-        try:
-            return run()
-        except Exception as error:
-            if name not in OPTIONAL:
-                raise
-            self.unavailable[name] = f"{type(error).__name__}: {error}"
-            return None
-
-    def assert_close(self, name: str, what: str, error: float, tolerance: float) -> None:
-        # Written so that a NaN fails.
-        if not error <= tolerance:
-            raise AssertionError(
-                f"{self.case.id}: {what} of {name!r} differs from float64 by {error:.2e}, more "
-                f"than {tolerance:.0e}"
-            )
-
-
-class _LossInputs(NamedTuple):
-    logits: Tensor  # (N, C, H, W), a leaf
-    target: Tensor  # (N, H, W) int64
-    pixel_weight: Tensor  # (N, H, W) fp32
-
-
-_Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def _cross_entropy_by(
-    function: Callable[..., Tensor],
-    logits: Tensor,
-    target: Tensor,
-    pixel_weight: Tensor,
-    upsample: sf.Upsample | None = None,
-) -> Tensor:
-    """The weighted loss by ours or by the reference, which take the same arguments."""
-    return function(
-        logits,
-        target,
-        pixel_weight=pixel_weight,
-        ignore_index=IGNORE_INDEX,
-        reduction="mean_all",
-        upsample=upsample,
+    chosen: list[Case] = []
+    for dtype in ("fp32", "bf16"):
+        for c in (2, 11, 19, 21, 150):
+            enlarged = (1, c, 192, 192) if c < 150 else (2, c, 128, 128)
+            chosen += missing("cross_entropy", (1, c, 768, 768), dtype)
+            chosen += missing("upsampled_cross_entropy", enlarged, dtype)
+            chosen += missing("predictive_statistics", (10, 1, c, 256, 256), dtype)
+    others: tuple[tuple[str, Layout], ...] = (
+        ("fp32", "channels_last"),
+        ("bf16", "channels_last"),
+        ("fp16", "nchw"),
     )
+    for dtype, layout in others:
+        chosen += missing("cross_entropy", _LARGE, dtype, layout)
+        chosen += missing("upsampled_cross_entropy", _QUARTER, dtype, layout)
+        chosen += missing("predictive_statistics", (10, 1, 19, 256, 256), dtype, layout)
+    return chosen
 
 
-_fused_cross_entropy = partial(_cross_entropy_by, sf.cross_entropy)
-_reference_cross_entropy = partial(_cross_entropy_by, reference.cross_entropy)
+# The images of the matrix of types, one size for each op and class count.
+_MATRIX_SIZES = {
+    "cross_entropy": ("768x768",),
+    "upsampled_cross_entropy": ("192x192", "128x128"),
+    "predictive_statistics": ("256x256",),
+}
 
 
-def _torch_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    pixel_weight: Tensor,
-    upsample: sf.Upsample | None = None,
-) -> Tensor:
-    """The weighted loss as a user writes it."""
-    if upsample is not None:
-        logits = F.interpolate(logits, target.shape[1:], mode=upsample)
-    loss = F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="none")
-    return (loss * pixel_weight).sum() / target.numel()
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # fullgraph: a peer that silently fell back to eager would flatter us.
-    return torch.compile(function, dynamic=False, fullgraph=True)
-
-
-class CrossEntropyWorkload(Workload):
-    """Weighted cross-entropy as in a training step: the gradient is fresh every time."""
-
-    def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
-        super().__init__(case, device, seed=seed)
-        n, c, h, w = case.shape
-        self._backward = case.mode == "forward+backward"
-        self._sets: list[_LossInputs] = []
-        for _ in range(self.num_sets):
-            pixels = (n, h * case.enlargement, w * case.enlargement)
-            target = torch.randint(0, c, pixels, device=device, generator=self._generator)
-            ignored = torch.rand(pixels, device=device, generator=self._generator) < IGNORED_SHARE
-            deviation = torch.rand(pixels, device=device, generator=self._generator) * MAX_DEVIATION
-            self._sets.append(
-                _LossInputs(
-                    self._random_logits().requires_grad_(self._backward),
-                    target.masked_fill_(ignored, IGNORE_INDEX),
-                    (1 + deviation) ** ALPHA,
-                )
-            )
-        scale = LOSS_SCALE if case.dtype == "fp16" else 1.0
-        self._upstream = None if scale == 1.0 else torch.tensor(scale, device=device)
-        self._scale = scale
-        self._upsampled = case.op == "upsampled_cross_entropy"
-        interpolation: dict[str, Any] = {"upsample": "bilinear"} if self._upsampled else {}
-        fused, by_reference, by_torch = (
-            partial(loss, **interpolation)
-            for loss in (_fused_cross_entropy, _reference_cross_entropy, _torch_cross_entropy)
-        )
-        self._losses: dict[str, _Loss] = {
-            OURS: fused,
-            COMPILED: _compiled(by_reference),
-            EAGER: by_reference,
-            TORCH_COMPILED: _compiled(by_torch),
-            TORCH: by_torch,
-        }
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.case.dtype == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, _DTYPES[self.case.dtype])
-
-    def _step(self, loss: _Loss, inputs: _LossInputs) -> Tensor:
-        with self._autocast():
-            value = loss(*inputs)
-        if self._backward:
-            value.backward(self._upstream)
-        return value
-
-    def _kernel(self, inputs: _LossInputs) -> tuple[Tensor, ...]:
-        """The operator under the autograd function, which makes the gradient in its forward."""
-        name = "upsampled_cross_entropy" if self._upsampled else "cross_entropy"
-        operator = getattr(torch.ops.segunc_ops, f"{name}_forward")
-        align_corners = (False,) if self._upsampled else ()
-        result: tuple[Tensor, ...] = operator(
-            inputs.logits.detach(),
-            inputs.target,
-            None,
-            inputs.pixel_weight,
-            IGNORE_INDEX,
-            _MEAN_ALL,
-            0.0,
-            *align_corners,
-            self._backward,
-            False,
-        )
-        return result
-
-    def calls(self) -> dict[str, Call]:
-        def step_call(loss: _Loss) -> Call:
-            sets = itertools.cycle(self._sets)
-
-            def run() -> None:
-                inputs = next(sets)
-                self._step(loss, inputs)
-                # Freed as zero_grad() does, at the expense of the one that made it.
-                inputs.logits.grad = None
-
-            return Call(run)
-
-        def kernel_call() -> Call:
-            sets = itertools.cycle(self._sets)
-
-            def run() -> None:
-                self._kernel(next(sets))
-
-            if self.device.type != "cpu":
-                return Call(run)  # torch's caching allocator keeps buffers warm there
-            size = max(_WARM_RESULTS * self.case.logits_bytes, _MIN_WARM)
-            return Call(run, lambda: warm_heap(size))
-
-        return {
-            name: kernel_call() if name == KERNEL else step_call(self._losses[name])
-            for name in self.case.implementations
-            if name not in self.unavailable
-        }
-
-    def check(self) -> None:
-        inputs = self._sets[0]
-        exact = inputs.logits.detach().double().requires_grad_(self._backward)
-        value = self._losses[TORCH](exact, inputs.target, inputs.pixel_weight.double())
-        if self._backward:
-            value.backward()
-        results: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for name, loss in self._losses.items():
-            stepped = self.attempt(name, partial(self._step, loss, inputs))
-            gradient = self._take_gradient(inputs)
-            if stepped is not None:
-                results[name] = (stepped.detach(), gradient)
-        if KERNEL in self.case.implementations:
-            got, _, made, _ = self._kernel(inputs)
-            results[KERNEL] = (got, made if self._backward else None)
-        for name, (got, gradient) in results.items():
-            error = abs(got.item() / value.item() - 1)
-            self.assert_close(name, "loss", error, _LOSS_TOLERANCE)
-            if exact.grad is None:
-                continue
-            error = math.nan  # where there is no gradient at all
-            if gradient is not None:
-                scale = 1.0 if name == KERNEL else self._scale
-                difference = (gradient.double() / scale).sub_(exact.grad).norm()
-                error = (difference / exact.grad.norm()).item()
-            self.assert_close(name, "gradient", error, _GRADIENT_TOLERANCE[self.case.dtype])
-
-    @staticmethod
-    def _take_gradient(inputs: _LossInputs) -> Tensor | None:
-        gradient, inputs.logits.grad = inputs.logits.grad, None
-        return gradient
-
-
-_Maps = tuple[Tensor, ...]
-
-
-def _streamed_statistics(samples: Tensor) -> _Maps:
-    accumulator = PredictiveAccumulator()
-    for sample in samples:
-        accumulator.update(sample)
-    *maps, _ = accumulator.compute()
-    return tuple(maps)
-
-
-def _fused_statistics(samples: Tensor) -> _Maps:
-    *maps, _ = sf.predictive_statistics(samples)
-    return tuple(maps)
-
-
-def _plain_statistics(samples: Tensor) -> _Maps:
-    """As one would write it down, with the deviation of every class; the reference is leaner."""
-    p = samples.float().softmax(2)
-    mean = p.mean(0)
-    confidence, prediction = mean.max(1)
-    std = p.std(0).gather(1, prediction.unsqueeze(1)).squeeze(1)
-    entropy = -torch.special.xlogy(mean, mean).sum(1)
-    expected = -torch.special.xlogy(p, p).sum(2).mean(0)
-    return prediction, confidence, std, entropy, expected, entropy - expected
-
-
-class StatisticsWorkload(Workload):
-    """All maps of `predictive_statistics` from S samples, without gradients."""
-
-    NAMES = (
-        "prediction",
-        "confidence",
-        "std",
-        "entropy",
-        "expected entropy",
-        "mutual information",
+def in_types_matrix(case: Case) -> bool:
+    """Whether a case is a cell of the matrix of types, layouts and class counts of its op."""
+    size = f"{case.shape[-2]}x{case.shape[-1]}"
+    return (
+        case.study in ("", "types")
+        and size in _MATRIX_SIZES.get(case.op, ())
+        and case.is_training != (case.op == "predictive_statistics")
     )
-
-    def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
-        super().__init__(case, device, seed=seed)
-        self._sets = [self._random_logits() for _ in range(self.num_sets)]
-        self._statistics: dict[str, Callable[[Tensor], _Maps]] = {
-            OURS: _fused_statistics,
-            STREAMED: _streamed_statistics,
-            COMPILED: _compiled(reference.predictive_statistics),
-            EAGER: reference.predictive_statistics,
-            PLAIN: _plain_statistics,
-        }
-
-    @torch.no_grad()
-    def _run(self, statistics: Callable[[Tensor], _Maps], samples: Tensor) -> _Maps:
-        return statistics(samples)
-
-    def calls(self) -> dict[str, Call]:
-        def call(statistics: Callable[[Tensor], _Maps]) -> Call:
-            sets = itertools.cycle(self._sets)
-
-            def run() -> None:
-                self._run(statistics, next(sets))
-
-            return Call(run)
-
-        return {
-            name: call(self._statistics[name])
-            for name in self.case.implementations
-            if name not in self.unavailable
-        }
-
-    def check(self) -> None:
-        samples = self._sets[0]
-        results: dict[str, _Maps] = {}
-        for name, statistics in self._statistics.items():
-            maps = self.attempt(name, partial(self._run, statistics, samples))
-            if maps is not None:
-                results[name] = maps
-        rows = samples.shape[-2]
-        # A few rows at a time: ten samples in float64 would take gigabytes.
-        step = max(1, (1 << 25) * rows // samples.numel())
-        for first in range(0, rows, step):
-            part = slice(first, min(first + step, rows))
-            self._check_rows(samples[..., part, :], results, part)
-
-    def _check_rows(self, samples: Tensor, results: dict[str, _Maps], part: slice) -> None:
-        p = samples.double().softmax(2)
-        mean = p.mean(0)
-        best, classes = mean.topk(min(2, mean.shape[1]), dim=1)
-        clear = best[:, 0] - best[:, -1] > _MAP_TOLERANCE
-        prediction = classes[:, 0]
-        entropy = torch.special.entr(mean).sum(1)
-        expected = torch.special.entr(p).sum(2).mean(0)
-        std = p.std(0).gather(1, prediction[:, None])[:, 0]
-        exact = (prediction, best[:, 0], std, entropy, expected, entropy - expected)
-        for name, maps in results.items():
-            for what, got, want in zip(self.NAMES, maps, exact, strict=True):
-                error = (got[..., part, :] - want).abs()
-                worst = error[clear].max().item() if clear.any() else 0.0
-                self.assert_close(name, what, worst, _MAP_TOLERANCE)

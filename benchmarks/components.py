@@ -27,12 +27,15 @@ from .cases import (
     CUPY,
     EAGER,
     LABELS,
+    OPENCV,
     OURS,
     SCIPY,
+    SKIMAGE,
+    SKIMAGE_LABELS,
     Case,
-    Workload,
 )
 from .timing import Call
+from .workload import Workload
 
 _CONNECTIVITY: Literal[8] = 8
 _NOISE_CLASSES = 19
@@ -59,24 +62,52 @@ def _enlarged(label: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
     return np.ascontiguousarray(label[rows[:, None], columns])
 
 
+def _batch(images: list[NDArray[Any]]) -> NDArray[Any]:
+    return np.stack(images) if len(images) > 1 else images[0][None]
+
+
 def _cc3d_labels(labels: NDArray[np.uint8]) -> NDArray[Any]:
     import cc3d
 
     # Its class 0 is background.
-    ids = [
-        cc3d.connected_components(image + np.uint8(1), connectivity=_CONNECTIVITY)
-        for image in labels
-    ]
-    return np.stack(ids) if len(ids) > 1 else ids[0][None]
+    return _batch(
+        [
+            cc3d.connected_components(image + np.uint8(1), connectivity=_CONNECTIVITY)
+            for image in labels
+        ]
+    )
 
 
-def _cc3d_mean(values: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _skimage_labels(labels: NDArray[np.uint8]) -> NDArray[Any]:
+    from skimage.measure import label
+
+    return _batch([label(image, background=-1, connectivity=2) for image in labels])
+
+
+def _mean_by_label(values: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.float32]:
     means = []
-    for image, ids in zip(values, _cc3d_labels(labels), strict=True):
+    for image, ids in zip(values, labels, strict=True):
         flat = ids.ravel()
         mean = np.bincount(flat, image.ravel()) / np.maximum(np.bincount(flat), 1)
         means.append(mean.astype(np.float32)[flat].reshape(image.shape))
-    return np.stack(means) if len(means) > 1 else means[0][None]
+    return _batch(means)
+
+
+def _opencv_mean(values: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Class by class, as it labels binary images."""
+    import cv2
+
+    means = np.zeros_like(values)
+    for image, label, mean in zip(values, labels, means, strict=True):
+        for one in np.unique(label):
+            mask = (label == one).view(np.uint8)
+            _, ids = cv2.connectedComponents(mask, connectivity=_CONNECTIVITY)
+            flat = ids.ravel()
+            # The other classes are its component 0.
+            each = np.bincount(flat, image.ravel()) / np.maximum(np.bincount(flat), 1)
+            each[0] = 0
+            mean += each.astype(np.float32)[flat].reshape(image.shape)
+    return means
 
 
 def _ndimage_mean(ndimage: Any, xp: Any, values: Any, labels: Any) -> Any:
@@ -132,15 +163,21 @@ class ComponentMeanWorkload(Workload):
         }
         if device.type == "cpu":
             self._means |= {
-                CC3D: lambda values, labels: _cc3d_mean(values.numpy(), labels.numpy()),
+                CC3D: self._by_label(_cc3d_labels),
                 CC3D_LABELS: lambda values, labels: _cc3d_labels(labels.numpy()),
+                SKIMAGE: self._by_label(_skimage_labels),
+                SKIMAGE_LABELS: lambda values, labels: _skimage_labels(labels.numpy()),
+                OPENCV: lambda values, labels: _opencv_mean(values.numpy(), labels.numpy()),
                 SCIPY: lambda values, labels: _scipy_mean(values.numpy(), labels.numpy()),
             }
-            self.unavailable[CUPY] = "it needs a GPU"
         else:
             self._means[CUPY] = self._with_cupy
-            for name in (CC3D, CC3D_LABELS, SCIPY):
-                self.unavailable[name] = "it has no GPU code"
+
+    @staticmethod
+    def _by_label(
+        labelled: Callable[[NDArray[np.uint8]], NDArray[Any]],
+    ) -> Callable[[Tensor, Tensor], Any]:
+        return lambda values, labels: _mean_by_label(values.numpy(), labelled(labels.numpy()))
 
     @staticmethod
     def _with_cupy(values: Tensor, labels: Tensor) -> Any:
@@ -157,18 +194,14 @@ class ComponentMeanWorkload(Workload):
 
             return Call(run)
 
-        return {
-            name: call(self._means[name])
-            for name in self.case.implementations
-            if name not in self.unavailable
-        }
+        return {name: call(self._means[name]) for name in self.available}
 
     def check(self) -> None:
         values, labels = self._sets[0]
         exact = reference.component_mean(values.double(), labels, _CONNECTIVITY, None).cpu()
         for name, mean in self._means.items():
             means = self.attempt(name, partial(mean, values, labels))
-            if means is None or name in (LABELS, CC3D_LABELS):
+            if means is None or name in (LABELS, CC3D_LABELS, SKIMAGE_LABELS):
                 continue
             error = (torch.as_tensor(means, device="cpu").double() - exact).abs().max().item()
             self.assert_close(name, "mean", error, _TOLERANCE)

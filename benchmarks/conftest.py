@@ -14,7 +14,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from .cases import SUITES, Case, cases
-from .measure import Measurement, measure
+from .measure import Measurement, measure, tell_left_out
 from .timing import ReplayClock
 
 _CLOCK = ReplayClock()
@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 case, name, id=f"{case.id}-{name}", marks=pytest.mark.benchmark(timer=_CLOCK)
             )
             for case in cases(metafunc.config.getoption("--suite"), device, op)
-            for name in case.implementations
+            for name in case.implementations(device)
         ],
     )
 
@@ -47,13 +47,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def _measure(pytestconfig: pytest.Config) -> Callable[[Case], dict[str, Measurement]]:
     device = torch.device(pytestconfig.getoption("--device"))
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     latest: dict[Case, dict[str, Measurement] | Exception] = {}
+
+    def tell(name: str, why: str) -> None:
+        # For whoever runs the benchmarks: pytest would keep it from them.
+        with capture.global_and_fixture_disabled():
+            tell_left_out(name, why)
 
     def measured(case: Case) -> dict[str, Measurement]:
         if case not in latest:
             latest.clear()
             try:
-                latest[case] = measure(case, device, budget=pytestconfig.getoption("--budget"))
+                latest[case] = measure(
+                    case, device, budget=pytestconfig.getoption("--budget"), tell=tell
+                )
             except Exception as error:
                 # Kept, so that a failing case is not measured again for each implementation.
                 latest[case] = error
@@ -74,7 +82,7 @@ def record(
     def recorded(case: Case, implementation: str) -> Measurement:
         measured = _measure(case)
         if implementation not in measured:
-            pytest.skip("it does not work here, see the captured stderr of the case")
+            pytest.skip(f"{implementation} does not work here")
         measurement = measured[implementation]
         samples = iter(measurement.samples.seconds)
         benchmark.group = case.id

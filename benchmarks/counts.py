@@ -13,17 +13,9 @@ from torch import Tensor
 import segunc_ops.functional as sf
 from segunc_ops import reference
 
-from .cases import (
-    ALL_TABLES,
-    EAGER,
-    IGNORE_INDEX,
-    IGNORED_SHARE,
-    OURS,
-    TORCHMETRICS,
-    Case,
-    Workload,
-)
+from .cases import ALL_TABLES, EAGER, OURS, TORCHMETRICS, Case
 from .timing import Call
+from .workload import IGNORE_INDEX, IGNORED_SHARE, Workload
 
 # Confidences may fall on either side of a bin's edge.
 _CALIBRATION_TOLERANCE = 1e-4
@@ -64,7 +56,7 @@ class CountsWorkload(Workload):
     def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
         super().__init__(case, device, seed=seed)
         n, c, h, w = case.shape
-        has_peer = TORCHMETRICS in case.implementations
+        has_peer = TORCHMETRICS in self.implementations
         self._sets: list[_CountInputs] = []
         for _ in range(self.num_sets):
             logits = self._random_logits()
@@ -138,7 +130,7 @@ class CountsWorkload(Workload):
 
             return Call(run)
 
-        return {name: call(self._counters[name]) for name in self.case.implementations}
+        return {name: call(self._counters[name]) for name in self.available}
 
     def check(self) -> None:
         inputs = self._sets[0]

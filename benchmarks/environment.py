@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
 import os
 import platform
 import re
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -26,6 +29,10 @@ _RELEVANT_FLAGS = (
 )
 _FALLBACK_CACHE_BYTES = 64 << 20
 _BUSY = 0.5
+_PEERS = (
+    *("connected-components-3d", "scikit-image", "opencv-python-headless", "scipy", "numpy"),
+    *("cupy-cuda12x", "kornia", "monai", "liger-kernel", "torchmetrics"),
+)
 
 
 def _cpu_info(key: str) -> str:
@@ -95,6 +102,16 @@ def warn_if_busy() -> None:
         )
 
 
+@functools.cache
+def _peers() -> str:
+    """The packages that ours are compared with, as far as they are installed."""
+    found = []
+    for package in _PEERS:
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join(found)
+
+
 def describe(device: torch.device) -> dict[str, str | int]:
     """What every row of the results carries besides its figures."""
     info = segunc_ops.build_info()
@@ -109,6 +126,7 @@ def describe(device: torch.device) -> dict[str, str | int]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cuda": str(torch.version.cuda or ""),
+        "peers": _peers(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""From measurements to a results file, a Markdown table and a plot.
+"""From measurements to a results file, Markdown tables and plots.
 
 `benchmarks/results/<device>.json` holds one flat row per measurement: figures, device, versions.
 """
@@ -8,63 +8,44 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .cases import (
-    ALL_TABLES,
-    CC3D,
-    CC3D_LABELS,
-    COMPILED,
-    CUPY,
-    EAGER,
-    KERNEL,
-    LABELS,
-    OPS,
-    OURS,
-    PLAIN,
-    SCIPY,
-    STREAMED,
-    TORCH,
-    TORCH_COMPILED,
-    TORCHMETRICS,
-)
+from . import plots
+from .cases import COMPILED, CURVES, EAGER, KERNEL, OURS, Case
 from .environment import slug
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-Row = Mapping[str, Any]
+from .rows import (
+    Row,
+    duration,
+    environment_line,
+    grouped,
+    named,
+    ours_of,
+    ratio,
+    size,
+    title,
+)
 
 RESULTS = Path(__file__).parent / "results"
 
-_CASE = ("op", "shape", "dtype", "layout", "mode")
-_LABELS = {
-    COMPILED: "reference, torch.compile",
-    EAGER: "reference, eager",
-    TORCH: f"{TORCH}, eager",
-    PLAIN: f"{PLAIN}, eager",
-}
-_COLORS = {
-    OURS: "#d1495b",
-    KERNEL: "#e8a0a8",
-    STREAMED: "#e8a0a8",
-    LABELS: "#e8a0a8",
-    CC3D: "#30638e",
-    CC3D_LABELS: "#7fa8c9",
-    SCIPY: "#5b8a72",
-    CUPY: "#5b8a72",
-    ALL_TABLES: "#e8a0a8",
-    COMPILED: "#30638e",
-    TORCH_COMPILED: "#7fa8c9",
-    EAGER: "#8d99a6",
-    TORCH: "#c3cad1",
-    PLAIN: "#c3cad1",
-    TORCHMETRICS: "#30638e",
-}
-_PLOT_COLUMNS = 2
-_INK, _MUTED = "#22272e", "#5c6670"
+_COLUMNS = (
+    "case",
+    "implementation",
+    "median",
+    "quartiles",
+    "times ours",
+    "GB/s",
+    "of copy",
+    "peak memory",
+    "of logits",
+)
+_NOTES = (
+    "Medians of interleaved rounds. GB/s counts what any implementation must move (inputs read "
+    "once, outputs written once); *of copy* relates it to a copy timed in the same rounds. Peak "
+    "memory is what torch's allocator holds above the inputs, of component_mean's peers without "
+    "what NumPy holds; it is related to the logits or values."
+)
 
 
 def rows_of(pytest_json: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -80,183 +61,39 @@ def rows_of(pytest_json: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def grouped(rows: Iterable[Row]) -> list[list[Row]]:
-    """The rows case by case, in order of appearance."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in _CASE), []).append(row)
-    return list(groups.values())
-
-
-def _named(row: Row) -> str:
-    name: str = row["implementation"]
-    return _LABELS.get(name, name)
-
-
-def _title(row: Row) -> str:
-    layout = "" if row["layout"] == "nchw" else f", {row['layout']}"
-    mode = f", {row['mode']}" if row["op"].endswith("cross_entropy") else ""
-    return f"[{row['shape'].replace('x', ', ')}] {row['dtype']}{layout}{mode}"
-
-
-def _is_showcase(row: Row) -> bool:
-    if row["op"] == "component_mean":
-        return row["shape"] == "1x1024x2048" and row["layout"] == "street scene"
-    if row["op"] == "upsampled_cross_entropy":
-        return row["shape"] == "1x19x192x192" and row["layout"] == "nchw"
-    training = row["op"] == "predictive_statistics" or row["mode"] == "forward+backward"
-    return training and row["shape"].endswith("1x19x768x768") and row["layout"] == "nchw"
-
-
-def _ours(group: Sequence[Row]) -> Row | None:
-    return next((row for row in group if row["implementation"] == OURS), None)
-
-
-def _duration(milliseconds: float) -> str:
-    """Three digits and a unit that fits: call overheads are microseconds, eager runs seconds."""
-    if milliseconds < 1:
-        return f"{milliseconds * 1e3:.3g} µs"
-    if milliseconds < 1000:
-        return f"{milliseconds:.3g} ms"
-    return f"{milliseconds / 1e3:.3g} s"
-
-
-def _size(size: int) -> str:
-    if size < 1e6:
-        return f"{size / 1e3:.3g} kB"
-    return f"{size / 1e6:.3g} MB" if size < 1e9 else f"{size / 1e9:.3g} GB"
-
-
-def _ratio(row: Row, ours: Row | None) -> str:
-    if ours is None or row is ours:
-        return ""
-    ratio = row["median_ms"] / ours["median_ms"]
-    return f"{ratio:.2g}x" if ratio < 100 else f"{ratio:.0f}x"
-
-
-def _environment_line(row: Row) -> str:
-    cuda = f", CUDA {row['cuda']}" if row["cuda"] else ""
-    return (
-        f"{row['device']} ({row['isa']}), segunc_ops {row['segunc_ops']}, torch {row['torch']}"
-        f"{cuda}, Python {row['python']}, {row['date']}"
-    )
+def _table(rows: Sequence[Row]) -> list[str]:
+    lines = [f"| {' | '.join(_COLUMNS)} |", "|" + " --- |" * len(_COLUMNS)]
+    for group in grouped(rows):
+        ours = ours_of(group)
+        for row in group:
+            cells = (
+                title(row),
+                named(row),
+                duration(row["median_ms"]),
+                f"{duration(row['q1_ms'])} - {duration(row['q3_ms'])}",
+                ratio(row, ours),
+                f"{row['gb_per_s']:.3g}",
+                f"{row['fraction_of_copy']:.0%}",
+                size(row["peak_bytes"]),
+                f"{row['peak_over_logits']:.2f}",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table per operation; every row names its device and versions."""
-    columns = (
-        "case",
-        "implementation",
-        "median",
-        "quartiles",
-        "times ours",
-        "GB/s",
-        "of copy",
-        "peak memory",
-        "of logits",
-        "measured on",
-    )
-    lines: list[str] = []
-    for op in dict.fromkeys(row["op"] for row in rows):
-        lines += [f"## {op}", "", " | ".join(("", *columns, "")).strip()]
-        lines += ["|" + " --- |" * len(columns)]
-        for group in grouped(row for row in rows if row["op"] == op):
-            ours = _ours(group)
-            for row in group:
-                cells = (
-                    _title(row),
-                    _named(row),
-                    _duration(row["median_ms"]),
-                    f"{_duration(row['q1_ms'])} - {_duration(row['q3_ms'])}",
-                    _ratio(row, ours),
-                    f"{row['gb_per_s']:.3g}",
-                    f"{row['fraction_of_copy']:.0%}",
-                    _size(row["peak_bytes"]),
-                    f"{row['peak_over_logits']:.2f}",
-                    _environment_line(row),
-                )
-                lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-    notes = (
-        "Medians of interleaved rounds. GB/s counts what any implementation must move (inputs "
-        "read once, outputs written once); *of copy* relates it to a copy timed in the same "
-        "rounds. Peak memory is what torch's allocator holds above the inputs, of component_mean's "
-        "peers without what NumPy holds; it is related to the logits or values."
-    )
-    return "\n".join((*lines, notes, ""))
-
-
-def _plot_case(axes: Axes, group: Sequence[Row]) -> None:
-    ours = _ours(group)
-    names = [_named(row) for row in group]
-    medians = [row["median_ms"] for row in group]
-    spread = [
-        [row["median_ms"] - row["q1_ms"] for row in group],
-        [row["q3_ms"] - row["median_ms"] for row in group],
-    ]
-    positions = range(len(group))
-    axes.barh(
-        positions,
-        medians,
-        height=0.72,
-        color=[_COLORS.get(row["implementation"], _MUTED) for row in group],
-        xerr=spread,
-        error_kw={"ecolor": _INK, "elinewidth": 0.8, "capsize": 2},
-    )
-    longest = max(row["q3_ms"] for row in group)
-    for position, row in zip(positions, group, strict=True):
-        ratio = _ratio(row, ours)
-        text = _duration(row["median_ms"]) + (f"  ({ratio})" if ratio else "")
-        axes.text(
-            max(row["q3_ms"], row["median_ms"]) + 0.015 * longest,
-            position,
-            text,
-            va="center",
-            fontsize=8.5,
-            color=_INK,
-            fontweight="bold" if row is ours else "normal",
-        )
-    axes.set_yticks(positions, names, fontsize=8.5)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.28 * longest)
-    axes.set_title(
-        f"{group[0]['op']}  {_title(group[0])}", fontsize=9, loc="left", color=_INK, pad=5
-    )
-    axes.xaxis.set_visible(False)
-    axes.tick_params(axis="y", length=0, colors=_INK)
-    for side in ("top", "right", "bottom"):
-        axes.spines[side].set_visible(False)
-    axes.spines["left"].set_color(_MUTED)
-
-
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draws every case as bars of time, each on its own scale, with ratios to ours.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    # Drawn without pyplot: no display, no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    groups = sorted(grouped(rows), key=lambda group: OPS.index(group[0]["op"]))
-    lines = -(-len(groups) // _PLOT_COLUMNS)
-    figure = Figure(figsize=(6.6 * _PLOT_COLUMNS, 0.8 + 1.75 * lines), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(lines, _PLOT_COLUMNS, squeeze=False)
-    for axes in grid.flat[len(groups) :]:
-        axes.set_visible(False)
-    for axes, group in zip(grid.flat, groups, strict=False):
-        _plot_case(axes, group)
-    figure.suptitle(
-        f"Time per call, medians and quartiles; in brackets: times ours\n"
-        f"{_environment_line(rows[0])}",
-        fontsize=9.5,
-        color=_MUTED,
-        x=0.01,
-        ha="left",
-    )
-    figure.savefig(path, dpi=130, facecolor="white")
+    """A table per operation, then one per curve; all rows are of one device."""
+    measured_on = dict.fromkeys(environment_line(row) for row in rows)
+    lines = [f"Measured on {'; '.join(measured_on)}.", "", _NOTES, ""]
+    ordinary = [row for row in rows if row.get("study", "") not in CURVES]
+    for op in dict.fromkeys(row["op"] for row in ordinary):
+        lines += [f"## {op}", "", *_table([row for row in ordinary if row["op"] == op])]
+    parts = plots.curves(rows)
+    if parts:
+        lines += ["## Against pixels, classes and samples", ""]
+    for (op, axis), part in parts.items():
+        lines += [f"### {op} against {axis}", "", *_table(part)]
+    return "\n".join(lines)
 
 
 def compact_json(rows: Sequence[Row]) -> str:
@@ -265,10 +102,41 @@ def compact_json(rows: Sequence[Row]) -> str:
     return f"[\n{lines}\n]\n"
 
 
-def write(rows: Sequence[Row], folder: Path, *, suffix: str = "") -> list[Path]:
-    """Writes `<device><suffix>.json`, `.md` and, where matplotlib is installed, two plots.
+def showcase(rows: Sequence[Row]) -> list[Row]:
+    """The rows that a reader should see first."""
+    return [row for row in rows if Case.of_row(row).is_showcase]
 
-    `.png` draws all cases, `-showcase.png` the few that a reader should see first.
+
+def roofline(rows: Sequence[Row]) -> list[Row]:
+    """The rows that the roofline draws: showcases whose operations count."""
+    drawn = (OURS, KERNEL, COMPILED, EAGER)
+    return [
+        row
+        for row in showcase(rows)
+        if row["implementation"] in drawn and row.get("operations") and row["matmul_gflop_per_s"]
+    ]
+
+
+_PLOTS: dict[str, tuple[Callable[[Sequence[Row], Path], None], Callable[[Sequence[Row]], Any]]] = {
+    ".png": (plots.plot_bars, lambda rows: [row for row in rows if not row.get("study")]),
+    "-showcase.png": (plots.plot_bars, showcase),
+    "-scaling.png": (plots.plot_curves, lambda rows: [r for r in rows if r.get("study") in CURVES]),
+    "-roofline.png": (plots.plot_roofline, roofline),
+}
+
+
+def plots_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The plots that can be drawn of the rows, by the end of their names, with what they draw."""
+    chosen = {ending: list(choose(rows)) for ending, (_, choose) in _PLOTS.items()}
+    return {ending: drawn for ending, drawn in chosen.items() if drawn}
+
+
+def write(rows: Sequence[Row], folder: Path, *, suffix: str = "") -> list[Path]:
+    """Writes `<device><suffix>.json`, `.md` and, where matplotlib is installed, plots.
+
+    `.png` draws all cases as bars, `-showcase.png` the few that a reader should see first,
+    `-scaling.png` time and memory against pixels, classes and samples, and `-roofline.png`
+    operations against bytes.
 
     Args:
         rows: measurements of one device.
@@ -292,12 +160,10 @@ def write(rows: Sequence[Row], folder: Path, *, suffix: str = "") -> list[Path]:
         path = folder / f"{stem}{extension}"
         path.write_text(text, encoding="utf-8")
         paths.append(path)
-    images = {".png": rows, "-showcase.png": [row for row in rows if _is_showcase(row)]}
     try:
-        for ending, drawn in images.items():
-            if drawn:
-                plot(drawn, folder / f"{stem}{ending}")
-                paths.append(folder / f"{stem}{ending}")
+        for ending, drawn in plots_of(rows).items():
+            _PLOTS[ending][0](drawn, folder / f"{stem}{ending}")
+            paths.append(folder / f"{stem}{ending}")
     except ImportError as error:
         print(f"benchmarks: no plot ({error})", file=sys.stderr)
     return paths

@@ -27,6 +27,7 @@ _GPU_CYCLES_PER_SECOND = 2.2e9
 _ENQUEUE_MARGIN = 1.5
 _COPY_CACHES = 4
 _MIN_COPY_BYTES = 64 << 20
+_MATRIX_SIZES = {"cpu": 1536, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,14 @@ def copy_call(device: torch.device, cache_bytes: int) -> tuple[Call, int]:
     source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device).view(torch.int32)
     destination = torch.empty_like(source).copy_(source)
     return Call(lambda: destination.copy_(source)), 2 * source.nbytes
+
+
+def matmul_call(device: torch.device) -> tuple[Call, int]:
+    """A product of two large fp32 matrices, and its floating-point operations."""
+    size = _MATRIX_SIZES[device.type]
+    left, right = torch.randn((2, size, size), device=device)
+    product = torch.empty_like(left)
+    return Call(lambda: torch.mm(left, right, out=product)), 2 * size**3
 
 
 class ReplayClock:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from .cases import Case, CrossEntropyWorkload, StatisticsWorkload, Workload
+from .cases import Case
 from .components import ComponentMeanWorkload
 from .counts import CountsWorkload
+from .cross_entropy import CrossEntropyWorkload
+from .linear import LinearCrossEntropyWorkload
+from .statistics import StatisticsWorkload
+from .workload import Workload
 
 _WORKLOADS: dict[str, type[Workload]] = {
     "cross_entropy": CrossEntropyWorkload,
     "upsampled_cross_entropy": CrossEntropyWorkload,
+    "linear_cross_entropy": LinearCrossEntropyWorkload,
     "predictive_statistics": StatisticsWorkload,
     "component_mean": ComponentMeanWorkload,
     "accumulate_counts": CountsWorkload,
