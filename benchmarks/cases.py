@@ -28,8 +28,10 @@ OPS = (
     "upsampled_cross_entropy",
     "linear_cross_entropy",
     "predictive_statistics",
+    "upsampled_predictive_statistics",
     "component_mean",
     "accumulate_counts",
+    "upsampled_accumulate_counts",
 )
 CURVES: tuple[Study, ...] = ("pixels", "classes", "samples")
 
@@ -163,16 +165,17 @@ class Case:
             return (*mean, OPENCV, SCIPY, CUPY, EAGER)
         if self.op == "linear_cross_entropy":
             return (OURS, TORCH_LINEAR, LIGER, TORCH_COMPILED, TORCH)
-        if self.op == "accumulate_counts":
-            peer = (TORCHMETRICS,) if importlib.util.find_spec("torchmetrics") else ()
-            return (OURS, ALL_TABLES, EAGER, *peer)
+        if self.op.endswith("accumulate_counts"):
+            has_peer = self.enlargement == 1 and importlib.util.find_spec("torchmetrics")
+            return (OURS, ALL_TABLES, EAGER, *((TORCHMETRICS,) if has_peer else ()))
         autotuned = (MAX_AUTOTUNE,) if self.is_showcase else ()
-        if self.op == "predictive_statistics":
+        if self.op.endswith("predictive_statistics"):
             if self.study == "types":
                 return (OURS, COMPILED, EAGER)
             if self.study:
                 return (OURS, STREAMED, EAGER)
-            plain = (PLAIN,) if self.is_showcase and self.dtype == "fp32" else ()
+            shows = self.is_showcase and self.enlargement == 1 and self.dtype == "fp32"
+            plain = (PLAIN,) if shows else ()
             return (OURS, STREAMED, COMPILED, *autotuned, EAGER, *plain)
         if self.study == "types":
             return (OURS, TORCH_COMPILED, TORCH)
@@ -209,8 +212,10 @@ _SHOWCASES: dict[str, tuple[tuple[int, ...], Layout]] = {
     # Of channels_last features the matrix that torch's function takes is a view.
     "linear_cross_entropy": (_QUARTER, "channels_last"),
     "predictive_statistics": ((10, *_LARGE), "nchw"),
+    "upsampled_predictive_statistics": ((10, *_QUARTER), "nchw"),
     "component_mean": (_CITY, "street scene"),
     "accumulate_counts": (_EVALUATED, "nchw"),
+    "upsampled_accumulate_counts": ((4, 19, 128, 128), "nchw"),
 }
 
 
@@ -240,6 +245,10 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
     def statistics(shape: tuple[int, ...], dtype: str, layout: Layout = "nchw") -> Case:
         return Case("predictive_statistics", shape, dtype, layout)
 
+    def enlarged(op: str, dtype: str = "fp32", layout: Layout = "nchw") -> Case:
+        shape, _ = _SHOWCASES[op]
+        return Case(op, shape, dtype, layout)
+
     def means(shape: tuple[int, ...], content: Layout) -> Case:
         return Case("component_mean", shape, "fp32", content)
 
@@ -259,8 +268,10 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
         loss(tiny, "fp32", "nchw", both),
         upsampled(quarter, "fp32"),
         statistics((10, *showcase), "fp32"),
+        enlarged("upsampled_predictive_statistics"),
         means(_CITY, "street scene"),
         counts(evaluated, "fp32"),
+        enlarged("upsampled_accumulate_counts"),
         linear(quarter),
     ]
     if suite in ("default", "full"):
@@ -281,6 +292,9 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
         chosen += [means(_CITY, "noise"), means((8, 360, 480), "street scene")]
         chosen += [counts(evaluated, dtype) for dtype in half]
         chosen += [counts(evaluated, "fp32", "channels_last")]
+        for op in ("upsampled_predictive_statistics", "upsampled_accumulate_counts"):
+            chosen += [enlarged(op, dtype) for dtype in half]
+            chosen += [enlarged(op, layout="channels_last")]
         chosen += [linear(many)]
         chosen += _curves() + _types(chosen)
     if suite == "full":

@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import segunc_ops.functional as sf
@@ -23,8 +24,8 @@ _CALIBRATION_BINS = 15
 
 
 class _CountInputs(NamedTuple):
-    logits: Tensor  # (N, C, H, W)
-    probabilities: Tensor | None  # of the same shape, fp32, for the peer
+    logits: Tensor  # (N, C, *)
+    probabilities: Tensor | None  # (N, C, H, W) fp32, for the peer
     target: Tensor  # (N, H, W) int64
     uncertainty: Tensor  # (N, H, W) fp32
 
@@ -43,7 +44,12 @@ def _calibration_error(calibration: Tensor) -> float:
 
 def _fused_counts(counts: sf.SegmentationCounts, inputs: _CountInputs) -> None:
     sf.accumulate_counts(
-        counts, inputs.logits, inputs.target, inputs.uncertainty, ignore_index=IGNORE_INDEX
+        counts,
+        inputs.logits,
+        inputs.target,
+        inputs.uncertainty,
+        size=inputs.target.shape[1:],
+        ignore_index=IGNORE_INDEX,
     )
 
 
@@ -56,6 +62,7 @@ class CountsWorkload(Workload):
     def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
         super().__init__(case, device, seed=seed)
         n, c, h, w = case.shape
+        h, w = h * case.enlargement, w * case.enlargement
         has_peer = TORCHMETRICS in self.implementations
         self._sets: list[_CountInputs] = []
         for _ in range(self.num_sets):
@@ -134,7 +141,8 @@ class CountsWorkload(Workload):
 
     def check(self) -> None:
         inputs = self._sets[0]
-        confidence, prediction = inputs.logits.double().softmax(1).max(1)
+        logits = F.interpolate(inputs.logits.double(), inputs.target.shape[1:], mode="bilinear")
+        confidence, prediction = logits.softmax(1).max(1)
         valid = inputs.target != IGNORE_INDEX
         confidence, right = confidence[valid], (prediction == inputs.target)[valid]
         gap = torch.zeros(_CALIBRATION_BINS, dtype=torch.float64, device=self.device)

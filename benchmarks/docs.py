@@ -166,6 +166,12 @@ part in two sums and in the mean; an entropy takes a logarithm of every class's 
 all samples, and one of every sample's sum. Half precision halves the bytes but not the
 operations, which is why it gains little. Streaming is bound by its state, which moves more
 bytes than the samples do.""",
+    "upsampled_predictive_statistics": """\
+As `upsampled_cross_entropy` does on its way forward: of every sample the two enlarged rows that a
+row of the results blends stay in the cache, and their blend takes the place of the tile that would
+be read from memory. The large logits of no sample ever exist.
+
+What bounds it is arithmetic: next to no bytes are left.""",
     "component_mean": """\
 Labels and values are read once and means are written once. Between these, a pixel is one bit,
 "a run starts here", and a run one integer: rows are compared 64 pixels at a time, only runs are
@@ -176,6 +182,8 @@ What bounds it is the picture. Where runs are long, as in street scenes, memory 
 nearly every pixel is a run, and the unions, each of which waits for the one before, take the
 time. Beside additions of values there are no floating-point operations, hence it is not in the
 roofline.""",
+    "upsampled_accumulate_counts": """\
+The same of logits that are interpolated on the way, as those of the statistics are.""",
     "accumulate_counts": """\
 Logits and targets are read once; the tables stay in the cache of the thread that counts. Of the
 classes the maximum, its index and the sums of the exponentials and of their squares are kept in

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import segunc_ops.functional as sf
@@ -21,23 +23,28 @@ from .workload import Workload, compiled
 _MAP_TOLERANCE = 1e-4
 
 _Maps = tuple[Tensor, ...]
+_Size = tuple[int, int] | None  # that the logits are interpolated to
 
 
-def _streamed_statistics(samples: Tensor) -> _Maps:
+def _streamed_statistics(samples: Tensor, size: _Size) -> _Maps:
     """Sample by sample, each forgotten before the next: none but the last need exist."""
     accumulator = PredictiveAccumulator()
     for sample in samples:
-        accumulator.update(sample)
+        accumulator.update(sample, size)
     *maps, _ = accumulator.compute()
     return tuple(maps)
 
 
-def _fused_statistics(samples: Tensor) -> _Maps:
-    *maps, _ = sf.predictive_statistics(samples)
+def _fused_statistics(samples: Tensor, size: _Size) -> _Maps:
+    *maps, _ = sf.predictive_statistics(samples, size=size)
     return tuple(maps)
 
 
-def _plain_statistics(samples: Tensor) -> _Maps:
+def _reference_statistics(samples: Tensor, size: _Size) -> _Maps:
+    return reference.predictive_statistics(samples, size=size)
+
+
+def _plain_statistics(samples: Tensor, size: None) -> _Maps:
     """As one would write it down, with the deviation of every class; the reference is leaner."""
     p = samples.float().softmax(2)
     mean = p.mean(0)
@@ -63,22 +70,24 @@ class StatisticsWorkload(Workload):
     def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
         super().__init__(case, device, seed=seed)
         self._sets = [self._random_logits() for _ in range(self.num_sets)]
-        self._statistics: dict[str, Callable[[Tensor], _Maps]] = {
+        height, width = (axis * case.enlargement for axis in case.shape[-2:])
+        self._size = None if case.enlargement == 1 else (height, width)
+        self._statistics: dict[str, Callable[[Tensor, Any], _Maps]] = {
             OURS: _fused_statistics,
             STREAMED: _streamed_statistics,
-            COMPILED: compiled(reference.predictive_statistics),
+            COMPILED: compiled(_reference_statistics),
             # Its CUDA graphs would first copy every set of inputs to where the first one was.
-            MAX_AUTOTUNE: compiled(reference.predictive_statistics, "max-autotune-no-cudagraphs"),
-            EAGER: reference.predictive_statistics,
+            MAX_AUTOTUNE: compiled(_reference_statistics, "max-autotune-no-cudagraphs"),
+            EAGER: _reference_statistics,
             PLAIN: _plain_statistics,
         }
 
     @torch.no_grad()
-    def _run(self, statistics: Callable[[Tensor], _Maps], samples: Tensor) -> _Maps:
-        return statistics(samples)
+    def _run(self, statistics: Callable[[Tensor, Any], _Maps], samples: Tensor) -> _Maps:
+        return statistics(samples, self._size)
 
     def calls(self) -> dict[str, Call]:
-        def call(statistics: Callable[[Tensor], _Maps]) -> Call:
+        def call(statistics: Callable[[Tensor, Any], _Maps]) -> Call:
             sets = itertools.cycle(self._sets)
 
             def run() -> None:
@@ -95,6 +104,10 @@ class StatisticsWorkload(Workload):
             maps = self.attempt(name, partial(self._run, self._statistics[name], samples))
             if maps is not None:
                 results[name] = maps
+        if self._size is not None:
+            samples = torch.stack(
+                [F.interpolate(sample.double(), self._size, mode="bilinear") for sample in samples]
+            )
         rows = samples.shape[-2]
         # A few rows at a time: ten samples in float64 would take gigabytes.
         step = max(1, (1 << 25) * rows // samples.numel())

@@ -17,8 +17,10 @@ _WORKLOADS: dict[str, type[Workload]] = {
     "upsampled_cross_entropy": CrossEntropyWorkload,
     "linear_cross_entropy": LinearCrossEntropyWorkload,
     "predictive_statistics": StatisticsWorkload,
+    "upsampled_predictive_statistics": StatisticsWorkload,
     "component_mean": ComponentMeanWorkload,
     "accumulate_counts": CountsWorkload,
+    "upsampled_accumulate_counts": CountsWorkload,
 }
 
 

@@ -60,9 +60,10 @@ SEGUNC_HD Float16Lanes exp_polynomial(Float16Lanes x) {
                     1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
                     1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
   constexpr float kRound = 0x1.8p23f;  // adding it leaves round(16 x / ln 2) in the low bits
-  const F shifted = x * (16 * 1.44269504f) + kRound;
+  constexpr float kScale = 16 * 1.44269504f, kHigh = 0.693359375f / 16, kLow = -2.12194440e-4f / 16;
+  const F shifted = x * kScale + kRound;
   const F n = shifted - kRound;
-  const F r = (x - n * (0.693359375f / 16)) - n * (-2.12194440e-4f / 16);
+  const F r = (x - n * kHigh) - n * kLow;
   const F power = __builtin_shuffle(powers, bit_cast<I>(shifted));  // by the lowest four bits
   const F q = (1.66666672e-1f * r + 0.5f) * (r * r) + r;
   const U scaled = bit_cast<U>(power * q + power) + (bit_cast<U>(shifted) >> 4 << 23);
