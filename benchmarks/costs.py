@@ -110,22 +110,22 @@ def operations(case: Case) -> int:
     pixels, values = case.pixels, case.pixels * case.num_classes
     if case.op in ("component_mean", "linear_cross_entropy"):
         return 0
+    # Two enlarged rows are blended (3); rows are enlarged (3) once for every source row.
+    enlarged = case.enlargement > 1
+    blended = case.num_samples * (values * 3 + values * 3 // case.enlargement) if enlarged else 0
     if case.op.endswith("accumulate_counts"):
         # The sum's squares beside it; of a pixel an exponential, its division and its bin.
-        return values * (_SOFTMAX_SUM + 2) + pixels * (EXP + 4)
+        return blended + values * (_SOFTMAX_SUM + 2) + pixels * (EXP + 4)
     if case.op.endswith("predictive_statistics"):
         # Of every sample also sum d e^d, the probability and its mean; then entropy and argmax of
         # the mean. A pixel of a sample: its entropy and its squared deviation.
         of_samples = case.num_samples * (values * (_SOFTMAX_SUM + 4) + pixels * (LOG + 8))
-        return of_samples + values * (LOG + 4) + pixels * 6
+        return blended + of_samples + values * (LOG + 4) + pixels * 6
     # A pixel: the logarithm of its sum, loss, weight and total; with a gradient its factors.
-    total = values * _SOFTMAX_SUM + pixels * (LOG + 5)
+    total = blended + values * _SOFTMAX_SUM + pixels * (LOG + 5)
     if case.is_training:
         total += values + pixels * 6
-    if case.op == "upsampled_cross_entropy":
-        # Two enlarged rows are blended (3) and get their gradients (4); rows are enlarged (3) and
-        # gradients shrunk (4) once for every source row.
-        total += values * 3 + values * 3 // case.enlargement
-        if case.is_training:
-            total += values * 4 + values * 4 // case.enlargement
+    if case.is_training and enlarged:
+        # Both rows get their gradients (4), which shrink (4) once for every source row.
+        total += values * 4 + values * 4 // case.enlargement
     return total
