@@ -70,7 +70,7 @@ _CPU_ONLY = (CC3D, CC3D_LABELS, SKIMAGE, SKIMAGE_LABELS, OPENCV, SCIPY)
 ENLARGEMENT = 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CALL_OVERHEAD_PIXELS = 128 * 128
-_MIN_ROUNDS, _MIN_STUDY_ROUNDS = 5, 3
+_MIN_ROUNDS, _MIN_SHOWCASE_ROUNDS = 3, 5
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,8 @@ class Case:
 
     @property
     def min_rounds(self) -> int:
-        """Rounds that are timed however long they take: fewer where many cases make one figure."""
-        return _MIN_STUDY_ROUNDS if self.study else _MIN_ROUNDS
+        """Rounds that are timed however long they take."""
+        return _MIN_SHOWCASE_ROUNDS if self.is_showcase else _MIN_ROUNDS
 
 
 _LARGE = (1, 19, 768, 768)
@@ -292,9 +292,9 @@ def cases(suite: Suite, device: torch.device, op: str | None = None) -> list[Cas
         chosen += [means(_CITY, "noise"), means((8, 360, 480), "street scene")]
         chosen += [counts(evaluated, dtype) for dtype in half]
         chosen += [counts(evaluated, "fp32", "channels_last")]
-        for op in ("upsampled_predictive_statistics", "upsampled_accumulate_counts"):
-            chosen += [enlarged(op, dtype) for dtype in half]
-            chosen += [enlarged(op, layout="channels_last")]
+        for name in ("upsampled_predictive_statistics", "upsampled_accumulate_counts"):
+            chosen += [enlarged(name, dtype) for dtype in half]
+            chosen += [enlarged(name, layout="channels_last")]
         chosen += [linear(many)]
         chosen += _curves() + _types(chosen)
     if suite == "full":

@@ -22,8 +22,8 @@ TARGET, WEIGHT = 8, 4  # bytes of an int64 target and of an fp32 pixel weight
 MAPS = 8 + 5 * 4  # of an int64 prediction and five fp32 maps
 _ACCUMULATED = 4  # of what is gathered in fp32
 
-# With sixteen lanes, which takes the fewest: rounding of x / ln 2: 3, the remainder: 4, its square:
-# 1, a cubic: 4, times a power of two that is looked up: 2.
+# With sixteen lanes, which takes the fewest: rounding of x / ln 2: 3, the remainder: 4, a cubic and
+# a square: 5, times a power of two that is looked up: 2.
 EXP = 14
 # The mantissa less one and its square: 2, eight more terms: 16, what follows: 9.
 LOG = 27
@@ -112,20 +112,21 @@ def operations(case: Case) -> int:
     if case.op in ("component_mean", "linear_cross_entropy"):
         return 0
     # Two enlarged rows are blended (3); rows are enlarged (3) once for every source row.
-    interpolation = values * 3 + values * 3 // case.enlargement if case.enlargement > 1 else 0
+    enlarged = case.enlargement > 1
+    blended = case.num_samples * (values * 3 + values * 3 // case.enlargement) if enlarged else 0
     if case.op.endswith("accumulate_counts"):
         # The sum's squares beside it; of a pixel an exponential, its division and its bin.
-        return interpolation + values * (_SOFTMAX_SUM + 2) + pixels * (EXP + 4)
+        return blended + values * (_SOFTMAX_SUM + 2) + pixels * (EXP + 4)
     if case.op.endswith("predictive_statistics"):
         # Of every sample also sum d e^d, the probability and its mean; then entropy and argmax of
         # the mean. A pixel of a sample: its entropy and its squared deviation.
-        of_a_sample = interpolation + values * (_SOFTMAX_SUM + 4) + pixels * (LOG + 8)
-        return case.num_samples * of_a_sample + values * (LOG + 4) + pixels * 6
+        of_samples = case.num_samples * (values * (_SOFTMAX_SUM + 4) + pixels * (LOG + 8))
+        return blended + of_samples + values * (LOG + 4) + pixels * 6
     # A pixel: the logarithm of its sum, loss, weight and total; with a gradient its factors.
-    total = interpolation + values * _SOFTMAX_SUM + pixels * (LOG + 5)
+    total = blended + values * _SOFTMAX_SUM + pixels * (LOG + 5)
     if case.is_training:
         total += values + pixels * 6
-        if case.op == "upsampled_cross_entropy":
-            # Enlarged rows get their gradients (4), which are shrunk (4) once for every source row.
-            total += values * 4 + values * 4 // case.enlargement
+    if case.is_training and enlarged:
+        # Both rows get their gradients (4), which shrink (4) once for every source row.
+        total += values * 4 + values * 4 // case.enlargement
     return total

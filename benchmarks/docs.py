@@ -59,8 +59,8 @@ _METHOD = f"""\
   copy* relates it to a copy of a large buffer timed in the same rounds. The roofline's other
   roof is an fp32 matrix product timed in the same process.
 - Operations are counted by formula, those of our algorithm (`benchmarks/costs.py`): an
-  exponential is a polynomial of {costs.EXP} additions and multiplications, a logarithm one of
-  {costs.LOG}.
+  exponential takes {costs.EXP} additions and multiplications (with AVX-512; others take more), a
+  logarithm {costs.LOG}.
 - Peak memory is what torch's allocator holds above the inputs: results count, so does the state
   of a `PredictiveAccumulator`; the logits do not. Of peers outside torch, what NumPy holds is
   not seen.

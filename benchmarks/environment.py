@@ -31,7 +31,7 @@ _FALLBACK_CACHE_BYTES = 64 << 20
 _BUSY = 0.5
 _PEERS = (
     *("connected-components-3d", "scikit-image", "opencv-python-headless", "scipy", "numpy"),
-    *("cupy-cuda12x", "kornia", "monai", "liger-kernel", "torchmetrics"),
+    *("cupy-cuda12x", "cupy-cuda13x", "kornia", "monai", "liger-kernel", "torchmetrics"),
 )
 
 

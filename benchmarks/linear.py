@@ -100,10 +100,12 @@ class LinearCrossEntropyWorkload(Workload):
         }
 
     def _step(self, loss: _Loss, inputs: _Inputs) -> Tensor:
-        with self._autocast():
-            value = loss(*inputs)
-        if self.case.is_training:
-            value.backward()
+        # Convolutions would take TF32 on a GPU, matrix products would not.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            with self._autocast():
+                value = loss(*inputs)
+            if self.case.is_training:
+                value.backward()
         return value
 
     @staticmethod

@@ -949,6 +949,13 @@ class TestCuda:
                 for call in work.calls().values():
                     call.run()
 
+    @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+    def test_linear_workload(self, uncompiled, layout):
+        case = Case("linear_cross_entropy", (2, 19, 33, 31), "fp32", layout, BOTH)
+        work = workloads.workload(case, self.device)
+        work.check()  # in full precision, as matrix products are
+        assert {OURS, TORCH, TORCH_COMPILED} <= set(work.calls())
+
     def test_peak_memory(self):
         held = torch.ones(1 << 20, device=self.device)
         assert peak_bytes(lambda: held + 1, self.device) == 4 << 20
