@@ -61,6 +61,12 @@ class Call(NamedTuple):
         return torch.stack([cases.interpolate(z.double(), matrices) for z in self.samples])
 
 
+def interpolated(logits: Tensor, size: tuple[int, ...], align_corners: bool = False) -> Tensor:
+    """By torch, in memory, in the type that logits are computed in."""
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return reference.interpolate(logits, size, mode, align_corners)
+
+
 def random_call(seed: int, dtype: torch.dtype | None = None) -> Call:
     """The call of this number: every type, layout and size, 1, 3 or 10 samples."""
     choose = random.Random(seed)
@@ -123,10 +129,7 @@ def test_equals_torch_in_float64(dtype, tolerance, align_corners):
     for number in range(24):
         source, size = cases.random_sizes(choose, volume=number % 4 == 0)
         samples = torch.randn((1, 3, 10)[number % 3], 2, 4, *source, dtype=torch.float64).to(dtype)
-        mode = "bilinear" if len(size) == 2 else "trilinear"
-        large = [
-            F.interpolate(z.double(), size, mode=mode, align_corners=align_corners) for z in samples
-        ]
+        large = [interpolated(z.double(), size, align_corners) for z in samples]
         found = sf.predictive_statistics(
             samples, size=size, align_corners=align_corners, return_mean=True
         )
@@ -174,7 +177,7 @@ def assert_counts(call: Call, probabilities: bool, target_dtype: torch.dtype) ->
     """The tables of logits that torch has interpolated: equal integers where rounding decides
     nothing, else sums that differ by what it explains."""
     values, target, uncertainty = counting_batch(call, probabilities)
-    large = reference._at_size(values, call.size, call.align_corners)
+    large = interpolated(values, call.size, call.align_corners)
     options = {"from_probabilities": probabilities}
     found = count(values, target.to(target_dtype), uncertainty, **options, **call.options)
     wanted = count(large, target, uncertainty, **options)
@@ -382,7 +385,7 @@ def test_samples_of_any_resolution_in_one_stream():
     accumulator = pickle.loads(pickle.dumps(accumulator))
     rest = PredictiveAccumulator().update(samples[2]).update(samples[3], [*size])
     accumulator = copy.deepcopy(accumulator).merge(rest)
-    large = torch.stack([reference._at_size(sample, size, False) for sample in samples])
+    large = torch.stack([interpolated(sample, size) for sample in samples])
     compare(accumulator.compute(), large.double(), "stream", torch.float32)
     assert repr(accumulator).startswith("PredictiveAccumulator(count=4, shape=(2, 4, 12, 20)")
 
@@ -399,7 +402,7 @@ def test_statistics_of_models_are_at_the_size_asked(backend, align_corners):
     options = {"size": images.shape[2:], "align_corners": align_corners}
 
     def enlarged(logits: Tensor) -> Tensor:
-        return reference._at_size(logits, (16, 24), align_corners).double()
+        return interpolated(logits, (16, 24), align_corners).double()
 
     members = [strided(stride, stride) for stride in (1, 2, 4)]
     model = strided(4, 9).train()
@@ -562,7 +565,8 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "stream of other classes": (
         lambda: accumulated((X, (8, 9)), (X[:, :2], (8, 9))),
         ValueError,
-        "logits: expected shape (2, 3, 8, 9) like the samples so far, got (2, 2, 8, 9)",
+        "logits: expected shape (2, 3, 8, 9) like the samples so far, got (2, 2, 8, 9); call "
+        "reset()",
     ),
     "size of a stream": (
         lambda: accumulated((X, (8, 9, 10))),

@@ -128,6 +128,15 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         p = torch.stack([x.detach(), -x.detach()]).double().softmax(2)
         entropy = torch.special.entr(p.mean(0)).sum(1)
         torch.testing.assert_close(maps.entropy.double(), entropy, rtol=1e-5, atol=1e-5)
+        small, large = small.detach(), large.detach()
+        maps = sf.predictive_statistics([small, -small], size=(67, 71))
+        p = torch.stack([large, -large]).softmax(2)
+        entropy = torch.special.entr(p.mean(0)).sum(1)
+        torch.testing.assert_close(maps.entropy.double(), entropy, rtol=1e-5, atol=1e-5)
+        counts = sf.empty_counts(19, tables=("scores",))
+        sf.accumulate_counts(counts, small, target, size=(67, 71), ignore_index=255)
+        mean = counts.scores[2] / 2**24 / counts.scores[0]
+        torch.testing.assert_close(mean.double(), truth.detach(), rtol=1e-5, atol=0)
 print(segunc_ops.build_info()["cpu_isa"])
 """
 

@@ -126,8 +126,7 @@ class PredictiveAccumulator:
             wanted = tuple(state.mean.shape[2:])
             if sizes is not None and sizes != wanted:
                 raise ValueError(f"size: expected {wanted} like the samples so far, got {sizes}")
-            advice = f"pass size={wanted} to interpolate, or " if logits.dim() in (4, 5) else ""
-            self._check_fits("logits", shape, logits.dtype, logits.device, advice)
+            self._check_fits("logits", shape, logits.dtype, logits.device, interpolates=True)
         accumulate_statistics(*state, logits, self._count + 1, align_corners=align_corners)
         self._state, self._dtype, self._count = state, logits.dtype, self._count + 1
         return self
@@ -274,11 +273,15 @@ class PredictiveAccumulator:
         shape: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device,
-        advice: str = "",
+        *,
+        interpolates: bool = False,
     ) -> None:
         assert self._state is not None
         mean = self._state.mean
         if shape != mean.shape:
+            advice = ""
+            if interpolates and mean.dim() == len(shape) in (4, 5) and shape[:2] == mean.shape[:2]:
+                advice = f"pass size={tuple(mean.shape[2:])} to interpolate, or "
             raise ValueError(
                 f"{name}: expected shape {tuple(mean.shape)} like the samples so far, got "
                 f"{tuple(shape)}; {advice}call reset() before samples of another shape"
