@@ -161,6 +161,17 @@ def test_counts_of_more_tiles_than_blocks(
     verify_counts(host, CountsCase("f32", layout, classes, 1, spatial, to=to))
 
 
+@pytest.mark.parametrize("layout", ["planar", "channels_last"])
+@pytest.mark.parametrize("classes", [5, 40])
+def test_statistics_and_counts_of_volumes(host: ModuleType, classes: int, layout: str) -> None:
+    to = Interpolated((5, 6, 7), False)
+    case = StatisticsCase("bf16", layout, classes, 2, 2, (2, 3, 4), to=to)
+    samples = statistics_samples(case)
+    verify_statistics(host, case, samples)
+    verify_accumulator(host, case, samples)
+    verify_counts(host, CountsCase("bf16", layout, classes, 2, (2, 3, 4), to=to))
+
+
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("shape", [((6, 7), (11, 13)), ((9, 11), (5, 7)), ((2, 3, 4), (3, 5, 7))])
 @pytest.mark.parametrize("classes", [5, 40])
