@@ -66,6 +66,24 @@ SEGUNC_HD void summarize_mean(int C, int n, const A* __restrict rows, int64_t st
     }
 }
 
+// Of a sample's probability of the predicted class, from exponentials and 1 / their sum.
+template <class A, int T>
+SEGUNC_HD void add_squared_deviations(int C, int n, const A* __restrict tile,
+                                      const A* __restrict inverse_sum, Pixels<A, T>& px) {
+  if (C <= kFewClasses) {
+    for (int j = 0; j < n; j += kLanes<A>) {
+      const Pack<A> chosen = choose<T>(C, tile + j, load_indices<A>(px.best + j));
+      const Pack<A> deviation = chosen * load_pack(inverse_sum + j) - load_pack(px.confidence + j);
+      store_pack(px.variance + j, load_pack(px.variance + j) + deviation * deviation);
+    }
+    return;
+  }
+  for (int j = 0; j < n; ++j) {
+    const A deviation = tile[px.best[j] * T + j] * inverse_sum[j] - px.confidence[j];
+    px.variance[j] += deviation * deviation;
+  }
+}
+
 // entropy_sum has met every sample: where it is NaN, so is everything.
 template <class A, int T>
 SEGUNC_HD void write_maps(const StatisticsMaps& maps, int64_t at, int n, A inverse_count,
@@ -116,14 +134,8 @@ void run_units(const StatisticsParams& p, Tiles& source, int64_t begin, int64_t 
         }
     }
     summarize_mean(C, n, sums, T, inverse_count, px);
-    for (int64_t s = 0; s < count; ++s) {
-      const A* __restrict tile = tiles + s * tile_size;
-      const A* __restrict inverse = inverses + s * T;
-      for (int j = 0; j < n; ++j) {
-        const A deviation = tile[px.best[j] * T + j] * inverse[j] - px.confidence[j];
-        px.variance[j] += deviation * deviation;
-      }
-    }
+    for (int64_t s = 0; s < count; ++s)
+      add_squared_deviations(C, n, tiles + s * tile_size, inverses + s * T, px);
     // 0 / 0 for a single sample: NaN, as in torch.
     for (int j = 0; j < n; ++j) px.variance[j] /= A(count - 1);
     write_maps(p.maps, image * P + pixel, n, inverse_count, px);

@@ -12,10 +12,6 @@ namespace segunc {
 inline namespace SEGUNC_VARIANT {
 namespace tiles {
 
-// Up to so many classes all of a pixel's are visited to find its target's: each as a vector, where
-// reaching for one goes pixel by pixel.
-constexpr int kFewClasses = 12;
-
 // What a tile of pixels holds beside its logits.
 template <class A, int T>
 struct Pixels {
@@ -139,9 +135,7 @@ SEGUNC_HD void read_logits(const Targets<A>& targets, int C, int n, const A* __r
                            Pixels<A, T>& px) {
   if (C <= kFewClasses)
     for (int j = 0; j < n; j += kLanes<A>) {
-      const IndexPack<A> label = load_indices<A>(px.label + j);
-      Pack<A> logit = load_pack(tile + j);
-      for (int c = 1; c < C; ++c) logit = label == c ? load_pack(tile + c * T + j) : logit;
+      const Pack<A> logit = choose<T>(C, tile + j, load_indices<A>(px.label + j));
       store_pack(px.target_shifted + j, logit - load_pack(px.maximum + j));
     }
   else

@@ -70,6 +70,18 @@ SEGUNC_HD Pack<A> load_anywhere(const A* p) {
   return pack;
 }
 
+// Up to so many classes all of a pixel's are visited to find one: each as a pack, where reaching
+// for it goes pixel by pixel.
+constexpr int kFewClasses = 12;
+
+// Of rows T apart those at the given indices.
+template <int T, class A>
+SEGUNC_HD Pack<A> choose(int C, const A* rows, IndexPack<A> index) {
+  Pack<A> chosen = load_pack(rows);
+  for (int c = 1; c < C; ++c) chosen = index == c ? load_pack(rows + c * T) : chosen;
+  return chosen;
+}
+
 }  // namespace tiles
 }  // namespace SEGUNC_VARIANT
 }  // namespace segunc
