@@ -113,6 +113,8 @@ template <bool kSmooth, int T, class A, int R>
 SEGUNC_HD void unblend(const Blend<A, R>& blend, A* const (&around)[kAround],
                        const Targets<A>& targets, int C, int n, const A* __restrict tile,
                        const Pixels<A, T>& px) {
+  A *rows[R], share[R];
+  for (int r = 0; r < R; ++r) rows[r] = around[blend.row[r]], share[r] = blend.share[r];
   for (int j = 0; j < n; j += kLanes<A>) {
     const Pack<A> factor = load_pack(px.sum + j), slope = load_pack(px.slope + j);
     for (int c = 0; c < C; ++c) {
@@ -120,10 +122,7 @@ SEGUNC_HD void unblend(const Blend<A, R>& blend, A* const (&around)[kAround],
       Pack<A> v = load_pack(tile + at) * factor;
       if (kSmooth) v -= slope * targets.spread_of(c);
       v = keep<A>(px.valid + j, v);
-      for (int r = 0; r < R; ++r) {
-        A* grad = around[blend.row[r]] + at;
-        store_pack(grad, load_pack(grad) + blend.share[r] * v);
-      }
+      for (int r = 0; r < R; ++r) store_pack(rows[r] + at, load_pack(rows[r] + at) + share[r] * v);
     }
   }
 }

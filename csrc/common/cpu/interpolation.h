@@ -195,6 +195,9 @@ SEGUNC_HD void with_blend(A plane, A row, Run&& run) {
 template <int T, class A, int R>
 SEGUNC_HD void blend_rows(const Blend<A, R>& blend, const A* const (&around)[kAround], int C, int n,
                           A* __restrict tile, A* __restrict maximum) {
+  const A* rows[R];
+  A share[R];
+  for (int r = 0; r < R; ++r) rows[r] = around[blend.row[r]], share[r] = blend.share[r];
   for (int j = 0; j < n; j += kStep<A>) {
     Pack<A> most[kPacks];
     for (Pack<A>& m : most) m = Pack<A>{} - std::numeric_limits<A>::infinity();
@@ -202,8 +205,8 @@ SEGUNC_HD void blend_rows(const Blend<A, R>& blend, const A* const (&around)[kAr
 #pragma GCC unroll 2
       for (int k = 0; k < kPacks; ++k) {
         const int at = c * T + j + k * kLanes<A>;
-        Pack<A> v = blend.share[0] * load_pack(around[blend.row[0]] + at);
-        for (int r = 1; r < R; ++r) v += blend.share[r] * load_pack(around[blend.row[r]] + at);
+        Pack<A> v = share[0] * load_pack(rows[0] + at);
+        for (int r = 1; r < R; ++r) v += share[r] * load_pack(rows[r] + at);
         store_pack(tile + at, v);
         most[k] = v > most[k] ? v : most[k];
       }

@@ -23,7 +23,7 @@ struct ResultBands {
   ResultBands(const ClassMap& map, const Interpolation& interpolation)
       : images(map.images), planes(map.size[0]), height(interpolation.size[1]) {
     // Enough units for many threads; neighbouring bands enlarge the source rows between them twice.
-    constexpr int64_t kUnits = 64, kMostRows = 32;
+    constexpr int64_t kUnits = 32, kMostRows = 32;
     rows = std::clamp<int64_t>(images * planes * height / kUnits, 1, kMostRows);
     per_plane = (height + rows - 1) / rows;
   }
