@@ -290,6 +290,32 @@ def test_nan_reaches_what_has_a_share_of_it(dtype, layout, ratio):
     assert counts.confusion.sum() == 2 * math.prod(size)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(12, 20), (7, 3), (3, 40)])
+def test_a_class_without_mass_changes_nothing(size, align_corners):
+    """Logits of -inf stay that where an infinity has a share of 0, too, as at the borders."""
+    logits = torch.randn(1, 4, 3, 5)
+    logits[:, 3] = -torch.inf
+    target = torch.randint(0, 3, (1, *size))
+    options = {"align_corners": align_corners}
+    whole, without = (
+        sf.predictive_statistics(x[None], size=size, **options) for x in (logits, logits[:, :3])
+    )
+    for field in ("prediction", "confidence", "entropy"):
+        torch.testing.assert_close(getattr(whole, field), getattr(without, field))
+    options["upsample"] = "bilinear"
+    torch.testing.assert_close(
+        sf.cross_entropy(logits, target, **options),
+        sf.cross_entropy(logits[:, :3], target, **options),
+    )
+    counts = [sf.empty_counts(classes, tables=("scores",)) for classes in (4, 3)]
+    for table, x in zip(counts, (logits, logits[:, :3]), strict=True):
+        sf.accumulate_counts(table, x, target, size=size, align_corners=align_corners)
+    # Pixels, sums in units of 2^-24, and none that is undefined.
+    torch.testing.assert_close(counts[0].scores, counts[1].scores, rtol=0, atol=2**24 // 1000)
+    assert counts[0].scores[3:].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("dtype", LOGITS_DTYPES)
 def test_what_only_ignored_pixels_blend_is_nothing(dtype):
     target = torch.randint(0, 3, (2, 36, 84))

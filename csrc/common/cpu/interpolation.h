@@ -108,7 +108,8 @@ std::vector<Strip> strips_of(const math::InterpolatedAxis<A>& axis) {
 template <class A>
 constexpr int kBeyond = 2 * kLanes<A>;
 
-// One row of source columns, at[c * T + i], to the strip's result columns.
+// One row of source columns, at[c * T + i], to the strip's result columns. What has no share is
+// left out: times 0, an infinite logit would be NaN.
 template <class A, int T>
 SEGUNC_HD void enlarge(const Strip<A, T>& strip, int C, const A* __restrict at,
                        A* __restrict enlarged) {
@@ -119,8 +120,9 @@ SEGUNC_HD void enlarge(const Strip<A, T>& strip, int C, const A* __restrict at,
         const auto weight = load_pack(columns.weight);
         for (int c = 0; c < C; ++c) {
           const auto v = load_anywhere(at + c * T + columns.base);
-          store_pack(enlarged + c * T, math::interpolate(__builtin_shuffle(v, lower),
-                                                         __builtin_shuffle(v, upper), weight));
+          const auto below = __builtin_shuffle(v, lower);
+          const auto blend = math::interpolate(below, __builtin_shuffle(v, upper), weight);
+          store_pack(enlarged + c * T, weight > Pack<A>{} ? blend : below);
         }
         enlarged += kLanes<A>;
       }
@@ -128,9 +130,11 @@ SEGUNC_HD void enlarge(const Strip<A, T>& strip, int C, const A* __restrict at,
     }
   }
   for (int j = 0; j < int(strip.packs.size()) * kLanes<A>; ++j)
-    for (int c = 0; c < C; ++c)
-      enlarged[c * T + j] = math::interpolate(at[c * T + strip.lower(j)],
-                                              at[c * T + strip.upper(j)], strip.weight(j));
+    for (int c = 0; c < C; ++c) {
+      const A below = at[c * T + strip.lower(j)], above = at[c * T + strip.upper(j)];
+      const A weight = strip.weight(j);
+      enlarged[c * T + j] = weight > A(0) ? math::interpolate(below, above, weight) : below;
+    }
 }
 
 // Reads `count` neighbouring source columns of [N, C, Q], from `pixel` on, into rows at[c * T + i].
