@@ -246,7 +246,7 @@ def plot_roofline(rows: Sequence[Row], path: Path) -> None:
     """
     copy = statistics.median(row["copy_gb_per_s"] for row in rows)
     product = statistics.median(row["matmul_gflop_per_s"] for row in rows)
-    figure = _figure(9, 6)
+    figure = _figure(11, 6)
     axes = figure.subplots()
     points = [(row, row["operations"] / row["bytes_moved"]) for row in rows]
     ridge = product / copy
@@ -276,29 +276,31 @@ def plot_roofline(rows: Sequence[Row], path: Path) -> None:
         axes.scatter(
             intensity,
             row["gflop_per_s"],
-            s=46 if name == OURS else 26,
+            s=130 if name == OURS else 26,
             color=_COLORS.get(name, _MUTED),
             label=None if name in seen else named(row),
             zorder=3,
         )
         seen.add(name)
-    labelled = [(x, row) for row, x in points if row["implementation"] == OURS]
-    for index, (x, row) in enumerate(sorted(labelled, key=lambda point: point[0])):
-        right = index % 2 == 0  # neighbours are often close
+    # Numbers in the points, names beside the plot: neighbours are often close.
+    ours = [(x, row) for row, x in points if row["implementation"] == OURS]
+    names = []
+    for number, (x, row) in enumerate(sorted(ours, key=lambda point: point[0]), start=1):
         axes.annotate(
-            f"{row['op']} {row['dtype']}",
+            str(number),
             (x, row["gflop_per_s"]),
-            xytext=(7 if right else -7, 0),
-            textcoords="offset points",
-            ha="left" if right else "right",
+            ha="center",
             va="center",
-            fontsize=8,
-            color=_INK,
+            fontsize=7,
+            color="white",
+            zorder=4,
         )
+        names.append(f"{number:>2}  {row['op']} {row['dtype']}")
     _loglog(axes, "operations / bytes that must be moved", "GFLOP/s")
     ticks = [2**k for k in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.text(1.02, 1, "\n".join(names), transform=axes.transAxes, va="top", fontsize=8, color=_INK)
     text = "Roofline: operations of our algorithm, at the speed that each implementation has"
     _save(figure, text, rows, path)
