@@ -360,10 +360,11 @@ class TestCases:
         for call in calls.values():
             call.run()
 
+    @pytest.mark.parametrize("op", ["predictive_statistics", "upsampled_predictive_statistics"])
     @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
     @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-    def test_statistics_workload(self, uncompiled, dtype, layout):
-        work = workloads.workload(Case("predictive_statistics", (4, *SMALL), dtype, layout), CPU)
+    def test_statistics_workload(self, uncompiled, op, dtype, layout):
+        work = workloads.workload(Case(op, (4, *SMALL), dtype, layout), CPU)
         work.check()
         assert tuple(work.calls()) == work.implementations
 
@@ -417,8 +418,9 @@ class TestCases:
 
     @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
     @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-    def test_counts_workload(self, dtype, layout):
-        work = workloads.workload(Case("accumulate_counts", SMALL, dtype, layout), CPU)
+    @pytest.mark.parametrize("op", ["accumulate_counts", "upsampled_accumulate_counts"])
+    def test_counts_workload(self, op, dtype, layout):
+        work = workloads.workload(Case(op, SMALL, dtype, layout), CPU)
         work.check()
         calls = work.calls()
         assert tuple(calls) == work.implementations
@@ -475,8 +477,8 @@ class TestCases:
     def test_check_finds_a_wrong_map(self, uncompiled, monkeypatch, index):
         right = statistics._fused_statistics
 
-        def wrong(samples):
-            maps = list(right(samples))
+        def wrong(samples, size):
+            maps = list(right(samples, size))
             maps[index] = maps[index].clone()
             maps[index][-1, -1, -1] += 1
             return tuple(maps)
