@@ -596,8 +596,8 @@ def outcome(mutation: Mutation | None, kernel: str, directory: Path) -> tuple[in
     return process.returncode, output[-3000:]
 
 
-# Of every kernel the first ones run in `make test`, the others in `make test-thorough`.
-CORE = 2
+# Of every kernel so many run in `make test`, the others in `make test-thorough`.
+CORE = 1
 
 
 def parameters() -> list[Any]:
