@@ -6,7 +6,6 @@ variable ``SEGUNC_LABEL_MAPS`` names; either is enlarged to the case's size.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +34,7 @@ from .cases import (
     Case,
 )
 from .timing import Call
-from .workload import Workload
+from .workload import Workload, in_turn
 
 _CONNECTIVITY: Literal[8] = 8
 _NOISE_CLASSES = 19
@@ -186,15 +185,13 @@ class ComponentMeanWorkload(Workload):
         return _cupy_mean(cupy.from_dlpack(values), cupy.from_dlpack(labels))
 
     def calls(self) -> dict[str, Call]:
-        def call(mean: Callable[[Tensor, Tensor], Any]) -> Call:
-            sets = itertools.cycle(self._sets)
+        def run(mean: Callable[[Tensor, Tensor], Any], inputs: tuple[Tensor, Tensor]) -> None:
+            mean(*inputs)
 
-            def run() -> None:
-                mean(*next(sets))
-
-            return Call(run)
-
-        return {name: call(self._means[name]) for name in self.available}
+        return {
+            name: Call(in_turn(self._sets, partial(run, self._means[name])))
+            for name in self.available
+        }
 
     def check(self) -> None:
         values, labels = self._sets[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from segunc_ops import reference
 
 from .cases import ALL_TABLES, EAGER, OURS, TORCHMETRICS, Case
 from .timing import Call
-from .workload import IGNORE_INDEX, IGNORED_SHARE, Workload
+from .workload import IGNORE_INDEX, Workload, in_turn
 
 # Confidences may fall on either side of a bin's edge.
 _CALIBRATION_TOLERANCE = 1e-4
@@ -61,19 +60,17 @@ class CountsWorkload(Workload):
 
     def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
         super().__init__(case, device, seed=seed)
-        n, c, h, w = case.shape
+        n, _, h, w = case.shape
         h, w = h * case.enlargement, w * case.enlargement
         has_peer = TORCHMETRICS in self.implementations
         self._sets: list[_CountInputs] = []
         for _ in range(self.num_sets):
             logits = self._random_logits()
-            target = torch.randint(0, c, (n, h, w), device=device, generator=self._generator)
-            ignored = torch.rand((n, h, w), device=device, generator=self._generator)
             self._sets.append(
                 _CountInputs(
                     logits,
                     logits.float().softmax(1) if has_peer else None,
-                    target.masked_fill_(ignored < IGNORED_SHARE, IGNORE_INDEX),
+                    self._random_target((n, h, w)),
                     torch.rand((n, h, w), device=device, generator=self._generator),
                 )
             )
@@ -129,15 +126,10 @@ class CountsWorkload(Workload):
         counter.update(inputs)
 
     def calls(self) -> dict[str, Call]:
-        def call(counter: _Counter) -> Call:
-            sets = itertools.cycle(self._sets)
-
-            def run() -> None:
-                self._run(counter, next(sets))
-
-            return Call(run)
-
-        return {name: call(self._counters[name]) for name in self.available}
+        return {
+            name: Call(in_turn(self._sets, partial(self._run, self._counters[name])))
+            for name in self.available
+        }
 
     def check(self) -> None:
         inputs = self._sets[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +28,7 @@ from .cases import (
 )
 from .memory import warm_heap
 from .timing import Call
-from .workload import IGNORE_INDEX, IGNORED_SHARE, LOSS_SCALE, Workload, compiled
+from .workload import IGNORE_INDEX, LOSS_SCALE, Workload, compiled, in_turn
 
 # Per-pixel weights of U-CE: (1 + standard deviation) ** alpha, a deviation being 0.5 at most.
 MAX_DEVIATION, ALPHA = 0.5, 10.0
@@ -111,18 +110,17 @@ class CrossEntropyWorkload(Workload):
 
     def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
         super().__init__(case, device, seed=seed)
-        n, c, h, w = case.shape
+        n, _, h, w = case.shape
         self._backward = case.is_training
         self._sets: list[_LossInputs] = []
         for _ in range(self.num_sets):
             pixels = (n, h * case.enlargement, w * case.enlargement)
-            target = torch.randint(0, c, pixels, device=device, generator=self._generator)
-            ignored = torch.rand(pixels, device=device, generator=self._generator) < IGNORED_SHARE
+            target = self._random_target(pixels)
             deviation = torch.rand(pixels, device=device, generator=self._generator) * MAX_DEVIATION
             self._sets.append(
                 _LossInputs(
                     self._random_logits().requires_grad_(self._backward),
-                    target.masked_fill_(ignored, IGNORE_INDEX),
+                    target,
                     (1 + deviation) ** ALPHA,
                 )
             )
@@ -175,23 +173,16 @@ class CrossEntropyWorkload(Workload):
         return result
 
     def calls(self) -> dict[str, Call]:
+        def step(loss: _Loss, inputs: _LossInputs) -> None:
+            self._step(loss, inputs)
+            # Freed as zero_grad() does, at the expense of the one that made it.
+            inputs.logits.grad = None
+
         def step_call(loss: _Loss) -> Call:
-            sets = itertools.cycle(self._sets)
-
-            def run() -> None:
-                inputs = next(sets)
-                self._step(loss, inputs)
-                # Freed as zero_grad() does, at the expense of the one that made it.
-                inputs.logits.grad = None
-
-            return Call(run)
+            return Call(in_turn(self._sets, partial(step, loss)))
 
         def kernel_call() -> Call:
-            sets = itertools.cycle(self._sets)
-
-            def run() -> None:
-                self._kernel(next(sets))
-
+            run = in_turn(self._sets, self._kernel)
             if self.device.type != "cpu":
                 return Call(run)  # torch's caching allocator keeps buffers warm there
             size = max(_WARM_RESULTS * self.case.logits_bytes, _MIN_WARM)

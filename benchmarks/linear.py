@@ -6,7 +6,6 @@ plain mean, and features are given to them as a matrix, which is a view of chann
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from .cases import LIGER, OURS, TORCH, TORCH_COMPILED, TORCH_LINEAR, Case
 from .costs import FEATURES
 from .cross_entropy import GRADIENT_TOLERANCE, LOSS_TOLERANCE
 from .timing import Call
-from .workload import IGNORE_INDEX, IGNORED_SHARE, Workload, compiled
+from .workload import IGNORE_INDEX, Workload, compiled, in_turn
 
 _LOGITS_DEVIATION = 3.0
 
@@ -80,15 +79,13 @@ class LinearCrossEntropyWorkload(Workload):
             else:
                 features = features.movedim(-1, 1)
             weight = torch.randn((c, FEATURES), device=device, generator=self._generator)
-            target = torch.randint(0, c, (n, h, w), device=device, generator=self._generator)
-            ignored = torch.rand((n, h, w), device=device, generator=self._generator)
             self._sets.append(
                 _Inputs(
                     features.requires_grad_(case.is_training),
                     weight.mul_(_LOGITS_DEVIATION * FEATURES**-0.5).requires_grad_(
                         case.is_training
                     ),
-                    target.masked_fill_(ignored < IGNORED_SHARE, IGNORE_INDEX),
+                    self._random_target((n, h, w)),
                 )
             )
         self._losses: dict[str, _Loss] = {
@@ -115,17 +112,14 @@ class LinearCrossEntropyWorkload(Workload):
         return gradients
 
     def calls(self) -> dict[str, Call]:
-        def call(loss: _Loss) -> Call:
-            sets = itertools.cycle(self._sets)
+        def step(loss: _Loss, inputs: _Inputs) -> None:
+            self._step(loss, inputs)
+            self._take_gradients(inputs)
 
-            def run() -> None:
-                inputs = next(sets)
-                self._step(loss, inputs)
-                self._take_gradients(inputs)
-
-            return Call(run)
-
-        return {name: call(self._losses[name]) for name in self.available}
+        return {
+            name: Call(in_turn(self._sets, partial(step, self._losses[name])))
+            for name in self.available
+        }
 
     def check(self) -> None:
         inputs = self._sets[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from segunc_ops import PredictiveAccumulator, reference
 
 from .cases import COMPILED, EAGER, MAX_AUTOTUNE, OURS, PLAIN, STREAMED, Case
 from .timing import Call
-from .workload import Workload, compiled
+from .workload import Workload, compiled, in_turn
 
 # Absolute: probabilities and entropies are of order one. Where the two best classes are closer
 # than this in float64, which of them is the prediction is a matter of rounding.
@@ -87,15 +86,10 @@ class StatisticsWorkload(Workload):
         return statistics(samples, self._size)
 
     def calls(self) -> dict[str, Call]:
-        def call(statistics: Callable[[Tensor, Any], _Maps]) -> Call:
-            sets = itertools.cycle(self._sets)
-
-            def run() -> None:
-                self._run(statistics, next(sets))
-
-            return Call(run)
-
-        return {name: call(self._statistics[name]) for name in self.available}
+        return {
+            name: Call(in_turn(self._sets, partial(self._run, self._statistics[name])))
+            for name in self.available
+        }
 
     def check(self) -> None:
         samples = self._sets[0]

@@ -6,9 +6,10 @@ in turn. Half-precision losses run under autocast, as in a trainer; fp16 with a 
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -26,11 +27,22 @@ _CACHES = 3
 _MAX_SETS = 64
 
 _Result = TypeVar("_Result")
+_Inputs = TypeVar("_Inputs")
 
 
 def compiled(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
     """`function` by torch.compile, for one shape, or an error where a part would run in eager."""
     return torch.compile(function, dynamic=False, fullgraph=True, mode=mode)
+
+
+def in_turn(sets: Sequence[_Inputs], run: Callable[[_Inputs], object]) -> Callable[[], None]:
+    """Calls `run` with the next one of the input sets every time."""
+    turns = itertools.cycle(sets)
+
+    def next_one() -> None:
+        run(next(turns))
+
+    return next_one
 
 
 class Workload(ABC):
@@ -60,6 +72,14 @@ class Workload(ABC):
         logits = torch.randn(shape, device=self.device, generator=self._generator).mul_(3)
         logits = logits.to(DTYPES[self.case.dtype])
         return logits.movedim(-1, -3) if channels_last else logits
+
+    def _random_target(self, pixels: tuple[int, ...]) -> Tensor:
+        """Classes (int64), a share of them ignored."""
+        target = torch.randint(
+            0, self.case.num_classes, pixels, device=self.device, generator=self._generator
+        )
+        ignored = torch.rand(pixels, device=self.device, generator=self._generator) < IGNORED_SHARE
+        return target.masked_fill_(ignored, IGNORE_INDEX)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.case.dtype == "fp32":
