@@ -7,6 +7,18 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import segunc_ops
+
+# Failures of the asserts in what tests share show the values.
+pytest.register_assert_rewrite(
+    *(f"python_tests.{name}" for name in ("comparison", "gpu", "memory")),
+    *(
+        f"python_tests.{family}.cases"
+        for family in ("cross_entropy", "statistics", "components", "counts")
+    ),
+    *(f"python_tests.{part}.cases" for part in ("losses", "sampling", "metrics", "experiments")),
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
@@ -26,3 +38,24 @@ def _torch_state() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """For thousands of tiny calls, which threads only slow down."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["auto", "reference"])
+def each_backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test once with the native kernels, where they are there, and once with the reference."""
+    with segunc_ops.backend(request.param):
+        yield
+
+
+@pytest.fixture
+def native_kernels() -> Iterator[None]:
+    """No test passes on the reference, and none leaves an error for the next."""
+    with segunc_ops.backend("native"):
+        yield
+        segunc_ops.check()

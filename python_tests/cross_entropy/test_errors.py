@@ -1,4 +1,4 @@
-"""Bad input raises, before any kernel runs, a message that names the argument and what came."""
+"""Bad arguments raise, before any kernel runs, a message that names the argument and what came."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 import segunc_ops
 import segunc_ops.functional as sf
+from python_tests.cross_entropy.cases import batch, loss_of
 
 
 def _x(*shape: int) -> Tensor:
@@ -22,9 +23,14 @@ def _t(*shape: int) -> Tensor:
     return torch.zeros(shape or (2, 4, 5), dtype=torch.long)
 
 
+def _map() -> Tensor:
+    """A target of another size than the logits."""
+    return _t(2, 8, 9)
+
+
 Call = Callable[[], Any]
 # What is wrong: the call, the exception, and what its message must say.
-CROSS_ENTROPY: dict[str, tuple[Call, type[Exception], str]] = {
+ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
     "input no tensor": (
         lambda: sf.cross_entropy([1.0], _t()),
         TypeError,
@@ -213,126 +219,90 @@ CROSS_ENTROPY: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "label_smoothing: expected a number in [0, 1], got nan",
     ),
-}
-
-STATISTICS: dict[str, tuple[Call, type[Exception], str]] = {
-    "no sample": (
-        lambda: sf.predictive_statistics([]),
+    "upsampled: mode": (
+        lambda: sf.cross_entropy(_x(), _map(), upsample="bicubic"),
         ValueError,
-        "samples: expected at least one sample, got none",
+        "upsample: expected None or one of ('bilinear', 'trilinear'), got 'bicubic'",
     ),
-    "no sample in a tensor": (
-        lambda: sf.predictive_statistics(_x(0, 2, 3, 4)),
+    "upsampled: mode unhashable": (
+        lambda: sf.cross_entropy(_x(), _map(), upsample=[]),
         ValueError,
-        "samples: expected at least one sample, got none",
+        "upsample: expected None or one of ('bilinear', 'trilinear'), got []",
     ),
-    "samples shape": (
-        lambda: sf.predictive_statistics(_x(2, 3)),
+    "upsampled: mode for volumes": (
+        lambda: sf.cross_entropy(_x(), _map(), upsample="trilinear"),
         ValueError,
-        "samples: expected shape (S, N, C, *), got (2, 3)",
+        "input: expected shape (N, C, D, H, W) with pixels for upsample='trilinear', got "
+        "(2, 3, 4, 5)",
     ),
-    "samples without classes": (
-        lambda: sf.predictive_statistics(_x(2, 3, 0, 4)),
+    "upsampled: no spatial axes": (
+        lambda: sf.cross_entropy(_x()[:, :, 0, 0], _map(), upsample="bilinear"),
         ValueError,
-        "samples: expected C > 0, got shape (2, 3, 0, 4)",
+        "input: expected shape (N, C, H, W) with pixels for upsample='bilinear', got (2, 3)",
     ),
-    "samples type": (
-        lambda: sf.predictive_statistics(_x(2, 3, 4).long()),
+    "upsampled: one spatial axis": (
+        lambda: sf.cross_entropy(_x()[:, :, 0], _map(), upsample="bilinear"),
+        ValueError,
+        "input: expected shape (N, C, H, W) with pixels for upsample='bilinear', got (2, 3, 5)",
+    ),
+    "upsampled: no source pixels": (
+        lambda: sf.cross_entropy(_x()[:, :, :0], _map(), upsample="bilinear"),
+        ValueError,
+        "input: expected shape (N, C, H, W) with pixels for upsample='bilinear', got (2, 3, 0, 5)",
+    ),
+    "upsampled: no target pixels": (
+        lambda: sf.cross_entropy(_x(), _map()[:, :, :0], upsample="bilinear"),
+        ValueError,
+        "target: expected shape (2, H, W) with pixels for input of shape (2, 3, 4, 5), got "
+        "(2, 8, 0)",
+    ),
+    "upsampled: batch": (
+        lambda: sf.cross_entropy(_x(), _map()[:1], upsample="bilinear"),
+        ValueError,
+        "target: expected shape (2, H, W) with pixels for input of shape (2, 3, 4, 5), got "
+        "(1, 8, 9)",
+    ),
+    "upsampled: target with a channel": (
+        lambda: sf.cross_entropy(_x(), _map().unsqueeze(1), upsample="bilinear"),
+        ValueError,
+        "target: expected shape (2, H, W) with pixels, got (2, 1, 8, 9); pass target.squeeze(1)",
+    ),
+    "upsampled: probabilities": (
+        lambda: sf.cross_entropy(_x(), torch.zeros(2, 3, 8, 9), upsample="bilinear"),
+        ValueError,
+        "target: expected class indices of shape (2, H, W) with pixels, got probabilities of "
+        "shape (2, 3, 8, 9); pass target.argmax(1)",
+    ),
+    "upsampled: pixel weight of the logits' size": (
+        lambda: sf.cross_entropy(
+            _x(), _map(), pixel_weight=torch.ones(2, 4, 5), upsample="bilinear"
+        ),
+        ValueError,
+        "pixel_weight: expected the target's shape (2, 8, 9)",
+    ),
+    "upsampled: corners alone": (
+        lambda: sf.cross_entropy(_x(), _map(), align_corners=True),
+        ValueError,
+        "align_corners: expected False without upsample, got True",
+    ),
+    "upsampled: corners no bool": (
+        lambda: sf.cross_entropy(_x(), _map(), upsample="bilinear", align_corners=None),
         TypeError,
-        "samples: expected float32, bfloat16, float16 or float64, got torch.int64",
+        "align_corners: expected a bool, got NoneType",
     ),
-    "sample no tensor": (
-        lambda: sf.predictive_statistics([_x(), None]),
-        TypeError,
-        "samples[1]: expected a tensor, got NoneType",
-    ),
-    "sample dimensions": (
-        lambda: sf.predictive_statistics([_x(3)]),
+    "size without a mode": (
+        lambda: sf.cross_entropy(_x(), _map()),
         ValueError,
-        "samples[0]: expected shape (N, C, *) with C > 0, got (3,)",
-    ),
-    "sample shape": (
-        lambda: sf.predictive_statistics([_x(), _x(2, 3, 4, 6)]),
-        ValueError,
-        "samples[1]: expected shape (2, 3, 4, 5) like the first, got (2, 3, 4, 6)",
-    ),
-    "sample type": (
-        lambda: sf.predictive_statistics([_x(), _x().half()]),
-        TypeError,
-        "samples[1]: expected torch.float32 like the first, got torch.float16",
-    ),
-    "sample device": (
-        lambda: sf.predictive_statistics([_x(), _x().to("meta")]),
-        ValueError,
-        "samples[1]: expected device cpu",
-    ),
-    "state shape": (
-        lambda: sf.accumulate_statistics(_x(2, 4, 4, 5), _x(), _x(2, 4, 5), _x(), 1),
-        ValueError,
-        "mean: expected a contiguous tensor of shape (2, 3, 4, 5), got shape (2, 4, 4, 5)",
-    ),
-    "state strides": (
-        lambda: sf.accumulate_statistics(_x(), _x(2, 3, 5, 4).mT, _x(2, 4, 5), _x(), 1),
-        ValueError,
-        "squared_deviations: expected a contiguous tensor of shape (2, 3, 4, 5)",
-    ),
-    "state type": (
-        lambda: sf.accumulate_statistics(_x(), _x(), _x(2, 4, 5).double(), _x(), 1),
-        TypeError,
-        "entropy_sum: expected torch.float32, got torch.float64",
-    ),
-    "state device": (
-        lambda: sf.accumulate_statistics(_x().to("meta"), _x(), _x(2, 4, 5), _x(), 1),
-        ValueError,
-        "mean: expected device cpu",
-    ),
-    "sample of the state": (
-        lambda: sf.accumulate_statistics(_x(), _x(), _x(2, 4, 5), _x().int(), 1),
-        TypeError,
-        "logits: expected float32, bfloat16, float16 or float64, got torch.int32",
-    ),
-    "sample of the state without classes": (
-        lambda: sf.accumulate_statistics(_x(), _x(), _x(2, 4, 5), _x(2, 0, 4, 5), 1),
-        ValueError,
-        "logits: expected shape (N, C, *) with C > 0, got (2, 0, 4, 5)",
-    ),
-    "count": (
-        lambda: sf.accumulate_statistics(_x(), _x(), _x(2, 4, 5), _x(), 0),
-        ValueError,
-        "count: expected at least 1, got 0",
-    ),
-    "count of a finished state": (
-        lambda: sf.finalize_statistics(_x(), _x(), _x(2, 4, 5), 0),
-        ValueError,
-        "count: expected at least 1, got 0",
-    ),
-    "finished state shape": (
-        lambda: sf.finalize_statistics(_x(3), _x(3), _x(), 1),
-        ValueError,
-        "mean: expected shape (N, C, *) with C > 0, got (3,)",
-    ),
-    "finished state entropy": (
-        lambda: sf.finalize_statistics(_x(), _x(), _x(2, 4), 1),
-        ValueError,
-        "entropy_sum: expected a contiguous tensor of shape (2, 4, 5), got shape (2, 4)",
-    ),
-    "finished state type": (
-        lambda: sf.finalize_statistics(_x().half(), _x(), _x(2, 4, 5), 1),
-        TypeError,
-        "mean: expected torch.float32, got torch.float16",
-    ),
-    "backend": (
-        lambda: segunc_ops.backend("gpu").__enter__(),
-        ValueError,
-        "backend: expected one of ('auto', 'native', 'reference'), got 'gpu'",
+        "target: expected shape (2, 4, 5) for input of shape (2, 3, 4, 5), got (2, 8, 9); pass "
+        "upsample='bilinear' to interpolate",
     ),
 }
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("name", [*CROSS_ENTROPY, *STATISTICS])
+@pytest.mark.parametrize("name", ERRORS)
 def test_bad_arguments(name, backend):
-    call, exception, message = {**CROSS_ENTROPY, **STATISTICS}[name]
+    call, exception, message = ERRORS[name]
     with (
         segunc_ops.backend(backend),
         pytest.raises(exception, match="^" + re.escape(message)) as caught,
@@ -429,14 +399,6 @@ RAW: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda ops: ops.scale_(_x(), _x(2)),
         "factor: expected one float32 or float64 element",
     ),
-    "samples": (
-        lambda ops: ops.predictive_statistics([_x(), _x(2, 3, 5, 4).mT], [], False, False),
-        "samples: expected the same strides, type and device for all",
-    ),
-    "state": (
-        lambda ops: ops.accumulate_statistics_(_x(), _x(), _x(), _x(), 1, False),
-        "entropy_sum: expected shape (2, 4, 5), got (2, 3, 4, 5)",
-    ),
 }
 
 
@@ -445,3 +407,11 @@ def test_bare_operators_check_too(name):
     call, message = RAW[name]
     with pytest.raises((ValueError, RuntimeError), match=re.escape(message)):
         call(torch.ops.segunc_ops)
+
+
+def test_targets_out_of_range_raise():
+    """Of interpolated logits, too."""
+    x, target, _ = batch(size=(7, 10), source=(3, 4))
+    target[1, 6, 9] = 3
+    with pytest.raises(IndexError, match=re.escape("target: expected a class in [0, 3) or 255")):
+        loss_of(x, target, upsample="bilinear")
