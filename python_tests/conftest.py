@@ -1,4 +1,7 @@
-"""What all tests share: no GPU means no CUDA tests, and every test leaves torch as it found it."""
+"""What all tests share: no GPU means no CUDA tests, and every test leaves torch as it found it.
+
+The tests of `native` need no package: it is imported by the fixtures that are about it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
-import segunc_ops
 
 # Failures of the asserts in what tests share show the values.
 pytest.register_assert_rewrite(
@@ -49,6 +50,8 @@ def one_thread() -> None:
 @pytest.fixture(params=["auto", "reference"])
 def each_backend(request: pytest.FixtureRequest) -> Iterator[None]:
     """The test once with the native kernels, where they are there, and once with the reference."""
+    import segunc_ops
+
     with segunc_ops.backend(request.param):
         yield
 
@@ -56,6 +59,8 @@ def each_backend(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def native_kernels() -> Iterator[None]:
     """No test passes on the reference, and none leaves an error for the next."""
+    import segunc_ops
+
     with segunc_ops.backend("native"):
         yield
         segunc_ops.check()

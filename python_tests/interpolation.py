@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from python_tests.support import LAYOUTS, LOGITS_DTYPES
-from segunc_ops import (
-    reference,
-)
+from segunc_ops import reference
 
 # Spatial sizes of logits and targets, ragged against strips of 32 and 64 columns: one pixel, ratios
 # of 1, whole numbers and none, enlarged and reduced, in volumes too.

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import (
-    cross_entropy,
-    linear,
-    statistics,
-)
+from benchmarks import cross_entropy, linear, statistics
 
 
 @pytest.fixture

@@ -7,15 +7,8 @@ import time
 import pytest
 import torch
 
-from benchmarks import (
-    workloads,
-)
-from benchmarks.cases import (
-    OURS,
-    TORCH,
-    TORCH_COMPILED,
-    Case,
-)
+from benchmarks import workloads
+from benchmarks.cases import OURS, TORCH, TORCH_COMPILED, Case
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import Call, interleave
 

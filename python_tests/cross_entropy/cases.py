@@ -13,7 +13,6 @@ from torch import Tensor
 
 import segunc_ops.functional as sf
 from python_tests.comparison import assert_close, assert_gradients_exist
-from python_tests.cross_entropy import cases
 from python_tests.interpolation import interpolate, interpolation_matrices, random_sizes
 from python_tests.support import IGNORED, LAYOUTS, LOGITS_DTYPES, REDUCTIONS, TARGET_DTYPES
 
@@ -309,10 +308,10 @@ def scales(case: Case) -> Scales:
     )
 
 
-def compare(case: cases.Case, actual: cases.Outcome, peer: cases.Outcome | None = None) -> None:
+def compare(case: Case, actual: Outcome, peer: Outcome | None = None) -> None:
     """An outcome against float64 torch, each result with its own scale."""
-    truth = cases.expected(case)
-    scales = cases.scales(case)
+    truth = expected(case)
+    sizes = scales(case)
     compute = torch.float64 if case.input.dtype == torch.float64 else torch.float32
     assert actual.loss.dtype == case.input.dtype, case.name
     gradients = {"input": actual.grad_input, "pixel_weight": actual.grad_pixel_weight}
@@ -326,7 +325,7 @@ def compare(case: cases.Case, actual: cases.Outcome, peer: cases.Outcome | None 
     # A scalar loss makes its gradient in the forward pass and multiplies it by the upstream factor
     # in the backward pass: in bfloat16 (float16 waits for the factor) both steps round.
     scalar_bfloat16 = case.input.dtype == torch.bfloat16 and case.reduction != "none"
-    for name, got, want, scale in zip(actual._fields, actual, truth, scales, strict=True):
+    for name, got, want, scale in zip(actual._fields, actual, truth, sizes, strict=True):
         if got is not None:
             assert_close(
                 got,

@@ -14,8 +14,6 @@ from segunc_ops import cli, experiments
 from segunc_ops.experiments import scenes
 from segunc_ops.experiments.experiment import Experiment, run
 
-# Experiments and the command line
-
 
 def test_experiment_writes_table_and_pictures(tmp_path, train_scenes, val_scenes):
     experiment = Experiment(

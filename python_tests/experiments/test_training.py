@@ -1,4 +1,4 @@
-"""Scenes, folders, training, evaluation and the command line."""
+"""Networks and their training: steps, losses, interruption, errors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from segunc_ops.experiments.datasets import SceneDataset
 from segunc_ops.experiments.evaluation import evaluate, predict_by_dropout, predict_by_ensemble
 from segunc_ops.experiments.experiment import make_panels
 from segunc_ops.experiments.models import EncoderDecoder
-
-# Training
 
 
 @pytest.mark.parametrize("size", [(64, 96), (61, 45)])

@@ -8,13 +8,9 @@ from torch import nn
 
 from python_tests.losses.cases import expected_loss
 from python_tests.support import IGNORED, REDUCTIONS
-from segunc_ops import (
-    CrossEntropyLoss,
-)
+from segunc_ops import CrossEntropyLoss
 
 pytestmark = pytest.mark.usefixtures("each_backend")
-
-# ---------------------------------------------------------------------------- plain
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -17,8 +17,6 @@ from segunc_ops import (
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
-# ---------------------------------------------------------------------------- errors
-
 
 def test_errors_of_the_uncertainty_name_it(batch, loss):
     input, target = batch.arguments

@@ -1,4 +1,4 @@
-"""Losses as modules: their formulas, what flows back, and how trainers use them."""
+"""InstanceUncertaintyCrossEntropyLoss (IU): its formula and what stands for its uncertainty."""
 
 from __future__ import annotations
 

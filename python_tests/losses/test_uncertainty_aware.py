@@ -10,11 +10,7 @@ from torch import Tensor, nn
 
 from python_tests.losses.cases import expected_loss, u_ce_weight
 from python_tests.support import IGNORED, REDUCTIONS
-from segunc_ops import (
-    PredictiveAccumulator,
-    PredictiveStatistics,
-    UncertaintyAwareCrossEntropyLoss,
-)
+from segunc_ops import PredictiveAccumulator, PredictiveStatistics, UncertaintyAwareCrossEntropyLoss
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 

@@ -1,4 +1,4 @@
-"""Metrics against torchmetrics and plain NumPy, and as torchmetrics uses them."""
+"""Metrics as torchmetrics uses them: one pass, any input, copies, collections, ranks."""
 
 from __future__ import annotations
 

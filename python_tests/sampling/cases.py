@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from python_tests.statistics.cases import expected
-from segunc_ops import (
-    PredictiveAccumulator,
-    PredictiveStatistics,
-)
+from segunc_ops import PredictiveAccumulator, PredictiveStatistics
 
 MAPS = ("prediction", "confidence", "std", "entropy", "expected_entropy", "mutual_information")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -20,13 +20,9 @@ from python_tests.sampling.cases import (
     assert_statistics_close,
     expected_maps,
 )
-from segunc_ops import (
-    PredictiveAccumulator,
-)
+from segunc_ops import PredictiveAccumulator
 
 pytestmark = pytest.mark.usefixtures("each_backend")
-
-# ---------------------------------------------------------------------------- accumulator
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

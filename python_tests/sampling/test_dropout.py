@@ -7,10 +7,7 @@ import torch
 from torch import nn
 
 from python_tests.sampling.cases import Network, modes
-from segunc_ops import (
-    mc_dropout,
-    sample_logits,
-)
+from segunc_ops import mc_dropout, sample_logits
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 

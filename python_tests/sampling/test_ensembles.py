@@ -18,13 +18,9 @@ from python_tests.sampling.cases import (
     modes,
     snapshot,
 )
-from segunc_ops import (
-    ensemble_statistics,
-)
+from segunc_ops import ensemble_statistics
 
 pytestmark = pytest.mark.usefixtures("each_backend")
-
-# ---------------------------------------------------------------------------- ensembles
 
 
 def members(count: int) -> list[Network]:

@@ -15,11 +15,7 @@ import segunc_ops
 from python_tests.comparison import assert_same_bits
 from python_tests.interpolation import interpolated
 from python_tests.statistics.cases import compare
-from segunc_ops import (
-    PredictiveAccumulator,
-    ensemble_statistics,
-    sample_statistics,
-)
+from segunc_ops import PredictiveAccumulator, ensemble_statistics, sample_statistics
 
 
 def test_samples_of_any_resolution_in_one_stream():

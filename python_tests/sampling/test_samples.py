@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout, the streaming accumulator and their agreement with all samples at once."""
+"""sample_logits and sample_statistics: passes as in training or evaluation, no trace of them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,9 @@ from python_tests.sampling.cases import (
     modes,
     snapshot,
 )
-from segunc_ops import (
-    sample_logits,
-    sample_statistics,
-)
+from segunc_ops import sample_logits, sample_statistics
 
 pytestmark = pytest.mark.usefixtures("each_backend")
-
-# ---------------------------------------------------------------------------- sampling
 
 
 def test_batch_mode_is_the_training_pass_of_algorithm_1(images):

@@ -7,15 +7,9 @@ import torch
 from torch import nn
 
 from python_tests.sampling.cases import Network, assert_untouched, snapshot
-from segunc_ops import (
-    mc_dropout,
-    sample_logits,
-    sample_statistics,
-)
+from segunc_ops import mc_dropout, sample_logits, sample_statistics
 
 pytestmark = pytest.mark.usefixtures("each_backend")
-
-# ---------------------------------------------------------------------------- wrappers
 
 
 def test_compiled_model_samples_and_trains(images):

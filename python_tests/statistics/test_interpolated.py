@@ -28,10 +28,7 @@ from python_tests.interpolation import (
 )
 from python_tests.statistics.cases import FIELDS, compare, expected
 from python_tests.support import LAYOUTS, LOGITS_DTYPES
-from segunc_ops import (
-    PredictiveAccumulator,
-    PredictiveStatistics,
-)
+from segunc_ops import PredictiveAccumulator, PredictiveStatistics
 
 # Tensors are small: waking threads would take most of the time.
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 
 import segunc_ops.functional as sf
 from python_tests.memory import peak_bytes
-from segunc_ops import (
-    PredictiveAccumulator,
-)
+from segunc_ops import PredictiveAccumulator
 
 
 def test_statistics_need_their_maps():
