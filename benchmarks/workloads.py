@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from .cases import Case
-from .components import ComponentMeanWorkload
-from .counts import CountsWorkload
-from .cross_entropy import CrossEntropyWorkload
-from .linear import LinearCrossEntropyWorkload
-from .statistics import StatisticsWorkload
+from .families.components import ComponentMeanWorkload
+from .families.counts import CountsWorkload
+from .families.cross_entropy import CrossEntropyWorkload
+from .families.linear_cross_entropy import LinearCrossEntropyWorkload
+from .families.statistics import StatisticsWorkload
 from .workload import Workload
 
 _WORKLOADS: dict[str, type[Workload]] = {

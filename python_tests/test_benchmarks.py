@@ -25,19 +25,14 @@ import torch
 import segunc_ops
 from benchmarks import (
     cases,
-    components,
     costs,
-    counts,
-    cross_entropy,
     docs,
     gpu_check,
-    linear,
     measure,
     plots,
     report,
     rows,
     sanitizer_cases,
-    statistics,
     timing,
     workload,
     workloads,
@@ -60,6 +55,13 @@ from benchmarks.cases import (
     TORCH,
     TORCH_COMPILED,
     Case,
+)
+from benchmarks.families import (
+    components,
+    counts,
+    cross_entropy,
+    linear_cross_entropy,
+    statistics,
 )
 from benchmarks.memory import peak_bytes, settle_heap, warm_heap
 from benchmarks.timing import Call, ReplayClock, Samples, interleave
@@ -92,7 +94,7 @@ def not_installed(work: workload.Workload) -> set[str]:
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Compiling takes seconds a case and is exercised by the benchmarks themselves."""
-    for module in (cross_entropy, linear, statistics):
+    for module in (cross_entropy, linear_cross_entropy, statistics):
         monkeypatch.setattr(module, "compiled", lambda function, mode=None: function)
 
 
@@ -394,12 +396,12 @@ class TestCases:
             call.run()
 
     def test_check_finds_a_wrong_gradient_of_a_weight(self, uncompiled, monkeypatch):
-        right = linear._fused_loss
+        right = linear_cross_entropy._fused_loss
 
         def wrong(features, weight, target):
             return right(features, 1.01 * weight - 0.01 * weight.detach(), target)
 
-        monkeypatch.setattr(linear, "_fused_loss", wrong)
+        monkeypatch.setattr(linear_cross_entropy, "_fused_loss", wrong)
         case = Case("linear_cross_entropy", SMALL, "fp32", "channels_last", "forward+backward")
         with pytest.raises(AssertionError, match="weight's gradient of 'ours'"):
             workloads.workload(case, CPU).check()

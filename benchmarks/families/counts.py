@@ -13,9 +13,9 @@ from torch import Tensor
 import segunc_ops.functional as sf
 from segunc_ops import reference
 
-from .cases import ALL_TABLES, EAGER, OURS, TORCHMETRICS, Case
-from .timing import Call
-from .workload import IGNORE_INDEX, Workload, in_turn
+from ..cases import ALL_TABLES, EAGER, OURS, TORCHMETRICS, Case
+from ..timing import Call
+from ..workload import IGNORE_INDEX, Workload, in_turn
 
 # Confidences may fall on either side of a bin's edge.
 _CALIBRATION_TOLERANCE = 1e-4

@@ -16,11 +16,11 @@ from torch import Tensor
 
 import segunc_ops.functional as sf
 
-from .cases import LIGER, OURS, TORCH, TORCH_COMPILED, TORCH_LINEAR, Case
-from .costs import FEATURES
+from ..cases import LIGER, OURS, TORCH, TORCH_COMPILED, TORCH_LINEAR, Case
+from ..costs import FEATURES
+from ..timing import Call
+from ..workload import IGNORE_INDEX, Workload, compiled, in_turn
 from .cross_entropy import GRADIENT_TOLERANCE, LOSS_TOLERANCE
-from .timing import Call
-from .workload import IGNORE_INDEX, Workload, compiled, in_turn
 
 _LOGITS_DEVIATION = 3.0
 

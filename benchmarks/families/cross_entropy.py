@@ -14,7 +14,7 @@ from torch import Tensor
 import segunc_ops.functional as sf
 from segunc_ops import reference
 
-from .cases import (
+from ..cases import (
     COMPILED,
     EAGER,
     KERNEL,
@@ -26,9 +26,9 @@ from .cases import (
     TORCH_COMPILED,
     Case,
 )
-from .memory import warm_heap
-from .timing import Call
-from .workload import IGNORE_INDEX, LOSS_SCALE, Workload, compiled, in_turn
+from ..memory import warm_heap
+from ..timing import Call
+from ..workload import IGNORE_INDEX, LOSS_SCALE, Workload, compiled, in_turn
 
 # Per-pixel weights of U-CE: (1 + standard deviation) ** alpha, a deviation being 0.5 at most.
 MAX_DEVIATION, ALPHA = 0.5, 10.0

@@ -20,7 +20,7 @@ from torch import Tensor
 import segunc_ops.functional as sf
 from segunc_ops import reference
 
-from .cases import (
+from ..cases import (
     CC3D,
     CC3D_LABELS,
     CUPY,
@@ -33,8 +33,8 @@ from .cases import (
     SKIMAGE_LABELS,
     Case,
 )
-from .timing import Call
-from .workload import Workload, in_turn
+from ..timing import Call
+from ..workload import Workload, in_turn
 
 _CONNECTIVITY: Literal[8] = 8
 _NOISE_CLASSES = 19

@@ -13,9 +13,9 @@ from torch import Tensor
 import segunc_ops.functional as sf
 from segunc_ops import PredictiveAccumulator, reference
 
-from .cases import COMPILED, EAGER, MAX_AUTOTUNE, OURS, PLAIN, STREAMED, Case
-from .timing import Call
-from .workload import Workload, compiled, in_turn
+from ..cases import COMPILED, EAGER, MAX_AUTOTUNE, OURS, PLAIN, STREAMED, Case
+from ..timing import Call
+from ..workload import Workload, compiled, in_turn
 
 # Absolute: probabilities and entropies are of order one. Where the two best classes are closer
 # than this in float64, which of them is the prediction is a matter of rounding.

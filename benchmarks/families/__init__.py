@@ -1,0 +1,1 @@
+"""The families of operations that are measured."""
