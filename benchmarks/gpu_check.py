@@ -177,7 +177,7 @@ def _run_steps(
 ) -> None:
     import torch
 
-    from .cases import MAX_AUTOTUNE
+    from .implementations import MAX_AUTOTUNE
 
     begin = time.monotonic()
     target, stage = scratch / "installed", scratch / "stage"
