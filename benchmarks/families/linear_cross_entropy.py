@@ -6,7 +6,7 @@ plain mean, and features are given to them as a matrix, which is a view of chann
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,13 +16,46 @@ from torch import Tensor
 
 import segunc_ops.functional as sf
 
-from .cases import LIGER, OURS, TORCH, TORCH_COMPILED, TORCH_LINEAR, Case
-from .costs import FEATURES
-from .cross_entropy import GRADIENT_TOLERANCE, LOSS_TOLERANCE
-from .timing import Call
-from .workload import IGNORE_INDEX, Workload, compiled, in_turn
+from .. import costs
+from ..case import Case, Traffic
+from ..implementations import BLUE, NAVY, OURS, TORCH, TORCH_COMPILED, Implementation
+from ..workload import IGNORE_INDEX, Family, Workload, compiled
 
+TORCH_LINEAR = Implementation("F.linear_cross_entropy", BLUE, is_optional=True)
+LIGER = Implementation("Liger", NAVY, device="cuda", is_optional=True)
+
+FEATURES = 256  # input channels of the 1x1 convolution
 _LOGITS_DEVIATION = 3.0
+
+
+class LinearCrossEntropy(Case):
+    """The mean of the loss, and gradients of features and weight; the shape is the logits'."""
+
+    op = "linear_cross_entropy"
+    # Of channels_last features the matrix that torch's function takes is a view.
+    showcase = ((1, 19, 192, 192), "channels_last")
+    is_loss = True
+
+    @classmethod
+    def quick(cls) -> Iterable[Case]:
+        return [cls.shown()]
+
+    @classmethod
+    def default(cls, half: Sequence[str]) -> Iterable[Case]:
+        return [cls((2, 150, 128, 128), "fp32", "channels_last", "forward+backward")]
+
+    def everyone(self) -> tuple[Implementation, ...]:
+        return (OURS, TORCH_LINEAR, LIGER, TORCH_COMPILED, TORCH)
+
+    @property
+    def bytes_moved(self) -> int:
+        passes = 2 if self.is_training else 1  # gradients are written
+        features = self.pixels * FEATURES * self.itemsize
+        matrix = FEATURES * self.num_classes * self.itemsize
+        return passes * (features + matrix) + self.pixels * costs.TARGET
+
+    def traffic(self, implementation: str) -> Traffic | None:
+        return None  # the convolution is torch's
 
 
 class _Inputs(NamedTuple):
@@ -65,30 +98,25 @@ def _liger_loss(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
-class LinearCrossEntropyWorkload(Workload):
+class LinearCrossEntropyWorkload(Workload[_Inputs, _Loss]):
     """Mean cross-entropy of projected features, with the gradients of features and weight."""
 
-    def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
-        super().__init__(case, device, seed=seed)
-        n, c, h, w = case.shape
-        self._sets: list[_Inputs] = []
-        for _ in range(self.num_sets):
-            features = torch.randn((n, h, w, FEATURES), device=device, generator=self._generator)
-            if case.layout == "nchw":
-                features = features.movedim(-1, 1).contiguous()
-            else:
-                features = features.movedim(-1, 1)
-            weight = torch.randn((c, FEATURES), device=device, generator=self._generator)
-            self._sets.append(
-                _Inputs(
-                    features.requires_grad_(case.is_training),
-                    weight.mul_(_LOGITS_DEVIATION * FEATURES**-0.5).requires_grad_(
-                        case.is_training
-                    ),
-                    self._random_target((n, h, w)),
-                )
-            )
-        self._losses: dict[str, _Loss] = {
+    def _inputs(self, index: int) -> _Inputs:
+        n, c, h, w = self.case.shape
+        features = torch.randn((n, h, w, FEATURES), device=self.device, generator=self._generator)
+        features = features.movedim(-1, 1)
+        if self.case.layout == "nchw":
+            features = features.contiguous()
+        weight = torch.randn((c, FEATURES), device=self.device, generator=self._generator)
+        weight.mul_(_LOGITS_DEVIATION * FEATURES**-0.5)
+        return _Inputs(
+            features.requires_grad_(self.case.is_training),
+            weight.requires_grad_(self.case.is_training),
+            self._random_target(),
+        )
+
+    def _functions_by_name(self) -> Mapping[Implementation, _Loss]:
+        return {
             OURS: _fused_loss,
             TORCH_LINEAR: _torch_linear_loss,
             LIGER: _liger_loss,
@@ -111,15 +139,9 @@ class LinearCrossEntropyWorkload(Workload):
         inputs.features.grad = inputs.weight.grad = None
         return gradients
 
-    def calls(self) -> dict[str, Call]:
-        def step(loss: _Loss, inputs: _Inputs) -> None:
-            self._step(loss, inputs)
-            self._take_gradients(inputs)
-
-        return {
-            name: Call(in_turn(self._sets, partial(step, self._losses[name])))
-            for name in self.available
-        }
+    def _run(self, function: _Loss, inputs: _Inputs) -> None:
+        self._step(function, inputs)
+        self._take_gradients(inputs)
 
     def check(self) -> None:
         inputs = self._sets[0]
@@ -133,17 +155,19 @@ class LinearCrossEntropyWorkload(Workload):
             value.backward()
         wanted = self._take_gradients(exact)
         for name in self.implementations:
-            got = self.attempt(name, partial(self._step, self._losses[name], inputs))
+            got = self.attempt(name, partial(self._step, self._functions[name], inputs))
             gradients = self._take_gradients(inputs)
             if got is None:
                 continue
-            self.assert_close(name, "loss", abs(got.item() / value.item() - 1), LOSS_TOLERANCE)
+            self.assert_loss_close(name, got, value)
             for what, gradient, want in zip(
                 ("gradient", "weight's gradient"), gradients, wanted, strict=True
             ):
-                if want is None:
-                    continue
-                error = float("nan")  # where there is no gradient at all
-                if gradient is not None:
-                    error = ((gradient.double() - want).norm() / want.norm()).item()
-                self.assert_close(name, what, error, GRADIENT_TOLERANCE[self.case.dtype])
+                self.assert_gradient_close(name, gradient, want, what=what)
+
+
+FAMILY = Family(
+    {LinearCrossEntropy: LinearCrossEntropyWorkload},
+    peers=(TORCH_LINEAR, LIGER),
+    packages=("liger-kernel",),
+)

@@ -7,7 +7,7 @@ variable ``SEGUNC_LABEL_MAPS`` names; either is enlarged to the case's size.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,27 +20,72 @@ from torch import Tensor
 import segunc_ops.functional as sf
 from segunc_ops import reference
 
-from .cases import (
-    CC3D,
-    CC3D_LABELS,
-    CUPY,
+from ..case import Case
+from ..implementations import (
+    BLUE,
+    BROWN,
     EAGER,
-    LABELS,
-    OPENCV,
+    GREEN,
+    LIGHT_BLUE,
+    LIGHT_BROWN,
+    LIGHT_GREEN,
     OURS,
-    SCIPY,
-    SKIMAGE,
-    SKIMAGE_LABELS,
-    Case,
+    PINK,
+    Implementation,
 )
-from .timing import Call
-from .workload import Workload, in_turn
+from ..workload import Family, Workload
+
+_on_cpu = partial(Implementation, device="cpu", is_optional=True)
+LABELS = Implementation("ours, labels alone", PINK, is_partial=True)
+CC3D = _on_cpu("cc3d and NumPy", BLUE)
+CC3D_LABELS = _on_cpu("cc3d, labels alone", LIGHT_BLUE, is_partial=True)
+SKIMAGE = _on_cpu("scikit-image and NumPy", GREEN)
+SKIMAGE_LABELS = _on_cpu("scikit-image, labels alone", LIGHT_GREEN, is_partial=True)
+OPENCV = _on_cpu("OpenCV, class by class", BROWN)
+SCIPY = _on_cpu("SciPy, class by class", LIGHT_BROWN)
+CUPY = Implementation("CuPy, class by class", GREEN, device="cuda", is_optional=True)
+_PEERS = (LABELS, CC3D, CC3D_LABELS, SKIMAGE, SKIMAGE_LABELS, OPENCV, SCIPY, CUPY)
 
 _CONNECTIVITY: Literal[8] = 8
 _NOISE_CLASSES = 19
 _ENLARGED_FROM = (256, 512)
 # Values are of order one and sums exact: what is left is the rounding of the result.
 _TOLERANCE = 1e-6
+
+
+class ComponentMean(Case):
+    """Means of a map over the components of label maps ``(N, H, W)``."""
+
+    op = "component_mean"
+    showcase = ((1, 1024, 2048), "street scene")
+
+    @classmethod
+    def quick(cls) -> Iterable[Case]:
+        return [cls.shown()]
+
+    @classmethod
+    def default(cls, half: Sequence[str]) -> Iterable[Case]:
+        return [cls.shown(layout="noise"), cls((8, 360, 480), "fp32", "street scene")]
+
+    def everyone(self) -> tuple[Implementation, ...]:
+        return (OURS, *_PEERS, EAGER)
+
+    @property
+    def target_shape(self) -> tuple[int, int, int]:
+        n, h, w = self.shape
+        return n, h, w
+
+    @property
+    def bytes_moved(self) -> int:
+        return self.pixels + 2 * self.logits_bytes  # the uint8 label and the value in, the mean out
+
+    @property
+    def kernel_moves(self) -> int:
+        return self.bytes_moved + 2 * self.pixels // 8  # a bit, where a run starts, out and in
+
+    @property
+    def cleared(self) -> int:
+        return self.logits_bytes
 
 
 def _street_scene(index: int) -> NDArray[np.uint8]:
@@ -136,72 +181,75 @@ def _cupy_mean(values: Any, labels: Any) -> Any:
     return _ndimage_mean(cupyx.scipy.ndimage, cupy, values, labels)
 
 
-class ComponentMeanWorkload(Workload):
+_Inputs = tuple[Tensor, Tensor]  # values (N, H, W) fp32 and labels (N, H, W) uint8
+_Mean = Callable[[Tensor, Tensor], Any]
+
+
+def _by_label(labelled: Callable[[NDArray[np.uint8]], NDArray[Any]]) -> _Mean:
+    return lambda values, labels: _mean_by_label(values.numpy(), labelled(labels.numpy()))
+
+
+def _with_cupy(values: Tensor, labels: Tensor) -> Any:
+    import cupy
+
+    return _cupy_mean(cupy.from_dlpack(values), cupy.from_dlpack(labels))
+
+
+class ComponentMeanWorkload(Workload[_Inputs, _Mean]):
     """Means of a map over the components of label maps, full connectivity."""
 
     def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
+        self._noise = np.random.default_rng(seed)
         super().__init__(case, device, seed=seed)
-        count, height, width = case.shape
-        self._sets: list[tuple[Tensor, Tensor]] = []
-        generator = np.random.default_rng(seed)
-        for first in range(0, self.num_sets * count, count):
-            if case.layout == "noise":
-                labels = generator.integers(0, _NOISE_CLASSES, case.shape).astype(np.uint8)
-            else:
-                indices = range(first, first + count)
-                labels = np.stack([_enlarged(_street_scene(i), height, width) for i in indices])
-                labels = np.minimum(labels, np.uint8(254))  # one is added for cc3d
-            values = torch.rand(case.shape, device=device, generator=self._generator)
-            self._sets.append((values, torch.from_numpy(labels).to(device)))
-        self._means: dict[str, Callable[[Tensor, Tensor], Any]] = {
+
+    def _inputs(self, index: int) -> _Inputs:
+        count, height, width = self.case.shape
+        if self.case.layout == "noise":
+            labels = self._noise.integers(0, _NOISE_CLASSES, self.case.shape).astype(np.uint8)
+        else:
+            indices = range(index * count, (index + 1) * count)
+            labels = np.stack([_enlarged(_street_scene(i), height, width) for i in indices])
+            labels = np.minimum(labels, np.uint8(254))  # one is added for cc3d
+        return self._random_map(), torch.from_numpy(labels).to(self.device)
+
+    def _functions_by_name(self) -> Mapping[Implementation, _Mean]:
+        return {
             OURS: partial(sf.component_mean, bound=1.0),
             LABELS: lambda values, labels: sf.connected_components(labels),
             EAGER: lambda values, labels: reference.component_mean(
                 values, labels, _CONNECTIVITY, None
             ),
+            CC3D: _by_label(_cc3d_labels),
+            CC3D_LABELS: lambda values, labels: _cc3d_labels(labels.numpy()),
+            SKIMAGE: _by_label(_skimage_labels),
+            SKIMAGE_LABELS: lambda values, labels: _skimage_labels(labels.numpy()),
+            OPENCV: lambda values, labels: _opencv_mean(values.numpy(), labels.numpy()),
+            SCIPY: lambda values, labels: _scipy_mean(values.numpy(), labels.numpy()),
+            CUPY: _with_cupy,
         }
-        if device.type == "cpu":
-            self._means |= {
-                CC3D: self._by_label(_cc3d_labels),
-                CC3D_LABELS: lambda values, labels: _cc3d_labels(labels.numpy()),
-                SKIMAGE: self._by_label(_skimage_labels),
-                SKIMAGE_LABELS: lambda values, labels: _skimage_labels(labels.numpy()),
-                OPENCV: lambda values, labels: _opencv_mean(values.numpy(), labels.numpy()),
-                SCIPY: lambda values, labels: _scipy_mean(values.numpy(), labels.numpy()),
-            }
-        else:
-            self._means[CUPY] = self._with_cupy
 
-    @staticmethod
-    def _by_label(
-        labelled: Callable[[NDArray[np.uint8]], NDArray[Any]],
-    ) -> Callable[[Tensor, Tensor], Any]:
-        return lambda values, labels: _mean_by_label(values.numpy(), labelled(labels.numpy()))
-
-    @staticmethod
-    def _with_cupy(values: Tensor, labels: Tensor) -> Any:
-        import cupy
-
-        return _cupy_mean(cupy.from_dlpack(values), cupy.from_dlpack(labels))
-
-    def calls(self) -> dict[str, Call]:
-        def run(mean: Callable[[Tensor, Tensor], Any], inputs: tuple[Tensor, Tensor]) -> None:
-            mean(*inputs)
-
-        return {
-            name: Call(in_turn(self._sets, partial(run, self._means[name])))
-            for name in self.available
-        }
+    def _run(self, function: _Mean, inputs: _Inputs) -> None:
+        function(*inputs)
 
     def check(self) -> None:
         values, labels = self._sets[0]
         exact = reference.component_mean(values.double(), labels, _CONNECTIVITY, None).cpu()
-        for name, mean in self._means.items():
-            means = self.attempt(name, partial(mean, values, labels))
-            if means is None or name in (LABELS, CC3D_LABELS, SKIMAGE_LABELS):
+        for name in self.implementations:
+            means = self.attempt(name, partial(self._functions[name], values, labels))
+            if means is None or name.is_partial:
                 continue
             error = (torch.as_tensor(means, device="cpu").double() - exact).abs().max().item()
             self.assert_close(name, "mean", error, _TOLERANCE)
         components = sf.connected_components(labels)[0]
         ids, _ = reference.connected_components(labels, _CONNECTIVITY, None)
         self.assert_close(LABELS, "numbering", float((components != ids).sum()), 0)
+
+
+FAMILY = Family(
+    {ComponentMean: ComponentMeanWorkload},
+    peers=_PEERS,
+    packages=(
+        *("connected-components-3d", "scikit-image", "opencv-python-headless", "scipy", "numpy"),
+        *("cupy-cuda12x", "cupy-cuda13x"),
+    ),
+)
