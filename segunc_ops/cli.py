@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ._library import build_info
+from ._native.backend import build_info
 
 if TYPE_CHECKING:
     from .experiments.datasets import FolderDataset, SegmentationDataset

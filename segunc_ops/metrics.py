@@ -17,12 +17,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ._library import check
+from ._checks import check_integer, check_positive
+from ._constants import UNITS
+from ._native.library import check
 from .functional import (
     PredictiveStatistics,
     SegmentationCounts,
-    _check_integer,
-    _check_positive,
     accumulate_counts,
     accumulate_patch_counts,
     empty_counts,
@@ -59,7 +59,6 @@ By = Literal["target", "prediction"]
 _ABSENT = ("exclude", "zero")
 _MEASURES = ("std", "entropy", "expected_entropy", "mutual_information")
 _BY = ("target", "prediction")
-_UNITS = 2.0**24
 _NUM_BINS = 15
 _WINDOW, _ACCURACY_THRESHOLD = 4, 0.5
 
@@ -118,7 +117,7 @@ def _nan_if(undefined: Tensor, value: Tensor) -> Tensor:
 
 def _calibration_error(calibration: Tensor) -> Tensor:
     pixels, correct, confidence = _real(calibration[:-1]).unbind(1)
-    gap = (correct - confidence / _UNITS).abs().sum() / pixels.sum()
+    gap = (correct - confidence / UNITS).abs().sum() / pixels.sum()
     return _nan_if(calibration[-1, 0], gap)
 
 
@@ -126,7 +125,7 @@ def _reliability(calibration: Tensor) -> Reliability:
     pixels, correct, confidence = _real(calibration[:-1]).unbind(1)
     undefined = calibration[-1, 0]
     return Reliability(
-        _nan_if(undefined, confidence / _UNITS / pixels),
+        _nan_if(undefined, confidence / UNITS / pixels),
         _nan_if(undefined, correct / pixels),
         calibration[:-1, 0].clone(),
     )
@@ -134,24 +133,24 @@ def _reliability(calibration: Tensor) -> Reliability:
 
 def _brier_score(scores: Tensor) -> Tensor:
     pixels, brier, _, _, undefined = _real(scores)
-    return _nan_if(undefined, brier / _UNITS / pixels)
+    return _nan_if(undefined, brier / UNITS / pixels)
 
 
 def _negative_log_likelihood(scores: Tensor) -> Tensor:
     pixels, _, negative_log, impossible, undefined = _real(scores)
-    value = torch.where(impossible > 0, torch.inf, negative_log / _UNITS / pixels)
+    value = torch.where(impossible > 0, torch.inf, negative_log / UNITS / pixels)
     return _nan_if(undefined, value)
 
 
 def _class_uncertainty(confusion: Tensor, sums: Tensor, by: By) -> Tensor:
     dim = 1 if by == "target" else 0
     total, undefined = sums.sum(dim + 1)
-    return _nan_if(undefined, _real(total) / _UNITS / _real(confusion.sum(dim)))
+    return _nan_if(undefined, _real(total) / UNITS / _real(confusion.sum(dim)))
 
 
 def _mean_uncertainty(confusion: Tensor, sums: Tensor) -> Tensor:
     total, undefined = sums.sum((1, 2))
-    return _nan_if(undefined, _real(total) / _UNITS / _real(confusion.sum()))
+    return _nan_if(undefined, _real(total) / UNITS / _real(confusion.sum()))
 
 
 def _pavpu(patches: Tensor) -> Tensor:
@@ -265,7 +264,7 @@ class _CountingMetric(Metric):
             raise TypeError(f"num_bins: expected none, as {type(self).__name__} has no bins")
         super().__init__(**kwargs)
         self.num_classes = num_classes
-        self.ignore_index = _check_integer("ignore_index", ignore_index)
+        self.ignore_index = check_integer("ignore_index", ignore_index)
         self.from_probabilities = from_probabilities
         bins = _NUM_BINS if num_bins is None else num_bins
         counts = empty_counts(num_classes, num_bins=bins, tables=self._tables)
@@ -735,7 +734,7 @@ class _PatchMetric(_UncertaintyMetric):
             raise ValueError(
                 f"accuracy_threshold: expected a number in [0, 1], got {accuracy_threshold}"
             )
-        self._window = _check_positive("window", window)
+        self._window = check_positive("window", window)
         self._accuracy_threshold = float(accuracy_threshold)
         thresholds = torch.tensor(values, dtype=torch.float64)
         self.register_buffer("thresholds", thresholds, persistent=False)

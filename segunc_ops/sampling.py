@@ -18,13 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from .functional import (
-    PredictiveStatistics,
-    _check_size,
-    accumulate_statistics,
-    finalize_statistics,
-)
-from .reference import accumulate_dtype
+from ._checks import check_size
+from ._dtypes import accumulate_dtype
+from .functional import PredictiveStatistics, accumulate_statistics, finalize_statistics
 
 __all__ = [
     "BatchNormMode",
@@ -117,7 +113,7 @@ class PredictiveAccumulator:
         """
         if not isinstance(logits, Tensor):
             raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
-        sizes = _check_size("logits", logits, size, align_corners)
+        sizes = check_size("logits", logits, size, align_corners)
         shape = logits.shape if sizes is None else logits.shape[:2] + sizes
         state = self._state
         if state is None:

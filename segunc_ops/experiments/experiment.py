@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm.auto import tqdm
 
-from .._library import build_info
+from .._native.backend import build_info
 from ..functional import component_mean, connected_components
 from .datasets import EvenlySpaced, SegmentationDataset, class_shares, collate, normalize
 from .evaluation import (

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .._library import build_info
+from .._native.backend import build_info
 from .evaluation import Evaluation
 from .plots import LOSS_TITLES
 from .timing import LossTime
