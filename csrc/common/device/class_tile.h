@@ -39,6 +39,11 @@ constexpr int kMaxTeam = 16;
 constexpr int kMaxClassesOfThread = 32;
 constexpr int64_t kMaxTileClasses = kMaxTeam * kMaxClassesOfThread;
 
+// The most that a thread of a tile has of so many classes.
+inline int64_t classes_of_tile_thread(int64_t classes) {
+  return divide_up(classes, int64_t(1) << team_shift_of(classes, kMaxClassesOfThread));
+}
+
 // How often the busiest bank is read when a warp reads one class of each of its threads.
 inline int bank_conflicts(int team, int pixel_pitch, int class_pitch, int element_bytes) {
   constexpr int kBanks = 32, kBankBytes = 4;
