@@ -33,8 +33,6 @@ struct Policy {
   static constexpr int kTileThreads = 128;          // of planar_registers and staged
   static constexpr int kInterpolatedThreads = 256;  // at most
   static constexpr int kStridedThreads = 128;
-  // Tiles do not span images: on smaller ones most of their threads would idle.
-  static constexpr int64_t kMinTiledPixels = 32;
 };
 
 // Pixels a thread of planar_registers: at most 64 values.
@@ -419,7 +417,7 @@ void launch_counts_staged(const CountsParams& p, const Counting<accumulate_t<T>>
 template <class T>
 bool launch_counts_interpolated(const CountsParams& p, const Counting<float>& to, Stream stream) {
   const InterpolatedPixels<float> pixels(p.map, p.interpolation);
-  if (pixels.count < Policy::kMinTiledPixels) return false;
+  if (pixels.count < kMinTiledPixels) return false;
   return with_warp_teams(p, InterpolatedBuckets(), TablePolicy::kMaxBlocks,
                          [&](auto bucket, const Work& work, const WarpTeams& teams) {
                            launch(counts_interpolated_kernel<T, bucket()>, work.blocks,
@@ -436,7 +434,7 @@ void launch_counts(const CountsParams& p, Stream stream) {
   if constexpr (!std::is_same_v<T, double>) {
     if (p.interpolation.used) done = launch_counts_interpolated<T>(p, to, stream);
     const bool tiled = !p.interpolation.used && map.layout != Layout::strided &&
-                       map.pixels >= Policy::kMinTiledPixels && map.classes <= kMaxTileClasses;
+                       map.pixels >= kMinTiledPixels && map.classes <= kMaxTileClasses;
     if (tiled && map.layout == Layout::planar && map.classes <= kMaxClassesOfThread) {
       done = with_bucket(map.classes, PlanarBuckets(), [&](auto bucket) {
         constexpr int kWidth = kPlanarWidth<bucket()>;

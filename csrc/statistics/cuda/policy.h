@@ -25,8 +25,6 @@ struct Policy {
   static constexpr int kRegisterThreads = 128;      // of planar_registers and staged
   static constexpr int kInterpolatedThreads = 256;  // at most
   static constexpr int64_t kMaxBlocks = at_scale(1 << 30);
-  // Tiles do not span images: on smaller ones most of their threads would idle.
-  static constexpr int64_t kMinTiledPixels = 32;
 };
 
 using NarrowBuckets = std::integer_sequence<int, 16, 20, 24, 32>;  // one pixel a thread
@@ -34,11 +32,11 @@ using NarrowBuckets = std::integer_sequence<int, 16, 20, 24, 32>;  // one pixel 
 inline Strategy strategy_of(const ClassMap& map, const Interpolation& interpolation, Dtype dtype) {
   if (interpolation.used) {
     const bool in_warps = dtype != Dtype::f64 && make_warp_teams(map.classes) &&
-                          result_pixels(map, interpolation) >= Policy::kMinTiledPixels;
+                          result_pixels(map, interpolation) >= kMinTiledPixels;
     return in_warps ? Strategy::interpolated : Strategy::strided;
   }
   if (dtype == Dtype::f64 || map.layout == Layout::strided || map.classes > kMaxTileClasses ||
-      map.pixels < Policy::kMinTiledPixels) {
+      map.pixels < kMinTiledPixels) {
     return Strategy::strided;
   }
   const bool registers = map.layout == Layout::planar && map.classes <= kMaxClassesOfThread;
