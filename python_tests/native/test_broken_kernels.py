@@ -38,7 +38,7 @@ class Mutation:
     Attributes:
         name: what is broken.
         kernel: whose source is compiled: see SOURCES.
-        source: the file to change, relative to csrc.
+        source: the file to change, relative to csrc, or the folder that it is in.
         snippet: what to replace; occurs there once.
         replacement: what by.
         tests: pytest's -k for the tests that concern it, where not all of the kernel's have to run
@@ -56,19 +56,19 @@ class Mutation:
         return f"{self.kernel}-{self.name.replace(' ', '_')}"
 
 
-# Relative to csrc.
+# Relative to csrc: a source, or the folder of several.
 SOURCES = {
-    "components": "components/cuda/components.cu",
-    "counts": "counts/cuda/counts.cu",
+    "components": "components/cuda",
+    "counts": "counts/cuda",
     "cross_entropy": "cross_entropy/cuda/stored.cu",
     "scale": "scale/cuda/scale.cu",
-    "statistics": "statistics/cuda/statistics.cu",
+    "statistics": "statistics/cuda",
     "upsampled_cross_entropy": "cross_entropy/cuda/interpolated.cu",
 }
 
 
 def of(kernel: str, name: str, snippet: str, replacement: str, tests: str = "") -> Mutation:
-    """A change of the kernel's own file."""
+    """A change of the kernel's own files."""
     return Mutation(name, kernel, SOURCES[kernel], snippet, replacement, tests)
 
 
@@ -557,35 +557,49 @@ MUTATIONS = (
 )
 
 
+def break_copy(csrc: Path, mutation: Mutation) -> list[Path]:
+    """Applies a mutation to a copy of csrc; returns the sources that it concerns."""
+    path = csrc / mutation.source
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    count = sum(file.read_text().count(mutation.snippet) for file in files)
+    if count != 1:
+        raise LookupError(
+            f"{mutation}: the snippet occurs {count} times in csrc/{mutation.source}, not "
+            f"once:\n{mutation.snippet}"
+        )
+    changed = next(file for file in files if mutation.snippet in file.read_text())
+    changed.write_text(changed.read_text().replace(mutation.snippet, mutation.replacement))
+    return [changed] if changed.suffix == ".cu" else sources_of(csrc, mutation.kernel)
+
+
+def sources_of(csrc: Path, kernel: str) -> list[Path]:
+    """Those that a kernel is compiled from."""
+    path = csrc / SOURCES[kernel]
+    return sorted(path.glob("*.cu")) if path.is_dir() else [path]
+
+
 def build(mutation: Mutation | None, kernel: str, directory: Path) -> None:
     """Compiles a copy, changed or not, and links the race module into ``directory``."""
     recipe: dict[str, Any] = json.loads((native_directory() / "race_build.json").read_text())
     csrc = directory / "csrc"
     shutil.copytree(recipe["csrc"], csrc, ignore=shutil.ignore_patterns("*.cpp", ".*"))
-    if mutation is not None:
-        path = csrc / mutation.source
-        text = path.read_text()
-        count = text.count(mutation.snippet)
-        if count != 1:
-            raise LookupError(
-                f"{mutation}: the snippet occurs {count} times in csrc/{mutation.source}, not "
-                f"once:\n{mutation.snippet}"
-            )
-        path.write_text(text.replace(mutation.snippet, mutation.replacement))
-    source = csrc / SOURCES[kernel]
-    broken = directory / "broken.o"
+    sources = break_copy(csrc, mutation) if mutation is not None else sources_of(csrc, kernel)
     includes = [f"-I{csrc}", f"-I{recipe['include_directory']}"]
     # Less optimised, which takes half the time; a mutation may leave things unused.
     options = [*recipe["options"], "-O1", "-w", *includes]
-    original = f"/{SOURCES[kernel]}.o"
-    others = [path for path in recipe["objects"] if not path.endswith(original)]
-    if len(others) != len(recipe["objects"]) - 1:
-        raise LookupError(f"no single object of the race build ends in {original}")
+    originals = tuple(f"/{source.relative_to(csrc)}.o" for source in sources)
+    others = [path for path in recipe["objects"] if not path.endswith(originals)]
+    if len(others) != len(recipe["objects"]) - len(sources):
+        raise LookupError(f"no objects of the race build that end in {originals}, one each")
     module = directory / "segunc_host_race.so"
     compiler = recipe["compiler"]
+    broken = [directory / f"{source.stem}.o" for source in sources]
     for command in (
-        [compiler, *options, "-x", "c++", "-c", str(source), "-o", str(broken)],
-        [compiler, "-shared", "-o", str(module), str(broken), *others, "-ldl"],
+        *(
+            [compiler, *options, "-x", "c++", "-c", str(source), "-o", str(to)]
+            for source, to in zip(sources, broken, strict=True)
+        ),
+        [compiler, "-shared", "-o", str(module), *map(str, broken), *others, "-ldl"],
     ):
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
