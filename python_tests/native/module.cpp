@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "common/class_map.h"
+#include "common/device/reduction.h"
 #include "common/element.h"
 #include "components/cuda/kernels.h"
 #include "counts/cuda/kernels.h"
@@ -220,6 +221,7 @@ NormalizerParams normalizer_params(Fields& fields) {
   params.count = target.size();
   params.weight = fields.contiguous("weight");
   params.partial = fields.contiguous<double>("partial");
+  params.partials = params.partial ? fields.array("partial").size() : 0;
   params.classes = fields.value<int64_t>("classes");
   params.ignore_index = fields.value<int64_t>("ignore_index");
   params.dtype = dtype_of(fields.value<std::string>("dtype"));
@@ -401,18 +403,21 @@ void patch_counts(const py::kwargs& kwargs) {
 
 void define_kernels(py::module_& m) {
   m.def("cross_entropy_partials", [](const py::kwargs& kwargs) {
-    return cuda::cross_entropy_partials(cross_entropy_params(kwargs));
+    return cuda::plan_cross_entropy(cross_entropy_params(kwargs)).partials;
   });
-  m.def("cross_entropy",
-        [](const py::kwargs& kwargs) { cuda::cross_entropy(cross_entropy_params(kwargs), {}); });
+  m.def("cross_entropy", [](const py::kwargs& kwargs) {
+    const CrossEntropyParams params = cross_entropy_params(kwargs);
+    cuda::plan_cross_entropy(params).launch(params, {});
+  });
   m.def("upsampled_cross_entropy_partials", [](const py::kwargs& kwargs) {
-    return cuda::cross_entropy_interpolated_partials(upsampled_cross_entropy_params(kwargs));
+    return cuda::plan_cross_entropy(upsampled_cross_entropy_params(kwargs)).partials;
   });
   m.def("upsampled_cross_entropy_scratch_bytes", [](const py::kwargs& kwargs) {
-    return cuda::cross_entropy_interpolated_scratch_bytes(upsampled_cross_entropy_params(kwargs));
+    return cuda::plan_cross_entropy(upsampled_cross_entropy_params(kwargs)).scratch_bytes;
   });
   m.def("upsampled_cross_entropy", [](const py::kwargs& kwargs) {
-    cuda::cross_entropy_interpolated(upsampled_cross_entropy_params(kwargs), {});
+    const CrossEntropyParams params = upsampled_cross_entropy_params(kwargs);
+    cuda::plan_cross_entropy(params).launch(params, {});
   });
   m.def("normalizer_partials", [](const py::kwargs& kwargs) {
     Fields fields(kwargs);
