@@ -140,7 +140,7 @@ std::optional<TileWork> make_tile_work(const UpsampledCrossEntropyParams& p) {
       sizeof(float) * (size_t(work.source_columns + work.columns) * work.pitch + work.columns) +
       sizeof(int) * (work.columns + work.source_columns + 2);
   work.shares = target_shares(p);
-  if (work.shared_bytes > kMaxDynamicShared) return std::nullopt;
+  if (work.shared_bytes > kMaxSharedBytes) return std::nullopt;
   return work;
 }
 

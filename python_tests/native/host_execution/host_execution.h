@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 namespace segunc::host {
 
@@ -19,16 +21,20 @@ struct Error : std::runtime_error {
 // A place in a kernel's source.
 struct Site {
   const char* file = "";
+  const char* function = "";
   int line = 0;
-  static constexpr Site caller(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-    return {file, line};
+  static constexpr Site caller(const char* file = __builtin_FILE(),
+                               const char* function = __builtin_FUNCTION(),
+                               int line = __builtin_LINE()) {
+    return {file, function, line};
   }
   bool operator==(const Site& other) const {
     return line == other.line && std::strcmp(file, other.file) == 0;
   }
 };
 
-void launch(unsigned blocks, unsigned threads, size_t dynamic_shared_bytes,
+// kernel: the identity of what body runs. Throws Error where a GPU would refuse the launch.
+void launch(const void* kernel, unsigned blocks, unsigned threads, size_t dynamic_shared_bytes,
             void (*body)(const void*), const void* arguments);
 
 // Constant for as long as a frame of a kernel lives, since a fiber never becomes another thread.
@@ -58,13 +64,38 @@ uint64_t warp_operation(WarpOperation operation, uint32_t mask, uint64_t value, 
 
 enum class AtomicOperation : uint8_t { add, min, max, exchange, compare_exchange, load, store };
 uint64_t atomic(AtomicOperation operation, void* p, int bytes, bool is_signed, uint64_t value,
-                uint64_t expected);
+                uint64_t expected, Site site);
 
 [[noreturn]] void fail(const char* message, Site site);
 
 // The launches that follow are scheduled by this seed: 0 runs threads in order, 1 in reverse, every
 // other one draws its order, its switch points and the number of resident blocks.
 void set_seed(uint64_t seed);
+
+// What can be broken, and how.
+enum class Operation : uint8_t {
+  barrier,    // nobody waits
+  warp_sync,  // nobody waits
+  exchange,   // shuffles and votes: each lane sees itself alone
+  atomic,     // a read and a write, between which others come
+  relaxed,    // a plain access
+};
+struct Fault {
+  Operation operation{};
+  std::string file;  // the end of its path
+  int line = 0;
+};
+// The launches that follow run with this operation broken, until clear_fault().
+void inject_fault(const Fault& fault);
+void clear_fault();
+
+struct OperationSite {
+  Operation operation;
+  Site site;
+};
+// From now on operations are noted where they run; forgets those noted before.
+void record_operations();
+const std::vector<OperationSite>& recorded_operations();
 
 struct Counters {
   uint64_t launches, threads, switches, accesses;
