@@ -98,7 +98,7 @@ matrix product."""
 _GPU_COSTS = """\
 ### On a GPU
 
-The CUDA kernels, by derivation (the heads of `csrc/*/cuda.cu` have it in full):
+The CUDA kernels, by derivation (the heads of `csrc/*/cuda/*.cu` have it in full):
 
 - `cross_entropy`, `predictive_statistics` and `accumulate_counts` read the logits once and write
   their results once, as on a CPU: a pixel's classes are in registers up to 32, beyond that and in

@@ -1,6 +1,6 @@
 """Tabulates what CUDA kernels use, from the output of ``ptxas -v`` in build logs.
 
-    python cmake/resource_report.py build.log --sources csrc/*/cuda.cu
+    python cmake/resource_report.py build.log --sources csrc/*/cuda/*.cu
 
 One row a kernel and target: registers, bytes of local memory (its stack) and of spills to it,
 static shared memory, and the theoretical occupancy: the share of a multiprocessor's warps that can

@@ -9,10 +9,9 @@
 #include "components/binding.h"
 #include "counts/binding.h"
 #include "cross_entropy/binding.h"
+#include "cross_entropy/cpu/bands.h"
 #include "scale/binding.h"
 #include "statistics/binding.h"
-#include "upsampled_cross_entropy/bands.h"
-#include "upsampled_cross_entropy/binding.h"
 
 SEGUNC_CPU_ENTRY(cross_entropy_units, CrossEntropyParams)
 SEGUNC_CPU_ENTRY(normalizer_units, NormalizerParams)

@@ -6,17 +6,15 @@
 #include <torch/csrc/stable/macros.h>
 
 #include "components/binding.h"
-#include "components/cuda.h"
+#include "components/cuda/kernels.h"
 #include "counts/binding.h"
-#include "counts/cuda.h"
+#include "counts/cuda/kernels.h"
 #include "cross_entropy/binding.h"
-#include "cross_entropy/cuda.h"
+#include "cross_entropy/cuda/kernels.h"
 #include "scale/binding.h"
-#include "scale/cuda.h"
+#include "scale/cuda/kernels.h"
 #include "statistics/binding.h"
-#include "statistics/cuda.h"
-#include "upsampled_cross_entropy/binding.h"
-#include "upsampled_cross_entropy/cuda.h"
+#include "statistics/cuda/kernels.h"
 
 namespace segunc {
 namespace {

@@ -1,4 +1,4 @@
-// The Python face of the native tests: the formulas of csrc/math, the kernels of csrc/*/cuda.h run
+// The Python face of the native tests: the formulas of csrc/math, the kernels of csrc/*/cuda run
 // on the host, and the probes. One object file serves all builds: each imports under its own name.
 //
 // Arrays are used in place. bfloat16 and float16 travel as uint16; `dtype` says which it is.
@@ -15,9 +15,9 @@
 
 #include "common/class_map.h"
 #include "common/element.h"
-#include "components/cuda.h"
-#include "counts/cuda.h"
-#include "cross_entropy/cuda.h"
+#include "components/cuda/kernels.h"
+#include "counts/cuda/kernels.h"
+#include "cross_entropy/cuda/kernels.h"
 #include "host_execution/host_execution.h"
 #include "math/counts.h"
 #include "math/cross_entropy.h"
@@ -25,9 +25,8 @@
 #include "math/interpolate.h"
 #include "math/moments.h"
 #include "probes.h"
-#include "scale/cuda.h"
-#include "statistics/cuda.h"
-#include "upsampled_cross_entropy/cuda.h"
+#include "scale/cuda/kernels.h"
+#include "statistics/cuda/kernels.h"
 
 namespace py = pybind11;
 using namespace py::literals;

@@ -37,7 +37,7 @@ class Mutation:
 
     Attributes:
         name: what is broken.
-        kernel: the folder of csrc whose cuda.cu is compiled.
+        kernel: whose source is compiled: see SOURCES.
         source: the file to change, relative to csrc.
         snippet: what to replace; occurs there once.
         replacement: what by.
@@ -56,9 +56,20 @@ class Mutation:
         return f"{self.kernel}-{self.name.replace(' ', '_')}"
 
 
+# Relative to csrc.
+SOURCES = {
+    "components": "components/cuda/components.cu",
+    "counts": "counts/cuda/counts.cu",
+    "cross_entropy": "cross_entropy/cuda/stored.cu",
+    "scale": "scale/cuda/scale.cu",
+    "statistics": "statistics/cuda/statistics.cu",
+    "upsampled_cross_entropy": "cross_entropy/cuda/interpolated.cu",
+}
+
+
 def of(kernel: str, name: str, snippet: str, replacement: str, tests: str = "") -> Mutation:
     """A change of the kernel's own file."""
-    return Mutation(name, kernel, f"{kernel}/cuda.cu", snippet, replacement, tests)
+    return Mutation(name, kernel, SOURCES[kernel], snippet, replacement, tests)
 
 
 # Which tests concern a kernel: files and pytest's -k. test_flavors.py runs all of them unchanged.
@@ -561,12 +572,12 @@ def build(mutation: Mutation | None, kernel: str, directory: Path) -> None:
                 f"once:\n{mutation.snippet}"
             )
         path.write_text(text.replace(mutation.snippet, mutation.replacement))
-    source = csrc / kernel / "cuda.cu"
+    source = csrc / SOURCES[kernel]
     broken = directory / "broken.o"
     includes = [f"-I{csrc}", f"-I{recipe['include_directory']}"]
     # Less optimised, which takes half the time; a mutation may leave things unused.
     options = [*recipe["options"], "-O1", "-w", *includes]
-    original = f"/{kernel}/cuda.cu.o"
+    original = f"/{SOURCES[kernel]}.o"
     others = [path for path in recipe["objects"] if not path.endswith(original)]
     if len(others) != len(recipe["objects"]) - 1:
         raise LookupError(f"no single object of the race build ends in {original}")

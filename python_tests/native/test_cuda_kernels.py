@@ -1,4 +1,4 @@
-"""Every entry point of csrc/*/cuda.h, run on the host, against float64 NumPy.
+"""Every entry point of csrc/*/cuda/kernels.h, run on the host, against float64 NumPy.
 
 Each case runs under several schedules, which must agree bit for bit. Outputs start as garbage, and
 nothing around them may change.

@@ -1,4 +1,4 @@
-"""csrc/upsampled_cross_entropy/cuda.h, run on the host, against float64 NumPy.
+"""The interpolated kernels of csrc/cross_entropy/cuda, run on the host, against float64 NumPy.
 
 As in test_cuda_kernels.py: several schedules agree bit for bit, outputs start as garbage, and
 nothing around them may change.

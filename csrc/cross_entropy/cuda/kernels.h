@@ -1,7 +1,7 @@
 // The cross-entropy kernels on a GPU. Nothing here synchronises or allocates.
 #pragma once
-#include "../common/device/device.h"
-#include "params.h"
+#include "../../common/device/device.h"
+#include "../params.h"
 
 namespace segunc::cuda {
 
@@ -19,5 +19,14 @@ void normalizer(const NormalizerParams& params, double* normalizer, device::Stre
 // float, or double for Dtype::f64. No partials at all: the sum is 0.
 void finish_loss(const double* partial, int64_t count, const double* normalizer, void* loss,
                  Dtype dtype, device::Stream stream);
+
+// ---- interpolated logits ----
+
+// Loss and gradients, as far as their pointers are set. params.partial holds
+// upsampled_cross_entropy_partials(params) doubles, params.scratch is
+// upsampled_cross_entropy_scratch_bytes(params) long, none without grad_input, and aligned to 16.
+int64_t upsampled_cross_entropy_partials(const UpsampledCrossEntropyParams& params);
+int64_t upsampled_cross_entropy_scratch_bytes(const UpsampledCrossEntropyParams& params);
+void upsampled_cross_entropy(const UpsampledCrossEntropyParams& params, device::Stream stream);
 
 }  // namespace segunc::cuda

@@ -3,8 +3,8 @@
 //
 // Of the classes other than the target's, the sums of exponentials and of their squares are all
 // that the scores of math/counts.h need.
-#include "../common/cpu/interpolation.h"
-#include "params.h"
+#include "../../common/cpu/interpolation.h"
+#include "../params.h"
 
 namespace segunc {
 inline namespace SEGUNC_VARIANT {

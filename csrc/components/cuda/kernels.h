@@ -3,8 +3,8 @@
 //
 // An image has fewer than 2^31 pixels (std::runtime_error); a batch may have more.
 #pragma once
-#include "../common/device/device.h"
-#include "params.h"
+#include "../../common/device/device.h"
+#include "../params.h"
 
 namespace segunc::cuda {
 

@@ -1,8 +1,8 @@
 // The counting kernels on a GPU. Nothing here synchronises or allocates; tables are added to by
 // integer atomics, so they are the same for every order.
 #pragma once
-#include "../common/device/device.h"
-#include "params.h"
+#include "../../common/device/device.h"
+#include "../params.h"
 
 namespace segunc::cuda {
 

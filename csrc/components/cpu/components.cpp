@@ -12,9 +12,9 @@
 // pixel, and over slabs in the order of the joins. None of it follows from the threads.
 #include <cmath>
 
-#include "../common/cpu/parallel.h"
-#include "../common/cpu/tile.h"
-#include "params.h"
+#include "../../common/cpu/parallel.h"
+#include "../../common/cpu/tile.h"
+#include "../params.h"
 #include "row_bits.h"
 
 namespace segunc {

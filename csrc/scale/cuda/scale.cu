@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "../common/device/work.h"
-#include "cuda.h"
+#include "../../common/device/work.h"
+#include "kernels.h"
 
 namespace segunc::cuda {
 namespace {

@@ -16,13 +16,13 @@
 #include <string>
 #include <type_traits>
 
-#include "../common/device/class_tile.h"
-#include "../common/device/integer.h"
-#include "../common/device/interpolation.h"
-#include "../common/device/labels.h"
-#include "../common/device/warp_team.h"
-#include "../common/device/work.h"
-#include "cuda.h"
+#include "../../common/device/class_tile.h"
+#include "../../common/device/integer.h"
+#include "../../common/device/interpolation.h"
+#include "../../common/device/labels.h"
+#include "../../common/device/warp_team.h"
+#include "../../common/device/work.h"
+#include "kernels.h"
 
 namespace segunc::cuda {
 namespace {

@@ -25,11 +25,11 @@
 #include <string>
 #include <type_traits>
 
-#include "../common/device/cross_entropy.h"
-#include "../common/device/integer.h"
-#include "../common/device/interpolation.h"
-#include "../common/device/work.h"
-#include "cuda.h"
+#include "../../common/device/cross_entropy.h"
+#include "../../common/device/integer.h"
+#include "../../common/device/interpolation.h"
+#include "../../common/device/work.h"
+#include "kernels.h"
 
 namespace segunc::cuda {
 namespace {

@@ -5,10 +5,10 @@
 // a running mean and sum of squared deviations for every class.
 #include <cmath>
 
-#include "../common/cpu/exponentials.h"
-#include "../common/cpu/interpolation.h"
-#include "../math/moments.h"
-#include "params.h"
+#include "../../common/cpu/exponentials.h"
+#include "../../common/cpu/interpolation.h"
+#include "../../math/moments.h"
+#include "../params.h"
 
 namespace segunc {
 inline namespace SEGUNC_VARIANT {

@@ -2,9 +2,9 @@
 //
 // Logits are interpolated as in common/cpu/interpolation.h. Gradients gather at the width of
 // enlarged rows until a source row has met all its target rows; then they shrink to its columns.
-#include "../common/cpu/cross_entropy_tile.h"
-#include "../common/cpu/interpolation.h"
-#include "../common/cpu/parallel.h"
+#include "../../common/cpu/cross_entropy_tile.h"
+#include "../../common/cpu/interpolation.h"
+#include "../../common/cpu/parallel.h"
 #include "bands.h"
 
 namespace segunc {

@@ -1,6 +1,6 @@
 // data *= factor on a CPU.
-#include "../common/cpu/tile.h"
-#include "params.h"
+#include "../../common/cpu/tile.h"
+#include "../params.h"
 
 namespace segunc {
 inline namespace SEGUNC_VARIANT {

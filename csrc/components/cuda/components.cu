@@ -37,10 +37,10 @@
 #include <string>
 #include <type_traits>
 
-#include "../common/device/integer.h"
-#include "../common/device/softmax.h"
-#include "../common/device/work.h"
-#include "cuda.h"
+#include "../../common/device/integer.h"
+#include "../../common/device/softmax.h"
+#include "../../common/device/work.h"
+#include "kernels.h"
 
 namespace segunc::cuda {
 namespace {

@@ -1,7 +1,7 @@
 // The statistics kernels on a GPU. Nothing here synchronises or allocates.
 #pragma once
-#include "../common/device/device.h"
-#include "params.h"
+#include "../../common/device/device.h"
+#include "../params.h"
 
 namespace segunc::cuda {
 

@@ -5,7 +5,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../common/host_device.h"
+#include "../../common/host_device.h"
 
 namespace segunc {
 inline namespace SEGUNC_VARIANT {

@@ -2,7 +2,7 @@
 #pragma once
 #include <algorithm>
 
-#include "params.h"
+#include "../params.h"
 
 namespace segunc {
 inline namespace SEGUNC_VARIANT {
