@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import cases
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import accumulate_dtype, assert_close, assert_same_bits
-from support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
-from test_counts import SHAPES as COUNTED_SHAPES
-from test_counts import assert_counts_agree, away_from_edges, random_batch
-from test_counts import count as counts_of
-from test_cross_entropy import EXTREMES, IGNORED
-from test_cross_entropy import compare as compare_cross_entropy
-from test_statistics import FIELDS, SHAPES
-from test_statistics import compare as compare_statistics
 from torch import Tensor
 
 import segunc_ops
 import segunc_ops.functional as sf
+from python_tests.comparison import accumulate_dtype, assert_close, assert_same_bits
+from python_tests.counts.test_functional import SHAPES as COUNTED_SHAPES
+from python_tests.counts.test_functional import assert_counts_agree, away_from_edges, random_batch
+from python_tests.counts.test_functional import count as counts_of
+from python_tests.cross_entropy import cases
+from python_tests.cross_entropy.test_functional import EXTREMES, IGNORED
+from python_tests.cross_entropy.test_functional import compare as compare_cross_entropy
+from python_tests.statistics.test_functional import FIELDS, SHAPES
+from python_tests.statistics.test_functional import compare as compare_statistics
+from python_tests.support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
 
 pytestmark = pytest.mark.cuda
 

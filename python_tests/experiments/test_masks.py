@@ -16,9 +16,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_losses import component_means
 from torch import nn
 
+from python_tests.losses.test_losses import component_means
 from segunc_ops import cli
 from segunc_ops.experiments import datasets, mask_files, masks, ranks, training
 from segunc_ops.experiments.datasets import DatasetError, FolderDataset, Sample

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import run_ranks
-from test_losses import component_means
-from test_masks import IGNORED, dataset_of, write_images
 from torch import Tensor
 
+from python_tests.experiments.test_masks import IGNORED, dataset_of, write_images
+from python_tests.losses.test_losses import component_means
+from python_tests.ranks import run_ranks
 from segunc_ops import cli
 from segunc_ops.experiments import experiment, masks, training
 from segunc_ops.experiments.datasets import Sample, SceneDataset

@@ -10,20 +10,20 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-import cases
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import accumulate_dtype, assert_close, assert_same_bits
-from support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
-from test_counts import TABLES, assert_counts_agree, away_from_edges, count
-from test_memory import peak_bytes
-from test_statistics import FIELDS, compare, expected
 from torch import Tensor, nn
 
 import segunc_ops
 import segunc_ops.functional as sf
+from python_tests.comparison import accumulate_dtype, assert_close, assert_same_bits
+from python_tests.counts.test_functional import TABLES, assert_counts_agree, away_from_edges, count
+from python_tests.cross_entropy import cases
+from python_tests.cross_entropy.test_memory import peak_bytes
+from python_tests.statistics.test_functional import FIELDS, compare, expected
+from python_tests.support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
 from segunc_ops import (
     PredictiveAccumulator,
     PredictiveStatistics,

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import cases
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import assert_close, assert_gradients_exist
-from support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
 from torch import Tensor
 
 import segunc_ops
 import segunc_ops.functional as sf
+from python_tests.comparison import assert_close, assert_gradients_exist
+from python_tests.cross_entropy import cases
+from python_tests.support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
 from segunc_ops import reference
 
 IGNORED = 255

@@ -7,12 +7,12 @@ import random
 
 import pytest
 import torch
-from comparison import accumulate_dtype, assert_close, assert_same_bits
-from support import LAYOUTS, LOGITS_DTYPES
 from torch import Tensor
 
 import segunc_ops
 import segunc_ops.functional as sf
+from python_tests.comparison import accumulate_dtype, assert_close, assert_same_bits
+from python_tests.support import LAYOUTS, LOGITS_DTYPES
 from segunc_ops import PredictiveStatistics
 
 FIELDS = ("confidence", "std", "entropy", "expected_entropy", "mutual_information")

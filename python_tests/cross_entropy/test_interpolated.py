@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-import cases
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import assert_close, assert_same_bits
-from support import LAYOUTS, LOGITS_DTYPES
-from test_cross_entropy import compare
-from test_memory import peak_bytes
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import segunc_ops
 import segunc_ops.functional as sf
+from python_tests.comparison import assert_close, assert_same_bits
+from python_tests.cross_entropy import cases
+from python_tests.cross_entropy.test_functional import compare
+from python_tests.cross_entropy.test_memory import peak_bytes
+from python_tests.support import LAYOUTS, LOGITS_DTYPES
 from segunc_ops import reference
 from segunc_ops.losses import (
     CrossEntropyLoss,

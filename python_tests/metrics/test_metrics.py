@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import assert_same_bits
-from test_counts import away_from_edges
 from torch import Tensor
 
 import segunc_ops
 import segunc_ops.functional as sf
+from python_tests.comparison import assert_same_bits
+from python_tests.counts.test_functional import away_from_edges
 
 torchmetrics = pytest.importorskip("torchmetrics")
 tm = pytest.importorskip("torchmetrics.classification")

@@ -732,7 +732,7 @@ def test_a_step_of_the_ensemble_approach():
 
 @pytest.mark.parametrize("_backend", ["auto"], indirect=True)
 def test_the_plain_pytorch_example_learns(capsys):
-    path = Path(__file__).parents[1] / "examples" / "plain_pytorch.py"
+    path = Path(__file__).parents[2] / "examples" / "plain_pytorch.py"
     losses = runpy.run_path(str(path))["train"](steps=20)
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert "step" in capsys.readouterr().out

@@ -27,7 +27,7 @@ from pathlib import Path
 EXIT_FAILED, EXIT_NO_GPU = 1, 3
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
-_STAGED = ("benchmarks", "python_tests", "csrc", "cmake", "examples", "CMakeLists.txt")
+_STAGED = ("benchmarks", "tools", "python_tests", "csrc", "cmake", "examples", "CMakeLists.txt")
 _SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 _SANITIZER_EXIT = 99
 _TAIL_CHARACTERS = 6000
@@ -157,7 +157,7 @@ def _sanitizer_command(binary: str, tool: str) -> list[str]:
     if tool != "initcheck":
         # Only our kernels; initcheck must see torch's too, or what they wrote looks unwritten.
         command.append("--kernel-regex=kns=segunc")
-    return [*command, sys.executable, "-m", "benchmarks.sanitizer_cases"]
+    return [*command, sys.executable, "-m", "tools.sanitizer_cases"]
 
 
 _IDENTIFY = """
@@ -177,7 +177,7 @@ def _run_steps(
 ) -> None:
     import torch
 
-    from .cases import MAX_AUTOTUNE
+    from benchmarks.cases import MAX_AUTOTUNE
 
     begin = time.monotonic()
     target, stage = scratch / "installed", scratch / "stage"
@@ -262,9 +262,7 @@ def _run_steps(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Checks the package on a GPU: install, CUDA tests, compute-sanitizer, benchmarks."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_check", description=main.__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description=main.__doc__)
     parser.add_argument("--wheel", type=Path, help="default: the newest in dist/, else the source")
     parser.add_argument("--suite", choices=("quick", "default", "full"), default="quick")
     parser.add_argument("--time-limit", type=float, default=460.0, help="seconds for everything")
@@ -284,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = find_wheel(options.wheel)
     except FileNotFoundError as error:
         parser.error(str(error))
-    default = os.environ.get("OUT") or str(Path(__file__).parent / "results")
+    default = os.environ.get("OUT") or str(_REPOSITORY / "benchmarks" / "results")
     output = (options.output or Path(default)).resolve()
     output.mkdir(parents=True, exist_ok=True)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import test_components
-import test_counts
 import torch
 import torch.nn.functional as F
-from comparison import assert_close, assert_same_bits
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import segunc_ops
 import segunc_ops.functional as sf
+from python_tests.comparison import assert_close, assert_same_bits
+from python_tests.components import test_functional as test_components
+from python_tests.counts import test_functional as test_counts
 
 IGNORED = 255
 REDUCTIONS = ("none", "mean", "sum", "mean_all")

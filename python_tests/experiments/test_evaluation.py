@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_masks import IGNORED, dataset_of, train_member, write_images
 from torch import Tensor
 
 import segunc_ops.functional as sf
+from python_tests.experiments.test_masks import IGNORED, dataset_of, train_member, write_images
 from segunc_ops import PredictiveStatistics, cli, metrics
 from segunc_ops.experiments import evaluation, experiment
 from segunc_ops.experiments.datasets import EvenlySpaced, SceneDataset, collate, normalize

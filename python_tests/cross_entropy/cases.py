@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
 from torch import Tensor
 
 import segunc_ops.functional as sf
+from python_tests.support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
 
 REDUCTIONS = ("none", "mean", "sum", "mean_all")
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 
 import cc3d
-import label_maps
 import numpy as np
 import pytest
 import scipy.ndimage
 import skimage.measure
 import torch
-from comparison import assert_same_bits
-from label_maps import Array
-from support import LABEL_DTYPES
 from torch import Tensor
 
 import segunc_ops
 import segunc_ops.functional as sf
+from python_tests import label_maps
+from python_tests.comparison import assert_same_bits
+from python_tests.label_maps import Array
+from python_tests.support import LABEL_DTYPES
 from segunc_ops.experiments.scenes import generate_scene
 
 BACKENDS = pytest.mark.parametrize("backend", ["native", "reference"])

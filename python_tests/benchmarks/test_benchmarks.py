@@ -30,13 +30,11 @@ from benchmarks import (
     counts,
     cross_entropy,
     docs,
-    gpu_check,
     linear,
     measure,
     plots,
     report,
     rows,
-    sanitizer_cases,
     statistics,
     timing,
     workload,
@@ -63,6 +61,7 @@ from benchmarks.cases import (
 )
 from benchmarks.memory import peak_bytes, settle_heap, warm_heap
 from benchmarks.timing import Call, ReplayClock, Samples, interleave
+from tools import gpu_check, sanitizer_cases
 
 CPU = torch.device("cpu")
 SMALL = (2, 5, 9, 13)
@@ -288,7 +287,7 @@ class TestCases:
         ],
     )
     def test_polynomials_have_as_many_operations_as_counted(self, signature, counted):
-        source = (Path(__file__).parent.parent / "csrc/math/exp_log.h").read_text()
+        source = (Path(__file__).parents[2] / "csrc/math/exp_log.h").read_text()
         body = source.split(f"SEGUNC_HD {signature} {{")[1].split("\n}\n")[0]
         # Lines of integers are left out, and with them exp's last product and sum and the
         # difference that log begins with.
@@ -863,7 +862,7 @@ class TestGpuCheck:
 
         def run(limit: float = 400.0, sanitizer: str | None = "tool", **outcomes: str):
             def step(name, command, *, cwd, env, limit, redact):
-                assert (cwd / "benchmarks" / "sanitizer_cases.py").exists()
+                assert (cwd / "tools" / "sanitizer_cases.py").exists()
                 assert not (cwd / "segunc_ops").exists()
                 commands.append(list(command))
                 return gpu_check.Step(name, outcomes.get(name, "passed"))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 from torch import Tensor, nn
 
 import segunc_ops.functional as sf
+from python_tests.ranks import run_ranks
 from segunc_ops import PredictiveAccumulator, PredictiveStatistics, ensemble_statistics
 
 # Samples of each rank: unequal, with an empty rank first, between or last.
