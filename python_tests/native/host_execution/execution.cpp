@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +13,7 @@
 #include "block_memory.h"
 #include "common/device/limits.h"
 #include "context_switch.h"
+#include "controls.h"
 #include "faults.h"
 #include "host_execution.h"
 #include "memory_access.h"
@@ -117,6 +119,7 @@ class Execution {
   void set_seed(uint64_t seed) {
     seed_ = seed;
     launches_since_seed_ = 0;
+    counters_.shared_bytes = 0;
   }
 
  private:
@@ -147,7 +150,7 @@ class Execution {
   void record_deadlock();
   uint64_t exchange(WarpOperation operation, uint32_t mask, uint64_t value, unsigned argument,
                     Site site);
-  void check_shared() const;
+  void check_shared();
   void check_access(const void* p, size_t bytes, bool write, bool atomic, const void* code);
 
   uint64_t seed_ = 0, launches_since_seed_ = 0;
@@ -237,8 +240,10 @@ void Execution::launch(const void* kernel, unsigned blocks, unsigned threads,
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
-void Execution::check_shared() const {
-  if (round_up(static_of_kernel_->bytes, 16) + dynamic_bytes_ <= device::kMaxSharedBytes) return;
+void Execution::check_shared() {
+  const size_t bytes = round_up(static_of_kernel_->bytes, 16) + dynamic_bytes_;
+  counters_.shared_bytes = std::max<uint64_t>(counters_.shared_bytes, bytes);
+  if (bytes <= device::kMaxSharedBytes) return;
   throw Error("the kernel has " + std::to_string(static_of_kernel_->bytes) +
               " bytes of static shared memory and is launched with " +
               std::to_string(dynamic_bytes_) + " bytes of dynamic, more than " +

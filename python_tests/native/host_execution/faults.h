@@ -3,7 +3,7 @@
 #pragma once
 #include <vector>
 
-#include "host_execution.h"
+#include "controls.h"
 
 namespace segunc::host {
 

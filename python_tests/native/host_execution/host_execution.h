@@ -2,14 +2,12 @@
 // once, and a seeded scheduler interleaves them at barriers, warp operations and atomics (in the
 // race build at every memory access). One operating-system thread; not re-entrant.
 //
-// What csrc/common/device/host.h calls, and the controls of the tests.
+// What csrc/common/device/host.h calls; the tests' controls are in controls.h.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
-#include <string>
-#include <vector>
 
 namespace segunc::host {
 
@@ -67,39 +65,5 @@ uint64_t atomic(AtomicOperation operation, void* p, int bytes, bool is_signed, u
                 uint64_t expected, Site site);
 
 [[noreturn]] void fail(const char* message, Site site);
-
-// The launches that follow are scheduled by this seed: 0 runs threads in order, 1 in reverse, every
-// other one draws its order, its switch points and the number of resident blocks.
-void set_seed(uint64_t seed);
-
-// What can be broken, and how.
-enum class Operation : uint8_t {
-  barrier,    // nobody waits
-  warp_sync,  // nobody waits
-  exchange,   // shuffles and votes: each lane sees itself alone
-  atomic,     // a read and a write, between which others come
-  relaxed,    // a plain access
-};
-struct Fault {
-  Operation operation{};
-  std::string file;  // the end of its path
-  int line = 0;
-};
-// The launches that follow run with this operation broken, until clear_fault().
-void inject_fault(const Fault& fault);
-void clear_fault();
-
-struct OperationSite {
-  Operation operation;
-  Site site;
-};
-// From now on operations are noted where they run; forgets those noted before.
-void record_operations();
-const std::vector<OperationSite>& recorded_operations();
-
-struct Counters {
-  uint64_t launches, threads, switches, accesses;
-};
-Counters counters();
 
 }  // namespace segunc::host

@@ -1,7 +1,7 @@
 #include <stdexcept>
 
 #include "common/device/device.h"
-#include "probes.h"
+#include "host_execution/probes.h"
 
 namespace segunc::probes {
 namespace {
@@ -196,6 +196,12 @@ __global__ void sum_elsewhere_kernel(int* data, bool correct) {
   if (thread() == (correct ? 0 : kThreads - 1)) data[block_index()] = int(total);
 }
 
+__global__ void static_shared_kernel(bool reaches) {
+  if (!reaches) return;
+  SEGUNC_SHARED(values, int[kStaticBytes / sizeof(int)]);
+  values[thread()] = int(thread());
+}
+
 struct Probe {
   const char* name;
   void (*kernel)(int*, bool);
@@ -238,6 +244,10 @@ void run(const std::string& name, bool correct, int32_t* data) {
     }
   }
   throw std::invalid_argument("no probe is called " + name);
+}
+
+void launch_of_shape(int64_t blocks, unsigned threads, size_t dynamic_shared_bytes, bool reaches) {
+  launch(static_shared_kernel, blocks, threads, dynamic_shared_bytes, Stream{}, reaches);
 }
 
 }  // namespace segunc::probes

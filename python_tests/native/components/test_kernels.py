@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from python_tests.label_maps import PATTERNS, blobs, noise, spiral
-from python_tests.native import references
+from python_tests.native.components import references
 from python_tests.native.harness import (
     DTYPES,
     Array,

@@ -1,4 +1,5 @@
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -11,5 +12,9 @@ std::vector<std::string> names();
 // data: [kDataSize], a kernel's only input and output.
 constexpr int kDataSize = 4096;
 void run(const std::string& name, bool correct, int32_t* data);
+
+// Launches a kernel that has kStaticBytes of static shared memory, which it uses where `reaches`.
+constexpr int kStaticBytes = 40 << 10;
+void launch_of_shape(int64_t blocks, unsigned threads, size_t dynamic_shared_bytes, bool reaches);
 
 }  // namespace segunc::probes

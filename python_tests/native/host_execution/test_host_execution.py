@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
@@ -53,8 +54,12 @@ def run(host: ModuleType, probe: str, seed: int, *, correct: bool) -> Array:
     return data
 
 
-def outcomes(host: ModuleType, probe: str, *, correct: bool) -> Counter[str]:
-    expected = run(host, probe, 0, correct=True)
+def outcomes(
+    host: ModuleType, probe: str, *, correct: bool, expected: Array | None = None
+) -> Counter[str]:
+    """Of several schedules. expected: what the correct version gives, without which it runs."""
+    if expected is None:
+        expected = run(host, probe, 0, correct=True)
     counts: Counter[str] = Counter()
     for seed in SCHEDULES:
         try:
@@ -141,3 +146,86 @@ def test_a_failure_leaves_the_next_launch_intact(host: ModuleType) -> None:
     assert np.array_equal(
         run(host, "missing_barrier", 3, correct=True), run(host, "missing_barrier", 0, correct=True)
     )
+
+
+# ---- Operations broken on request
+
+# The correct version of a probe has its bug again when this operation of it breaks.
+BROKEN = (
+    ("missing_barrier", "barrier"),
+    ("reused_buffer", "barrier"),
+    ("assumed_lockstep", "warp_sync"),
+    ("shuffle_as_barrier", "warp_sync"),
+    ("wrong_mask", "exchange"),
+    ("returned_lanes", "exchange"),
+    ("plain_increment", "atomic"),
+    ("unordered_blocks", "relaxed"),
+    ("lost_union", "atomic"),
+)
+# Two increments seldom meet elsewhere, and a processor's plain accesses of a word are whole.
+ONLY_RACE_BROKEN = ONLY_RACE | {"lost_union"}
+
+
+@pytest.fixture
+def intact(host: ModuleType) -> Iterator[None]:
+    """Breaks nothing beyond the test."""
+    yield
+    host.clear_fault()
+
+
+def operations(host: ModuleType, probe: str) -> list[tuple[str, str, str, int]]:
+    """Kind, file, function and line of those that a probe runs."""
+    host.record_operations()
+    run(host, probe, 0, correct=True)
+    recorded: list[tuple[str, str, str, int]] = host.recorded_operations()
+    return recorded
+
+
+@pytest.mark.usefixtures("intact")
+@pytest.mark.parametrize(("probe", "kind"), BROKEN)
+def test_broken_operations_are_noticed(host: ModuleType, probe: str, kind: str) -> None:
+    places = [place for place in operations(host, probe) if place[0] == kind]
+    assert places
+    expected = run(host, probe, 0, correct=True)
+    if probe in ENDS_PROCESS:
+        pytest.skip("ends the process")
+    for _, file, function, line in places:
+        assert function.startswith((f"{probe}_kernel", "operator()"))
+        host.inject_fault(kind, file, line)
+        counts = outcomes(host, probe, correct=True, expected=expected)
+        if FLAVOR == "race" or probe not in ONLY_RACE_BROKEN:
+            assert counts["refused"] + counts["wrong"] > 0, (line, counts)
+    host.clear_fault()
+    assert outcomes(host, probe, correct=True, expected=expected) == {"right": len(SCHEDULES)}
+
+
+def test_operations_are_recorded_once_each(host: ModuleType) -> None:
+    recorded = operations(host, "reused_buffer")
+    assert [place[0] for place in recorded] == ["barrier", "barrier"]
+    assert len({place[3] for place in recorded}) == 2
+    assert all(place[1].endswith("host_execution/probes.cu") for place in recorded)
+    assert operations(host, "misaligned_vector") == []
+
+
+# ---- Launches that a GPU refuses
+
+
+def test_static_and_dynamic_shared_memory_share_a_limit(host: ModuleType) -> None:
+    left = host.max_shared_bytes - host.probe_static_bytes
+    host.launch_of_shape(dynamic_shared_bytes=left)
+    words = f"{left + 4} bytes of dynamic, more than"
+    with pytest.raises(host.HostExecutionError, match=words):
+        host.launch_of_shape(dynamic_shared_bytes=left + 4)
+    # A kernel has its arrays in every launch, not only where it reaches them.
+    host.launch_of_shape(dynamic_shared_bytes=left, reaches=False)
+    with pytest.raises(host.HostExecutionError, match=words):
+        host.launch_of_shape(dynamic_shared_bytes=left + 4, reaches=False)
+
+
+@pytest.mark.parametrize(
+    "shape", [{"threads": 0}, {"threads": 1025}, {"blocks": 0}, {"blocks": 2**31}]
+)
+def test_launches_of_no_gpu_are_refused(host: ModuleType, shape: dict[str, int]) -> None:
+    with pytest.raises(RuntimeError, match="invalid launch configuration|a grid of"):
+        host.launch_of_shape(**shape, reaches=False)
+    host.launch_of_shape(threads=1024, reaches=False)
