@@ -155,10 +155,8 @@ class CrossEntropyWorkload(Workload):
 
     def _kernel(self, inputs: _LossInputs) -> tuple[Tensor, ...]:
         """The operator under the autograd function, which makes the gradient in its forward."""
-        name = "upsampled_cross_entropy" if self._upsampled else "cross_entropy"
-        operator = getattr(torch.ops.segunc_ops, f"{name}_forward")
-        align_corners = (False,) if self._upsampled else ()
-        result: tuple[Tensor, ...] = operator(
+        align_corners = False
+        result: tuple[Tensor, ...] = torch.ops.segunc_ops.cross_entropy_forward(
             inputs.logits.detach(),
             inputs.target,
             None,
@@ -166,7 +164,8 @@ class CrossEntropyWorkload(Workload):
             IGNORE_INDEX,
             _MEAN_ALL,
             0.0,
-            *align_corners,
+            self._upsampled,
+            align_corners,
             self._backward,
             False,
         )

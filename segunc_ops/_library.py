@@ -169,9 +169,8 @@ def _register_fakes() -> None:
     ) -> tuple[Tensor, Tensor]:
         return gradients(input, target, *options[-2:])
 
-    for name in ("cross_entropy", "upsampled_cross_entropy"):
-        torch.library.register_fake(f"segunc_ops::{name}_forward", cross_entropy_forward)
-        torch.library.register_fake(f"segunc_ops::{name}_backward", cross_entropy_backward)
+    torch.library.register_fake("segunc_ops::cross_entropy_forward", cross_entropy_forward)
+    torch.library.register_fake("segunc_ops::cross_entropy_backward", cross_entropy_backward)
 
     def nothing(*_: Any) -> None:
         return None
@@ -245,9 +244,8 @@ def _register_raising_autograd() -> None:
 
         torch.library.register_autograd(f"segunc_ops::{name}", backward)
 
-    for name in ("cross_entropy", "upsampled_cross_entropy"):
-        register(f"{name}_forward")
-        register(f"{name}_backward")
+    register("cross_entropy_forward")
+    register("cross_entropy_backward")
 
 
 def _register_autograd() -> None:

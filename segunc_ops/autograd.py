@@ -47,14 +47,8 @@ class _FirstDerivative(torch.autograd.Function):
         )
 
 
-def _operator(name: str) -> Any:
-    return getattr(ops, name).default
-
-
 class _CrossEntropy(torch.autograd.Function):
-    """Of the operators NAME_forward and NAME_backward.
-
-    Makes the gradient in the forward pass, or keeps what recomputes it.
+    """Makes the gradient in the forward pass, or keeps what recomputes it.
 
     A scalar loss knows its gradient up to the upstream factor while the logits are in cache, and
     then needs them no more. float16 must wait: divided by the number of pixels most of its
@@ -63,7 +57,6 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        name: str,
         deferred: bool,
         input: Tensor,
         target: Tensor,
@@ -73,7 +66,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Any:
         *others, grad_input, grad_pixel_weight = options
         return _call(
-            _operator(f"{name}_forward"),
+            ops.cross_entropy_forward.default,
             input,
             target,
             weight,
@@ -85,7 +78,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.operator, ctx.deferred, input, target, weight, pixel_weight, *ctx.options = inputs
+        ctx.deferred, input, target, weight, pixel_weight, *ctx.options = inputs
         _, normalizer, grad_input, grad_pixel_weight = output
         # The normalizer stays differentiable in form. It ties gradients to the inputs under
         # create_graph=True at no memory, so that a second derivative meets _FirstDerivative
@@ -102,7 +95,7 @@ class _CrossEntropy(torch.autograd.Function):
         *_, of_input, of_pixel_weight = ctx.options
         none = (None,) * len(ctx.options)
         if grad_output is None:
-            return (None,) * 6 + none
+            return (None,) * 5 + none
         saved = ctx.saved_tensors  # read once: a checkpoint recomputes at every read
         if torch.is_grad_enabled():
             with torch.no_grad():
@@ -113,7 +106,7 @@ class _CrossEntropy(torch.autograd.Function):
             grads = _cross_entropy_gradients(ctx, saved, grad_output)
         grad_input = grads[0] if of_input else None
         grad_pixel_weight = grads[1] if of_pixel_weight else None
-        return (None, None, grad_input, None, None, grad_pixel_weight, *none)
+        return (None, grad_input, None, None, grad_pixel_weight, *none)
 
 
 def _cross_entropy_gradients(
@@ -121,8 +114,9 @@ def _cross_entropy_gradients(
 ) -> tuple[Tensor, ...]:
     """The gradients of input and pixel weight, empty where not wanted."""
     if ctx.deferred:
-        backward = _operator(f"{ctx.operator}_backward")
-        grads: tuple[Tensor, ...] = _call(backward, grad_output.contiguous(), *saved, *ctx.options)
+        grads: tuple[Tensor, ...] = _call(
+            ops.cross_entropy_backward.default, grad_output.contiguous(), *saved, *ctx.options
+        )
         return grads
     grads = saved[:2]
     # In place where nobody can see the saved gradient again after this backward.
@@ -157,18 +151,18 @@ def cross_entropy(
     grad_input = enabled and input.requires_grad
     grad_pixel_weight = enabled and pixel_weight is not None and pixel_weight.requires_grad
     tensors = (input, target, weight, pixel_weight)
+    interpolate = align_corners is not None
     options: tuple[Any, ...] = (ignore_index, REDUCTIONS[reduction], label_smoothing)
-    name = "cross_entropy"
-    if align_corners is not None:
-        name, options = "upsampled_cross_entropy", (*options, align_corners)
+    options = (*options, interpolate, bool(align_corners))
     # An exported program would keep the operator and lose the Function around it: the operator's
     # own formula raises when such a program is differentiated.
     if not (grad_input or grad_pixel_weight) or torch.compiler.is_exporting():
-        loss: Tensor = _call(_operator(f"{name}_forward"), *tensors, *options, False, False)[0]
+        forward = ops.cross_entropy_forward.default
+        loss: Tensor = _call(forward, *tensors, *options, False, False)[0]
         return loss
     deferred = reduction == "none" or input.dtype == torch.float16
     apply = _apply_cross_entropy if _is_eager() else _CrossEntropy.apply
-    losses = apply(name, deferred, *tensors, *options, grad_input, grad_pixel_weight)
+    losses = apply(deferred, *tensors, *options, grad_input, grad_pixel_weight)
     return losses[0]
 
 

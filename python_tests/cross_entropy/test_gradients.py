@@ -324,14 +324,14 @@ def test_export_never_loses_the_gradient(strict):
 def test_bare_operators_are_not_differentiable_in_silence():
     x, target, _ = batch()
     loss, *_ = torch.ops.segunc_ops.cross_entropy_forward(
-        x, target, None, None, IGNORED, 1, 0.0, True, False
+        x, target, None, None, IGNORED, 1, 0.0, False, False, True, False
     )
     with pytest.raises(RuntimeError, match="segunc_ops::cross_entropy_forward is not different"):
         (loss + x.sum()).backward()
     upstream = torch.ones((), requires_grad=True)
     grad, _ = torch.ops.segunc_ops.cross_entropy_backward(
         upstream, x, target, None, None, torch.ones((), dtype=torch.float64), IGNORED, 1, 0.0,
-        True, False,
+        False, False, True, False,
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="segunc_ops::cross_entropy_backward is not different"):
         grad.sum().backward()
@@ -345,21 +345,18 @@ def _operator_calls() -> dict[str, list[tuple[object, ...]]]:
         last = x.contiguous(memory_format=torch.channels_last)
         weight, weights, one = torch.rand(3), u.float(), torch.ones((), dtype=torch.float64)
         for logits, wants in ((x, False), (x, True), (last, True)):
-            options = (IGNORED, reduction, 0.1, wants, wants)
-            calls.setdefault("cross_entropy_forward", []).append(
-                (logits, target, weight, weights, *options)
-            )
             upstream = torch.rand(target.shape if reduction == 0 else ())
-            calls.setdefault("cross_entropy_backward", []).append(
-                (upstream, logits, target, None, weights, one, *options)
-            )
-            small, options = logits[:, :, :3, :2], (*options[:3], True, *options[3:])
-            calls.setdefault("upsampled_cross_entropy_forward", []).append(
-                (small, target, weight, weights, *options)
-            )
-            calls.setdefault("upsampled_cross_entropy_backward", []).append(
-                (upstream, small, target, None, weights, one, *options)
-            )
+            for source, interpolation in (
+                (logits, (False, False)),
+                (logits[:, :, :3, :2], (True, True)),
+            ):
+                options = (IGNORED, reduction, 0.1, *interpolation, wants, wants)
+                calls.setdefault("cross_entropy_forward", []).append(
+                    (source, target, weight, weights, *options)
+                )
+                calls.setdefault("cross_entropy_backward", []).append(
+                    (upstream, source, target, None, weights, one, *options)
+                )
         calls.setdefault("scale_", []).append((x.clone(), torch.tensor(2.0)))
         for wants_mean in (True, False):
             calls.setdefault("predictive_statistics", []).extend(

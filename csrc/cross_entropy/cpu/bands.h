@@ -17,7 +17,7 @@ struct Bands {
   int64_t rows, per_plane;        // source rows of a band, bands of a plane
   bool buffered;                  // whether even a band's own rows cannot gather in the gradient
 
-  explicit Bands(const UpsampledCrossEntropyParams& p)
+  explicit Bands(const CrossEntropyParams& p)
       : images(p.map.images),
         depth(p.map.size[0]),
         height(p.map.size[1]),
@@ -37,7 +37,7 @@ struct Bands {
   int64_t own_elements() const { return buffered ? images * depth * height * row : 0; }
   int64_t next_elements() const { return depth > 1 ? images * depth * height * row : 0; }
   int64_t below_elements() const { return units() * planes() * row; }
-  int64_t scratch_bytes(const UpsampledCrossEntropyParams& p) const {
+  int64_t scratch_bytes(const CrossEntropyParams& p) const {
     if (!p.grad_input) return 0;
     const int64_t elements = own_elements() + next_elements() + below_elements();
     return elements * int64_t(p.dtype == Dtype::f64 ? sizeof(double) : sizeof(float));

@@ -137,13 +137,13 @@ struct Row {
 // What all threads share. A: the accumulate type.
 template <class A, int T>
 struct Plan {
-  const UpsampledCrossEntropyParams& p;
+  const CrossEntropyParams& p;
   Bands bands;
   Axis<A> planes, rows;
   std::vector<TwoWayStrip<A, T>> strips;
   A *own = nullptr, *next = nullptr, *below = nullptr;  // in scratch memory
 
-  explicit Plan(const UpsampledCrossEntropyParams& p)
+  explicit Plan(const CrossEntropyParams& p)
       : p(p),
         bands(p),
         planes(axis_of<A>(p.map, p.interpolation, 0)),
@@ -314,7 +314,7 @@ class UnitRunner {
   }
 
   const Plan<A, T>& plan_;
-  const UpsampledCrossEntropyParams& p_;
+  const CrossEntropyParams& p_;
   const int C_;
   const Targets<A> targets_;
   const Enlarger<A, T> enlarger_;
@@ -332,7 +332,7 @@ class UnitRunner {
 template <class S, int T>
 void finish_rows(const Plan<accumulate_t<S>, T>& plan, int64_t begin, int64_t end) {
   using A = accumulate_t<S>;
-  const UpsampledCrossEntropyParams& p = plan.p;
+  const CrossEntropyParams& p = plan.p;
   const Bands& bands = plan.bands;
   const int C = int(p.map.classes);
   const int64_t width = p.map.size[2];
@@ -368,7 +368,7 @@ void finish_rows(const Plan<accumulate_t<S>, T>& plan, int64_t begin, int64_t en
 }
 
 template <class S, int T>
-void run(const UpsampledCrossEntropyParams& p, const Parallel& parallel) {
+void run(const CrossEntropyParams& p, const Parallel& parallel) {
   using A = accumulate_t<S>;
   const Plan<A, T> plan(p);
   auto run_units = [&](int64_t begin, int64_t end) {
@@ -383,7 +383,7 @@ void run(const UpsampledCrossEntropyParams& p, const Parallel& parallel) {
 
 }  // namespace
 
-void upsampled_cross_entropy(const UpsampledCrossEntropyParams& p, const Parallel& parallel) {
+void cross_entropy_interpolated(const CrossEntropyParams& p, const Parallel& parallel) {
   // Strips of many classes are narrower, so that a thread's rows stay in its L2 cache.
   constexpr int64_t kWideClasses = 32;
   with_dtype(p.dtype, [&](auto s) {

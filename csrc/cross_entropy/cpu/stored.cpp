@@ -1,6 +1,7 @@
 // Weighted cross-entropy on a CPU: loss and gradient in one read of the logits. A tile's
 // exponentials stay in the L1 cache between the sum over classes and the gradient.
 #include "../../common/cpu/cross_entropy_tile.h"
+#include "../../common/reduction.h"
 #include "../params.h"
 
 namespace segunc {

@@ -108,7 +108,7 @@ int largest_span(const math::InterpolatedAxis<float>& axis, int length) {
 
 // Nothing where tiles cannot be used: no registers for the classes, or a row of logits that does
 // not fit into shared memory, because it is reduced rather than enlarged.
-std::optional<TileWork> make_tile_work(const UpsampledCrossEntropyParams& p) {
+std::optional<TileWork> make_tile_work(const CrossEntropyParams& p) {
   if (p.dtype == Dtype::f64 || p.map.classes > kMaxTileClasses) return std::nullopt;
   const Axes<float> axes = make_axes<float>(p.map, p.interpolation);
   const int classes = int(p.map.classes);
@@ -148,11 +148,11 @@ struct PixelWork : Work {
   TargetShares shares;
 };
 
-int64_t target_pixels(const UpsampledCrossEntropyParams& p) {
+int64_t target_pixels(const CrossEntropyParams& p) {
   return p.map.images * result_pixels(p.map, p.interpolation);
 }
 
-PixelWork make_pixel_work(const UpsampledCrossEntropyParams& p) {
+PixelWork make_pixel_work(const CrossEntropyParams& p) {
   return {make_work(1, target_pixels(p), Policy::kPixelThreads, Policy::kMaxBlocks),
           target_shares(p)};
 }
@@ -173,7 +173,7 @@ struct Tile {
 };
 
 template <class T>
-SEGUNC_DEVICE Tile<T> tile_at(const UpsampledCrossEntropyParams& p, const TileWork& work,
+SEGUNC_DEVICE Tile<T> tile_at(const CrossEntropyParams& p, const TileWork& work,
                               const Axes<accumulate_t<T>>& axes, int64_t index) {
   int64_t row, column, slice;
   const int64_t image = work.slices.divide(
@@ -233,8 +233,8 @@ SEGUNC_DEVICE void fill_tables(const math::InterpolatedAxis<A>& axis, const Tile
 
 // A source row of logits to shared memory, of volumes a blend of two slices'.
 template <class T, class A>
-SEGUNC_DEVICE void stage_row(const UpsampledCrossEntropyParams& p, const TileWork& work,
-                             const Tile<T>& tile, int row, A* staged) {
+SEGUNC_DEVICE void stage_row(const CrossEntropyParams& p, const TileWork& work, const Tile<T>& tile,
+                             int row, A* staged) {
   constexpr int kBatch = 4;  // logits of a thread in flight
   const bool classes_first = p.map.layout == Layout::channels_last;
   const T* const data = tile.data + row * p.map.stride[1];
@@ -297,8 +297,8 @@ SEGUNC_DEVICE void sum_columns(const TileWork& work, const Tile<T>& tile, int ro
 
 template <class T, int K>
 __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
-    upsampled_cross_entropy_tiles_kernel(const UpsampledCrossEntropyParams p, const TileWork work,
-                                         const Axes<accumulate_t<T>> axes) {
+    cross_entropy_interpolated_tiles_kernel(const CrossEntropyParams p, const TileWork work,
+                                            const Axes<accumulate_t<T>> axes) {
   using A = accumulate_t<T>;
   constexpr int kAlwaysOwned = K - 4;
   const Constants<A> constants(p, work.shares);
@@ -449,7 +449,7 @@ struct SourceItems {
   int64_t count;
 };
 
-SourceItems make_source_items(const UpsampledCrossEntropyParams& p, int classes_of_run) {
+SourceItems make_source_items(const CrossEntropyParams& p, int classes_of_run) {
   SourceItems items;
   items.layout = p.grad_map.layout;
   items.runs = Divisor(divide_up(p.map.classes, classes_of_run));
@@ -485,9 +485,9 @@ constexpr int kCollectedClasses = 8;  // of an item: what it reads of a tile is 
 
 template <class T>
 __global__ void __launch_bounds__(Policy::kCollectThreads, 8)
-    upsampled_cross_entropy_collect_kernel(const UpsampledCrossEntropyParams p, const TileWork work,
-                                           const SourceItems items,
-                                           const Axes<accumulate_t<T>> axes) {
+    cross_entropy_interpolated_collect_kernel(const CrossEntropyParams p, const TileWork work,
+                                              const SourceItems items,
+                                              const Axes<accumulate_t<T>> axes) {
   using A = accumulate_t<T>;
   const int64_t step = int64_t(grid_size()) * block_size();
   for (int64_t index = int64_t(block_index()) * block_size() + thread(); index < items.count;
@@ -551,9 +551,9 @@ struct SavedTerms {
 
 template <class T>
 __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
-    upsampled_cross_entropy_pixels_kernel(const UpsampledCrossEntropyParams p, const PixelWork work,
-                                          const InterpolatedPixels<accumulate_t<T>> pixels,
-                                          const Divisor pixels_of_image) {
+    cross_entropy_interpolated_pixels_kernel(const CrossEntropyParams p, const PixelWork work,
+                                             const InterpolatedPixels<accumulate_t<T>> pixels,
+                                             const Divisor pixels_of_image) {
   using A = accumulate_t<T>;
   const Constants<A> constants(p, work.shares);
   const int64_t classes = p.map.classes, class_stride = p.map.class_stride;
@@ -602,9 +602,9 @@ __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
 
 template <class T>
 __global__ void __launch_bounds__(Policy::kGatherThreads, 4)
-    upsampled_cross_entropy_gather_kernel(const UpsampledCrossEntropyParams p,
-                                          const TargetShares shares, const SourceItems items,
-                                          const Axes<accumulate_t<T>> axes) {
+    cross_entropy_interpolated_gather_kernel(const CrossEntropyParams p, const TargetShares shares,
+                                             const SourceItems items,
+                                             const Axes<accumulate_t<T>> axes) {
   using A = accumulate_t<T>;
   const Constants<A> constants(p, shares);
   const auto* const saved = static_cast<const SavedTerms<A>*>(p.scratch);
@@ -653,57 +653,57 @@ int64_t blocks_of(const SourceItems& items, int threads) {
 }
 
 template <class T>
-void launch_tiles(const UpsampledCrossEntropyParams& p, const TileWork& work, Stream stream) {
+void launch_tiles(const CrossEntropyParams& p, const TileWork& work, Stream stream) {
   const auto axes = make_axes<float>(p.map, p.interpolation);
   const bool done = with_bucket(work.bucket, TileBuckets(), [&](auto bucket) {
-    launch(upsampled_cross_entropy_tiles_kernel<T, bucket()>, work.blocks, work.threads(),
+    launch(cross_entropy_interpolated_tiles_kernel<T, bucket()>, work.blocks, work.threads(),
            work.shared_bytes, stream, p, work, axes);
   });
   if (!done) {
-    throw std::runtime_error("no kernel upsampled_cross_entropy of " +
+    throw std::runtime_error("no kernel cross_entropy_interpolated of " +
                              std::to_string(p.map.classes) + " classes");
   }
   if (p.grad_input) {
     const SourceItems items = make_source_items(p, kCollectedClasses);
-    launch(upsampled_cross_entropy_collect_kernel<T>, blocks_of(items, Policy::kCollectThreads),
+    launch(cross_entropy_interpolated_collect_kernel<T>, blocks_of(items, Policy::kCollectThreads),
            Policy::kCollectThreads, 0, stream, p, work, items, axes);
   }
 }
 
 template <class T>
-void launch_pixels(const UpsampledCrossEntropyParams& p, Stream stream) {
+void launch_pixels(const CrossEntropyParams& p, Stream stream) {
   const PixelWork work = make_pixel_work(p);
   const InterpolatedPixels<accumulate_t<T>> pixels(p.map, p.interpolation);
-  launch(upsampled_cross_entropy_pixels_kernel<T>, work.blocks, Policy::kPixelThreads, 0, stream, p,
-         work, pixels, Divisor(pixels.count));
+  launch(cross_entropy_interpolated_pixels_kernel<T>, work.blocks, Policy::kPixelThreads, 0, stream,
+         p, work, pixels, Divisor(pixels.count));
   if (p.grad_input) {
     const SourceItems items = make_source_items(p, 1);
-    launch(upsampled_cross_entropy_gather_kernel<T>, blocks_of(items, Policy::kGatherThreads),
+    launch(cross_entropy_interpolated_gather_kernel<T>, blocks_of(items, Policy::kGatherThreads),
            Policy::kGatherThreads, 0, stream, p, work.shares, items, pixels.axes);
   }
 }
 
 template <class T>
-void launch_upsampled_cross_entropy(const UpsampledCrossEntropyParams& p, Stream stream) {
+void launch_cross_entropy_interpolated(const CrossEntropyParams& p, Stream stream) {
   if constexpr (!std::is_same_v<T, double>) {
     if (const auto work = make_tile_work(p)) return launch_tiles<T>(p, *work, stream);
   }
   launch_pixels<T>(p, stream);
 }
 
-bool is_empty(const UpsampledCrossEntropyParams& p) {
+bool is_empty(const CrossEntropyParams& p) {
   return target_pixels(p) == 0 || p.map.classes == 0 || p.map.pixels == 0;
 }
 
 }  // namespace
 
-int64_t upsampled_cross_entropy_partials(const UpsampledCrossEntropyParams& params) {
+int64_t cross_entropy_interpolated_partials(const CrossEntropyParams& params) {
   if (is_empty(params)) return 0;
   const auto work = make_tile_work(params);
   return work ? work->blocks : make_pixel_work(params).blocks;
 }
 
-int64_t upsampled_cross_entropy_scratch_bytes(const UpsampledCrossEntropyParams& params) {
+int64_t cross_entropy_interpolated_scratch_bytes(const CrossEntropyParams& params) {
   if (is_empty(params) || !params.grad_input) return 0;
   if (const auto work = make_tile_work(params)) {
     return work->tiles * work->source_rows * work->source_columns * params.map.classes *
@@ -713,10 +713,10 @@ int64_t upsampled_cross_entropy_scratch_bytes(const UpsampledCrossEntropyParams&
                                                                     : sizeof(SavedTerms<float>));
 }
 
-void upsampled_cross_entropy(const UpsampledCrossEntropyParams& params, Stream stream) {
+void cross_entropy_interpolated(const CrossEntropyParams& params, Stream stream) {
   if (is_empty(params)) return;
-  with_dtype("upsampled_cross_entropy", params.dtype,
-             [&](auto t) { launch_upsampled_cross_entropy<decltype(t)>(params, stream); });
+  with_dtype("cross_entropy_interpolated", params.dtype,
+             [&](auto t) { launch_cross_entropy_interpolated<decltype(t)>(params, stream); });
 }
 
 }  // namespace segunc::cuda

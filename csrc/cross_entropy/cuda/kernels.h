@@ -1,6 +1,7 @@
 // The cross-entropy kernels on a GPU. Nothing here synchronises or allocates.
 #pragma once
 #include "../../common/device/device.h"
+#include "../../common/reduction.h"
 #include "../params.h"
 
 namespace segunc::cuda {
@@ -23,10 +24,11 @@ void finish_loss(const double* partial, int64_t count, const double* normalizer,
 // ---- interpolated logits ----
 
 // Loss and gradients, as far as their pointers are set. params.partial holds
-// upsampled_cross_entropy_partials(params) doubles, params.scratch is
-// upsampled_cross_entropy_scratch_bytes(params) long, none without grad_input, and aligned to 16.
-int64_t upsampled_cross_entropy_partials(const UpsampledCrossEntropyParams& params);
-int64_t upsampled_cross_entropy_scratch_bytes(const UpsampledCrossEntropyParams& params);
-void upsampled_cross_entropy(const UpsampledCrossEntropyParams& params, device::Stream stream);
+// cross_entropy_interpolated_partials(params) doubles, params.scratch is
+// cross_entropy_interpolated_scratch_bytes(params) long, none without grad_input, and aligned
+// to 16.
+int64_t cross_entropy_interpolated_partials(const CrossEntropyParams& params);
+int64_t cross_entropy_interpolated_scratch_bytes(const CrossEntropyParams& params);
+void cross_entropy_interpolated(const CrossEntropyParams& params, device::Stream stream);
 
 }  // namespace segunc::cuda

@@ -507,10 +507,6 @@ void launch_finish(const double* partial, int64_t count, const double* normalize
          normalizer, result);
 }
 
-bool is_empty(const ClassMap& map) {
-  return map.images == 0 || map.pixels == 0 || map.classes == 0;
-}
-
 }  // namespace
 
 int64_t cross_entropy_partials(const CrossEntropyParams& params) {

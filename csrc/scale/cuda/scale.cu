@@ -53,14 +53,14 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int N>
 void launch_scale_vectors(const ScaleParams& p, Stream stream) {
   constexpr int64_t kElements = int64_t(kThreads) * kBatch * N;
-  const int64_t blocks = std::min((p.count + kElements - 1) / kElements, kMaxBlocks);
+  const int64_t blocks = std::min(divide_up(p.count, kElements), kMaxBlocks);
   launch(scale_vectors_kernel<T, N>, blocks, kThreads, 0, stream, static_cast<T*>(p.data), p.factor,
          p.factor_dtype, p.count);
 }
 
 template <class T>
 void launch_scale(const ScaleParams& p, Stream stream) {
-  if (reinterpret_cast<uintptr_t>(p.data) % 16 == 0) {
+  if (is_vector_aligned(p.data, 16)) {
     launch_scale_vectors<T, 16 / sizeof(T)>(p, stream);
   } else {
     launch_scale_vectors<T, 1>(p, stream);

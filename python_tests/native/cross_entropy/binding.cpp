@@ -46,9 +46,9 @@ CrossEntropyParams cross_entropy_params(const py::kwargs& kwargs) {
   return params;
 }
 
-UpsampledCrossEntropyParams upsampled_cross_entropy_params(const py::kwargs& kwargs) {
+CrossEntropyParams upsampled_cross_entropy_params(const py::kwargs& kwargs) {
   Fields fields(kwargs);
-  UpsampledCrossEntropyParams params{};
+  CrossEntropyParams params{};
   set_cross_entropy_params(fields, false, params);
   const py::array target = fields.array("target");
   for (py::ssize_t i = 2, axis = target.ndim() - 1; i >= 0; i--, axis--) {
@@ -82,13 +82,13 @@ const Binding binding_of_cross_entropy([](py::module_& m) {
   m.def("cross_entropy",
         [](const py::kwargs& kwargs) { cuda::cross_entropy(cross_entropy_params(kwargs), {}); });
   m.def("upsampled_cross_entropy_partials", [](const py::kwargs& kwargs) {
-    return cuda::upsampled_cross_entropy_partials(upsampled_cross_entropy_params(kwargs));
+    return cuda::cross_entropy_interpolated_partials(upsampled_cross_entropy_params(kwargs));
   });
   m.def("upsampled_cross_entropy_scratch_bytes", [](const py::kwargs& kwargs) {
-    return cuda::upsampled_cross_entropy_scratch_bytes(upsampled_cross_entropy_params(kwargs));
+    return cuda::cross_entropy_interpolated_scratch_bytes(upsampled_cross_entropy_params(kwargs));
   });
   m.def("upsampled_cross_entropy", [](const py::kwargs& kwargs) {
-    cuda::upsampled_cross_entropy(upsampled_cross_entropy_params(kwargs), {});
+    cuda::cross_entropy_interpolated(upsampled_cross_entropy_params(kwargs), {});
   });
   m.def("normalizer_partials", [](const py::kwargs& kwargs) {
     Fields fields(kwargs);

@@ -1,9 +1,7 @@
-// Counts behind metrics on a GPU, from one read of the logits.
+// Counts behind metrics on a GPU, from one read of the logits or probabilities.
 //
 // A pixel's classes come down to its prediction and the sums that the scores of math/counts.h need.
-// Then it adds integers: to tables in shared memory, which a block adds to the state when it is
-// done, or to the state where a table does not fit. Neighbouring pixels often meet in one counter;
-// where that is in global memory, a warp's meet first. Scores are summed in registers.
+// Then it is counted in tables (tables.h), and its scores are summed in registers.
 //
 //   planar_registers  a thread owns V neighbouring pixels and all of their at most 32 classes
 //   staged            a tile goes through shared memory; up to 16 threads share a pixel's classes
@@ -11,9 +9,6 @@
 //                     in memory; warps share the classes where these are many
 //   strided           a thread a pixel, the classes read twice: whatever the others do not take,
 //                     interpolated or not
-#include <algorithm>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
 #include "../../common/device/class_tile.h"
@@ -23,11 +18,12 @@
 #include "../../common/device/warp_team.h"
 #include "../../common/device/work.h"
 #include "kernels.h"
+#include "tables.h"
 
 namespace segunc::cuda {
 namespace {
 
-using namespace device;
+using namespace counting;
 
 // ---- Launch policy ----
 
@@ -37,15 +33,6 @@ struct Policy {
   static constexpr int kTileThreads = 128;          // of planar_registers and staged
   static constexpr int kInterpolatedThreads = 256;  // at most
   static constexpr int kStridedThreads = 128;
-  static constexpr int kMapThreads = 256;
-  // Every block adds its tables to the state once: no more than an H200 holds at a time, eight of
-  // 128 threads on each of 132 multiprocessors.
-  static constexpr int64_t kMaxBlocks = at_scale(1056);
-  // Tiles do not span images: on smaller ones most of their threads would idle.
-  static constexpr int64_t kMinTiledPixels = 32;
-  // Of tables in shared memory, beside a tile of at most 24 KB: room for eight blocks of 19 classes
-  // (6 KB of tables, 10 KB of tile) in 228 KB.
-  static constexpr int64_t kMaxTableWords = 6144;
 };
 
 // Pixels a thread of planar_registers: at most 64 values.
@@ -64,157 +51,7 @@ using NarrowBuckets = std::integer_sequence<int, 16, 32>;  // one pixel a thread
 using StagedBuckets = std::integer_sequence<int, 16, 20, 32>;
 using InterpolatedBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
 
-// ---- Tables ----
-
-// Where a block's own tables start in shared memory, in 32-bit words; kInState where it has none
-// and adds to the state. Sums take two words each, the lower one first.
-constexpr int kInState = -1;
-constexpr int kCalibrationWords = 4;  // pixels, correct ones, sum
-constexpr int kUncertaintyWords = 3;  // sum, undefined ones
-
-struct SharedTables {
-  int confusion, uncertainty, calibration;
-  int words;
-};
-
-SharedTables share_tables(const CountTables& t, int64_t classes) {
-  SharedTables shared{};
-  int64_t words = 0;
-  const auto share = [&](const void* table, int64_t size) {
-    if (!table || words + size > Policy::kMaxTableWords) return kInState;
-    const int start = int(words);
-    words += size;
-    return start;
-  };
-  shared.calibration = share(t.calibration, (t.bins + 1) * kCalibrationWords);
-  shared.confusion = share(t.confusion, classes * classes);
-  shared.uncertainty = share(t.uncertainty, classes * classes * kUncertaintyWords);
-  shared.words = int(words);
-  return shared;
-}
-
-// Everything that a pixel is counted in. A: the type of its values.
-template <class A>
-struct Counting {
-  CountTables state;
-  SharedTables shared;
-  int64_t classes;
-  const A* uncertainty;
-  uint8_t* outcome;
-};
-
-template <class A, class Params>
-Counting<A> make_counting(const Params& p, int64_t classes) {
-  return {p.tables, share_tables(p.tables, classes), classes, static_cast<const A*>(p.uncertainty),
-          p.outcome};
-}
-
-SEGUNC_DEVICE void clear_words(uint32_t* words, int count) {
-  for (int i = int(thread()); i < count; i += int(block_size())) words[i] = 0;
-  barrier();
-}
-
-// Shared memory has no fast 64-bit addition. The carry is rare.
-SEGUNC_DEVICE void add_sum(uint32_t* sum, uint32_t value) {
-  const uint32_t before = atomic_add(sum, value);
-  if (before + value < before) atomic_add(sum + 1, 1);
-}
-SEGUNC_DEVICE int64_t read_sum(const uint32_t* sum) {
-  return int64_t(uint64_t(sum[1]) << 32 | sum[0]);
-}
-
-SEGUNC_DEVICE void add_unless_zero(int64_t* counter, int64_t value) {
-  if (value != 0) atomic_add(counter, value);
-}
-
-// One more in table[key] for each thread of the warp that has one; the whole warp takes part.
-SEGUNC_DEVICE void count_together(int64_t* table, int64_t key) {
-  const unsigned peers = match_any(kFullMask, key);
-  if (key >= 0 && int(lane()) == find_first_set(peers) - 1) {
-    atomic_add(table + key, popcount(peers));
-  }
-}
-
-// The block's tables to the state.
-template <class A>
-SEGUNC_DEVICE void add_to_state(const Counting<A>& to, const uint32_t* words) {
-  barrier();
-  const int first = int(thread()), step = int(block_size());
-  const int cells = int(to.classes * to.classes), rows = int(to.state.bins) + 1;
-  if (to.shared.confusion >= 0) {
-    const uint32_t* pixels = words + to.shared.confusion;
-    for (int i = first; i < cells; i += step) add_unless_zero(to.state.confusion + i, pixels[i]);
-  }
-  if (to.shared.uncertainty >= 0) {
-    const uint32_t* sums = words + to.shared.uncertainty;
-    for (int i = first; i < cells; i += step) {
-      add_unless_zero(to.state.uncertainty + i, read_sum(sums + i * kUncertaintyWords));
-      add_unless_zero(to.state.uncertainty + cells + i, sums[i * kUncertaintyWords + 2]);
-    }
-  }
-  if (to.shared.calibration >= 0) {
-    for (int i = first; i < rows; i += step) {
-      const uint32_t* row = words + to.shared.calibration + i * kCalibrationWords;
-      int64_t* state = to.state.calibration + i * kCalibrationColumns;
-      add_unless_zero(state + kBinPixels, row[0]);
-      add_unless_zero(state + kBinCorrect, row[1]);
-      add_unless_zero(state + kBinConfidence, read_sum(row + 2));
-    }
-  }
-}
-
 // ---- A pixel ----
-
-// The whole warp takes part, with kOutside where it has no pixel.
-template <class A>
-SEGUNC_DEVICE void count_prediction(const Counting<A>& to, uint32_t* words, int64_t index,
-                                    int label, int best) {
-  const bool valid = label >= 0, right = label == best;
-  const int64_t cell = valid ? label * to.classes + best : -1;
-  if (to.outcome && label != kOutside) {
-    to.outcome[index] = valid ? (right ? kRight : kWrong) : kIgnoredPixel;
-  }
-  if (to.shared.confusion >= 0) {
-    if (valid) atomic_add(words + to.shared.confusion + cell, 1);
-  } else if (to.state.confusion) {
-    count_together(to.state.confusion, cell);
-  }
-  if (!to.uncertainty) return;
-  const A u = valid ? to.uncertainty[index] : A(0);
-  const bool defined = math::is_uncertainty(u);
-  const int64_t fixed = defined ? math::to_fixed(u) : 0;
-  if (valid && to.shared.uncertainty >= 0) {
-    uint32_t* sum = words + to.shared.uncertainty + cell * kUncertaintyWords;
-    if (fixed != 0) add_sum(sum, uint32_t(fixed));
-    if (!defined) atomic_add(sum + 2, 1);
-  } else if (valid && to.state.uncertainty) {
-    add_unless_zero(to.state.uncertainty + cell, fixed);
-    if (!defined) atomic_add(to.state.uncertainty + to.classes * to.classes + cell, 1);
-  }
-  if (to.state.histogram) {
-    const int bin = defined ? math::uncertainty_bin(float(u)) : kUncertaintyBins;
-    count_together(to.state.histogram, valid ? int(right) * (kUncertaintyBins + 1) + bin : -1);
-  }
-}
-
-template <class A>
-SEGUNC_DEVICE void count_confidence(const Counting<A>& to, uint32_t* words, bool right,
-                                    A confidence) {
-  const bool defined = math::is_confidence(confidence);
-  const int64_t fixed = defined ? math::to_fixed(confidence) : 0;
-  const int bin = defined ? math::calibration_bin(fixed, to.state.bins) : int(to.state.bins);
-  if (to.shared.calibration >= 0) {
-    uint32_t* row = words + to.shared.calibration + bin * kCalibrationWords;
-    atomic_add(row, 1);
-    if (right) atomic_add(row + 1, 1);
-    if (fixed != 0) add_sum(row + 2, uint32_t(fixed));
-  } else {
-    int64_t* row = to.state.calibration + int64_t(bin) * kCalibrationColumns;
-    atomic_add(row + kBinPixels, 1);
-    add_unless_zero(row + kBinCorrect, right);
-    add_unless_zero(row + kBinConfidence, fixed);
-  }
-}
 
 // A thread's share of the scores.
 struct ScoreSums {
@@ -288,15 +125,14 @@ struct Pixel : Alone {
 struct PixelWarps : WarpTeam {
   using WarpTeam::WarpTeam;
   SEGUNC_DEVICE int lowest(int label) const {
-    return reduce(label, [](int a, int b) { return b < a ? b : a; });
+    return reduce(label, [](int a, int b) { return smaller(a, b); });
   }
 };
 struct PixelTeam : Team {
   using Team::Team;
   SEGUNC_DEVICE int lowest(int label) const {
     for (int distance = size / 2; distance > 0; distance /= 2) {
-      const int other = shuffle_xor(kFullMask, label, distance);
-      label = other < label ? other : label;
+      label = smaller(label, shuffle_xor(kFullMask, label, distance));
     }
     return label;
   }
@@ -549,108 +385,19 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 4)
   finish_block(to, words, scores);
 }
 
-// ---- maps ----
-
-template <class A>
-__global__ void __launch_bounds__(Policy::kMapThreads, 4)
-    map_counts_kernel(const MapCountsParams p, const Work work, const Counting<A> to) {
-  uint32_t* const words = dynamic_shared<uint32_t>();
-  clear_words(words, to.shared.words);
-  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
-    const int64_t index = tile * work.tile + thread();
-    int label = kOutside, best = 0;
-    if (index < p.pixels) {
-      label = label_of(load_index(p.target, p.target_type, index), p.classes, p.ignore_index,
-                       p.bad_target);
-    }
-    if (label >= 0) {
-      const int64_t predicted = load_index(p.prediction, p.prediction_type, index);
-      if (predicted >= 0 && predicted < p.classes) {
-        best = int(predicted);
-      } else {
-        if (p.bad_target) store_host_flag(p.bad_target, predicted);
-        label = kIgnored;
-      }
-    }
-    count_prediction(to, words, index, label, best);
-    if (to.state.calibration && label >= 0) {
-      count_confidence(to, words, label == best, static_cast<const A*>(p.confidence)[index]);
-    }
-  }
-  add_to_state(to, words);
-}
-
-// ---- patches ----
-
-// A thread a patch.
-template <class A>
-__global__ void __launch_bounds__(Policy::kMapThreads)
-    patch_counts_kernel(const PatchCountsParams p, const Work work, const Divisor patch_columns,
-                        const Divisor patch_rows) {
-  uint32_t* const words = dynamic_shared<uint32_t>();
-  const int size = int(p.count) * kPatchCounts;
-  clear_words(words, size);
-  const int64_t patches = p.images * patch_rows.value * patch_columns.value;
-  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
-    const int64_t index = tile * work.tile + thread();
-    if (index >= patches) continue;
-    int64_t column, row;
-    const int64_t image = patch_rows.divide(patch_columns.divide(index, column), row);
-    const int64_t start =
-        (image * p.rows + row * p.window) * p.columns + column * p.window;  // of its first pixel
-    int64_t sum = 0;
-    int valid = 0, right = 0;
-    bool defined = true;
-    for (int64_t y = 0; y < p.window; y++) {
-#pragma unroll 4
-      for (int64_t x = 0; x < p.window; x++) {
-        const int64_t at = start + y * p.columns + x;
-        const uint8_t outcome = p.outcome[at];
-        if (outcome == kIgnoredPixel) continue;
-        const A u = static_cast<const A*>(p.uncertainty)[at];
-        valid++;
-        right += outcome == kRight;
-        if (math::is_uncertainty(u)) {
-          sum += math::to_fixed(u);
-        } else {
-          defined = false;
-        }
-      }
-    }
-    if (valid == 0) continue;
-    for (int k = 0; k < int(p.count); k++) {
-      const PatchCount kind =
-          defined ? patch_count(valid, right, sum, p.accuracy_threshold, p.thresholds[k])
-                  : kUndefinedPatch;
-      atomic_add(words + k * kPatchCounts + kind, 1);
-    }
-  }
-  barrier();
-  for (int i = int(thread()); i < size; i += int(block_size())) {
-    add_unless_zero(p.counts + i, words[i]);
-  }
-}
-
 // ---- launch and dispatch ----
 
-// True if every V neighbouring pixels are one aligned vector of logits and of targets.
+// Whether every V neighbouring pixels are one aligned vector of logits and of targets.
 template <class T, int V>
-bool fits_vectors(const CountsParams& p) {
-  const auto aligned = [](const void* data, size_t bytes) {
-    return reinterpret_cast<uintptr_t>(data) % std::min<size_t>(16, bytes) == 0;
-  };
-  const size_t target_bytes = p.target_type == IndexType::i64   ? 8
-                              : p.target_type == IndexType::i32 ? 4
-                                                                : 1;
-  return p.map.pixels % V == 0 && p.map.class_stride % V == 0 && p.map.image_stride % V == 0 &&
-         aligned(p.input, V * sizeof(T)) && aligned(p.target, V * target_bytes);
+bool pixels_fit_vectors(const CountsParams& p) {
+  return fits_vectors<T, V>(p.input, p.map) && fits_vectors<V>(p.target, p.target_type);
 }
 
 template <class T, int K, int V>
 void launch_counts_planar_registers(const CountsParams& p, const Counting<accumulate_t<T>>& to,
                                     Stream stream) {
-  const Work work =
-      make_work(p.map.images, p.map.pixels, int64_t(Policy::kTileThreads) * V, Policy::kMaxBlocks);
+  const Work work = make_work(p.map.images, p.map.pixels, int64_t(Policy::kTileThreads) * V,
+                              TablePolicy::kMaxBlocks);
   launch(counts_planar_registers_kernel<T, K, V>, work.blocks, Policy::kTileThreads,
          to.shared.words * sizeof(uint32_t), stream, p, work, to);
 }
@@ -660,8 +407,8 @@ void launch_counts_staged(const CountsParams& p, const Counting<accumulate_t<T>>
                           Stream stream) {
   const bool aligned = vectors_are_aligned(p.input, p.map, sizeof(T));
   const ClassTile tile = make_class_tile(p.map, sizeof(T), Policy::kTileThreads, aligned);
-  const Work work = make_work(p.map.images, p.map.pixels, tile.pixels, Policy::kMaxBlocks);
-  const int tile_words = int((tile.shared_bytes + sizeof(uint32_t) - 1) / sizeof(uint32_t));
+  const Work work = make_work(p.map.images, p.map.pixels, tile.pixels, TablePolicy::kMaxBlocks);
+  const int tile_words = int(divide_up(tile.shared_bytes, sizeof(uint32_t)));
   launch(counts_staged_kernel<T, K>, work.blocks, Policy::kTileThreads,
          (tile_words + to.shared.words) * sizeof(uint32_t), stream, p, work, to, tile, tile_words);
 }
@@ -670,13 +417,13 @@ void launch_counts_staged(const CountsParams& p, const Counting<accumulate_t<T>>
 template <class T>
 bool launch_counts_interpolated(const CountsParams& p, const Counting<float>& to, Stream stream) {
   const InterpolatedPixels<float> pixels(p.map, p.interpolation);
-  const std::optional<WarpTeams> teams = make_warp_teams(p.map.classes);
-  if (!teams || pixels.count < Policy::kMinTiledPixels) return false;
-  const Work work = make_work(p.map.images, pixels.count, teams->pixels(), Policy::kMaxBlocks);
-  return with_bucket(teams->classes_of_warp, InterpolatedBuckets(), [&](auto bucket) {
-    launch(counts_interpolated_kernel<T, bucket()>, work.blocks, teams->threads(),
-           to.shared.words * sizeof(uint32_t), stream, p, work, to, pixels, *teams);
-  });
+  if (pixels.count < kMinTiledPixels) return false;
+  return with_warp_teams(p, InterpolatedBuckets(), TablePolicy::kMaxBlocks,
+                         [&](auto bucket, const Work& work, const WarpTeams& teams) {
+                           launch(counts_interpolated_kernel<T, bucket()>, work.blocks,
+                                  teams.threads(), to.shared.words * sizeof(uint32_t), stream, p,
+                                  work, to, pixels, teams);
+                         });
 }
 
 template <class T>
@@ -687,11 +434,11 @@ void launch_counts(const CountsParams& p, Stream stream) {
   if constexpr (!std::is_same_v<T, double>) {
     if (p.interpolation.used) done = launch_counts_interpolated<T>(p, to, stream);
     const bool tiled = !p.interpolation.used && map.layout != Layout::strided &&
-                       map.pixels >= Policy::kMinTiledPixels && map.classes <= kMaxTileClasses;
+                       map.pixels >= kMinTiledPixels && map.classes <= kMaxTileClasses;
     if (tiled && map.layout == Layout::planar && map.classes <= kMaxClassesOfThread) {
       done = with_bucket(map.classes, PlanarBuckets(), [&](auto bucket) {
         constexpr int kWidth = kPlanarWidth<bucket()>;
-        if (fits_vectors<T, kWidth>(p)) {
+        if (pixels_fit_vectors<T, kWidth>(p)) {
           launch_counts_planar_registers<T, bucket(), kWidth>(p, to, stream);
         } else {
           with_bucket(map.classes, NarrowBuckets(), [&](auto narrow) {
@@ -700,36 +447,17 @@ void launch_counts(const CountsParams& p, Stream stream) {
         }
       });
     } else if (tiled) {
-      int64_t team = 1;
-      while (map.classes > kMaxClassesOfThread * team) team *= 2;
-      done = with_bucket((map.classes + team - 1) / team, StagedBuckets(),
+      done = with_bucket(classes_of_tile_thread(map.classes), StagedBuckets(),
                          [&](auto bucket) { launch_counts_staged<T, bucket()>(p, to, stream); });
     }
   }
   if (done) return;
   with_pixels<accumulate_t<T>>(p, [&](auto pixels) {
     const Work work =
-        make_work(1, map.images * pixels.count, Policy::kStridedThreads, Policy::kMaxBlocks);
+        make_work(1, map.images * pixels.count, Policy::kStridedThreads, TablePolicy::kMaxBlocks);
     launch(counts_strided_kernel<T, decltype(pixels)>, work.blocks, Policy::kStridedThreads,
            to.shared.words * sizeof(uint32_t), stream, p, work, to, Divisor(pixels.count), pixels);
   });
-}
-
-template <class A>
-void launch_map_counts(const MapCountsParams& p, Stream stream) {
-  const auto to = make_counting<A>(p, p.classes);
-  const Work work = make_work(1, p.pixels, Policy::kMapThreads, Policy::kMaxBlocks);
-  launch(map_counts_kernel<A>, work.blocks, Policy::kMapThreads, to.shared.words * sizeof(uint32_t),
-         stream, p, work, to);
-}
-
-template <class A>
-void launch_patch_counts(const PatchCountsParams& p, Stream stream) {
-  const Divisor columns(p.columns / p.window), rows(p.rows / p.window);
-  const Work work =
-      make_work(1, p.images * rows.value * columns.value, Policy::kMapThreads, Policy::kMaxBlocks);
-  launch(patch_counts_kernel<A>, work.blocks, Policy::kMapThreads,
-         p.count * kPatchCounts * sizeof(uint32_t), stream, p, work, columns, rows);
 }
 
 }  // namespace
@@ -737,34 +465,8 @@ void launch_patch_counts(const PatchCountsParams& p, Stream stream) {
 void counts(const CountsParams& params, Stream stream) {
   CountsParams p = params;
   if (!p.interpolation.used && is_one_image(p.map)) merge_images(p.map);
-  if (p.map.images == 0 || p.map.classes == 0 || p.map.pixels == 0) return;
+  if (is_empty(p.map)) return;
   with_dtype("counts", p.dtype, [&](auto t) { launch_counts<decltype(t)>(p, stream); });
-}
-
-void map_counts(const MapCountsParams& params, Stream stream) {
-  if (params.pixels == 0) return;
-  if (params.dtype == Dtype::f64) {
-    launch_map_counts<double>(params, stream);
-  } else {
-    launch_map_counts<float>(params, stream);
-  }
-}
-
-void patch_counts(const PatchCountsParams& params, Stream stream) {
-  constexpr int64_t kMaxThresholds = kMaxSharedBytes / (kPatchCounts * sizeof(uint32_t));
-  if (params.count > kMaxThresholds) {
-    throw std::invalid_argument("thresholds: expected at most " + std::to_string(kMaxThresholds) +
-                                ", got " + std::to_string(params.count));
-  }
-  if (params.count == 0 || params.images == 0 || params.rows < params.window ||
-      params.columns < params.window) {
-    return;
-  }
-  if (params.dtype == Dtype::f64) {
-    launch_patch_counts<double>(params, stream);
-  } else {
-    launch_patch_counts<float>(params, stream);
-  }
 }
 
 }  // namespace segunc::cuda

@@ -1,21 +1,20 @@
-// Counts behind metrics on a CPU. A tile's classes are reduced in vectors; then each of its pixels
-// adds integers to a few tables, which are one thread's own.
+// Counts behind metrics on a CPU, from logits or probabilities. A tile's classes are reduced in
+// vectors; then each of its pixels adds integers to a few tables.
 //
 // Of the classes other than the target's, the sums of exponentials and of their squares are all
 // that the scores of math/counts.h need.
 #include "../../common/cpu/interpolation.h"
-#include "../params.h"
+#include "tables.h"
 
 namespace segunc {
 inline namespace SEGUNC_VARIANT {
 namespace {
 
+using namespace counting;
 using namespace tiles;
 
 // What has to be known of a pixel's classes beyond the prediction.
 enum class Mode { prediction, logits, probabilities };
-
-constexpr int32_t kIgnored = -1;
 
 template <class A, int T>
 struct Pixels {
@@ -24,32 +23,6 @@ struct Pixels {
   alignas(kAlignment) A maximum[T], target[T], others[T], squares[T];
   alignas(kAlignment) A confidence[T], brier[T], negative_log[T];
 };
-
-void record_bad_pixel(int64_t* first, int64_t pixel) {
-  int64_t seen = __atomic_load_n(first, __ATOMIC_RELAXED);
-  while (pixel < seen && !__atomic_compare_exchange_n(first, &seen, pixel, true, __ATOMIC_RELAXED,
-                                                      __ATOMIC_RELAXED)) {
-  }
-}
-
-// Class indices, those that are none recorded.
-template <class Y>
-SEGUNC_HD void read_classes(const void* data, int64_t at, int n, int64_t classes, int64_t ignored,
-                            int64_t* bad, int32_t* __restrict label) {
-  const Y* __restrict values = static_cast<const Y*>(data) + at;
-  int32_t outside = 0;
-  for (int j = 0; j < n; ++j) {
-    const int64_t y = int64_t(values[j]);
-    const int32_t valid = -int32_t(y != ignored), inside = -int32_t(y >= 0 && y < classes);
-    outside |= valid & ~inside;
-    label[j] = (int32_t(y) & valid & inside) | ~(valid & inside);
-  }
-  if (!outside) return;
-  for (int j = 0; j < n; ++j) {
-    const int64_t y = int64_t(values[j]);
-    if (y != ignored && (y < 0 || y >= classes)) return record_bad_pixel(bad, at + j);
-  }
-}
 
 // Over all classes: the lowest one with the maximum, and the sums. NaN is never the maximum; a
 // pixel of nothing else has class 0.
@@ -111,49 +84,6 @@ SEGUNC_HD void score_pixels(int n, Pixels<A, T>& px) {
   }
 }
 
-// Adds a pixel to what is wanted of the tables that a prediction has.
-template <class A>
-struct PredictionCounter {
-  CountTables t;
-  int64_t classes;
-  const A* uncertainty;
-  uint8_t* outcome;
-
-  SEGUNC_HD void add(int64_t at, int32_t label, int32_t best) const {
-    if (label == kIgnored) {
-      if (outcome) outcome[at] = kIgnoredPixel;
-      return;
-    }
-    const bool right = label == best;
-    const int64_t cell = label * classes + best;
-    if (outcome) outcome[at] = right ? kRight : kWrong;
-    if (t.confusion) ++t.confusion[cell];
-    if (!uncertainty) return;
-    const A u = uncertainty[at];
-    const bool defined = math::is_uncertainty(u);
-    if (t.uncertainty) {
-      if (defined)
-        t.uncertainty[cell] += math::to_fixed(u);
-      else
-        ++t.uncertainty[classes * classes + cell];
-    }
-    if (t.histogram)
-      ++t.histogram[right * (kUncertaintyBins + 1) +
-                    (defined ? math::uncertainty_bin(float(u)) : kUncertaintyBins)];
-  }
-};
-
-template <class A>
-SEGUNC_HD void add_confidence(const CountTables& t, bool right, A confidence) {
-  const bool defined = math::is_confidence(confidence);
-  const int64_t fixed = defined ? math::to_fixed(confidence) : 0;
-  int64_t* row = t.calibration +
-                 kCalibrationColumns * (defined ? math::calibration_bin(fixed, t.bins) : t.bins);
-  ++row[kBinPixels];
-  row[kBinCorrect] += right;
-  row[kBinConfidence] += fixed;
-}
-
 template <class A>
 SEGUNC_HD void add_scores(int64_t* scores, const math::PixelScores<A>& pixel) {
   ++scores[kScorePixels];
@@ -204,68 +134,6 @@ void run_units(const CountsParams& p, Tiles& source, int64_t begin, int64_t end)
   for (int64_t unit = begin; unit < end; ++unit) source.for_tiles(unit, run_tile);
 }
 
-template <class A>
-void run_map_units(const MapCountsParams& p, int64_t begin, int64_t end) {
-  constexpr int T = 64;
-  const auto* confidence = static_cast<const A*>(p.confidence);
-  const PredictionCounter<A> counter{p.tables, p.classes, static_cast<const A*>(p.uncertainty),
-                                     p.outcome};
-  int32_t label[T], best[T];
-  const auto run_tile = [&](int64_t, int64_t at, auto n) __attribute__((always_inline)) {
-    with_index_type(p.target_type, [&](auto y) __attribute__((always_inline)) {
-      read_classes<decltype(y)>(p.target, at, n, p.classes, p.ignore_index, p.bad_target, label);
-    });
-    // Predictions know no ignored class.
-    with_index_type(p.prediction_type, [&](auto y) __attribute__((always_inline)) {
-      const auto* prediction = static_cast<const decltype(y)*>(p.prediction) + at;
-      for (int j = 0; j < n; ++j) {
-        const int64_t c = int64_t(prediction[j]);
-        const bool inside = c >= 0 && c < p.classes;
-        if (!inside && label[j] != kIgnored) record_bad_pixel(p.bad_prediction, at + j);
-        best[j] = inside ? int32_t(c) : 0;
-      }
-    });
-    for (int j = 0; j < n; ++j) {
-      counter.add(at + j, label[j], best[j]);
-      if (p.tables.calibration && label[j] != kIgnored)
-        add_confidence(p.tables, label[j] == best[j], confidence[at + j]);
-    }
-  };
-  for (int64_t unit = begin; unit < end; ++unit) for_tiles<T>(unit, p.pixels, run_tile);
-}
-
-template <class A>
-void run_patch_rows(const PatchCountsParams& p, int64_t begin, int64_t end) {
-  const int64_t window = p.window, rows = p.rows / window, columns = p.columns / window;
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t start =
-        (row / rows * p.rows + row % rows * window) * p.columns;  // of its first pixel
-    for (int64_t column = 0; column < columns; ++column) {
-      int64_t valid = 0, right = 0, sum = 0;
-      bool defined = true;
-      for (int64_t y = 0; y < window; ++y) {
-        const int64_t at = start + y * p.columns + column * window;
-        for (int64_t x = 0; x < window; ++x) {
-          const uint8_t outcome = p.outcome[at + x];
-          const A u = static_cast<const A*>(p.uncertainty)[at + x];
-          if (outcome == kIgnoredPixel) continue;
-          ++valid;
-          right += outcome == kRight;
-          if (math::is_uncertainty(u))
-            sum += math::to_fixed(u);
-          else
-            defined = false;
-        }
-      }
-      if (valid == 0) continue;
-      for (int64_t k = 0; k < p.count; ++k)
-        ++p.counts[k * kPatchCounts +
-                   (defined ? patch_count(valid, right, sum, p.accuracy_threshold, p.thresholds[k])
-                            : kUndefinedPatch)];
-    }
-  }
-}
-
 template <Mode mode, class S, int T>
 void run_width(const CountsParams& p, int64_t begin, int64_t end) {
   with_tiles<S, T>(p.map, p.interpolation, &p.input, 1,
@@ -290,16 +158,6 @@ void counts_units(const CountsParams& p, int64_t begin, int64_t end) {
   if (!p.tables.calibration && !p.tables.scores) return run_mode<Mode::prediction>(p, begin, end);
   if (p.probabilities) return run_mode<Mode::probabilities>(p, begin, end);
   run_mode<Mode::logits>(p, begin, end);
-}
-
-void map_counts_units(const MapCountsParams& p, int64_t begin, int64_t end) {
-  if (p.dtype == Dtype::f64) return run_map_units<double>(p, begin, end);
-  run_map_units<float>(p, begin, end);
-}
-
-void patch_rows(const PatchCountsParams& p, int64_t begin, int64_t end) {
-  if (p.dtype == Dtype::f64) return run_patch_rows<double>(p, begin, end);
-  run_patch_rows<float>(p, begin, end);
 }
 
 }  // namespace SEGUNC_VARIANT
