@@ -126,7 +126,7 @@ def markdown() -> str:
         "# What is supported",
         "",
         "Generated from `python_tests/support.py`, the table that the tests run over:",
-        "`python python_tests/support.py > docs/support.md`.",
+        "`python -m python_tests.support > docs/support.md`.",
         "",
         "| function | device | types | layouts | differentiable | deterministic |",
         "|---|---|---|---|---|---|",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comparison import assert_close, assert_gradients_exist, assert_same_bits
+
+from python_tests.comparison import assert_close, assert_gradients_exist, assert_same_bits
 
 
 @pytest.fixture

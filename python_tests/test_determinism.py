@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from comparison import assert_same_bits
-from support import LAYOUTS
 from torch import Tensor
 
 import segunc_ops.functional as sf
+from python_tests.comparison import assert_same_bits
+from python_tests.support import LAYOUTS
 
 RUNS = 60
 THREADS = (1, 2, 3)
