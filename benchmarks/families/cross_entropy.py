@@ -323,10 +323,8 @@ class CrossEntropyWorkload(Workload[_Inputs, _LossFunction]):
 
     def _kernel(self, inputs: _Inputs) -> tuple[Tensor, ...]:
         """The operator under the autograd function, which makes the gradient in its forward."""
-        name = "upsampled_cross_entropy" if self._upsampled else "cross_entropy"
-        operator = getattr(torch.ops.segunc_ops, f"{name}_forward")
-        align_corners = (False,) if self._upsampled else ()
-        result: tuple[Tensor, ...] = operator(
+        align_corners = False
+        result: tuple[Tensor, ...] = torch.ops.segunc_ops.cross_entropy_forward(
             inputs.logits.detach(),
             inputs.target,
             None,
@@ -334,7 +332,8 @@ class CrossEntropyWorkload(Workload[_Inputs, _LossFunction]):
             IGNORE_INDEX,
             _MEAN_ALL,
             0.0,
-            *align_corners,
+            self._upsampled,
+            align_corners,
             self._backward,
             False,
         )
