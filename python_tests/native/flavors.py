@@ -52,7 +52,6 @@ def start_pytest(
         variables["SEGUNC_NATIVE_DIR"] = str(directory)
     # Nothing here needs torch or Hypothesis, whose imports would take most of a short run's time.
     lean = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", f"--confcutdir={HERE}"]
-    variables["PYTHONPATH"] = str(HERE.parent)  # label maps
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-s", *lean, *arguments],
         cwd=HERE,

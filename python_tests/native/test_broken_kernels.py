@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flavors import start_pytest
-from harness import FLAVOR, native_directory
+
+from python_tests.native.flavors import start_pytest
+from python_tests.native.harness import FLAVOR, native_directory
 
 pytestmark = [
     pytest.mark.slow,

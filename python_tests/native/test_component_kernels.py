@@ -12,8 +12,10 @@ from types import ModuleType
 import cc3d
 import numpy as np
 import pytest
-import references
-from harness import (
+
+from python_tests.label_maps import PATTERNS, blobs, noise, spiral
+from python_tests.native import references
+from python_tests.native.harness import (
     DTYPES,
     Array,
     accumulate_type,
@@ -25,7 +27,6 @@ from harness import (
     run_under_seeds,
     thinned,
 )
-from label_maps import PATTERNS, blobs, noise, spiral
 
 BOTH = pytest.mark.parametrize("diagonal", [False, True])
 # Around the sizes of warps and tiles; threads move 8 pixels where that divides the width.

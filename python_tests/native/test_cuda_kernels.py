@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import references
-from harness import (
+
+from python_tests.native import references
+from python_tests.native.harness import (
     CLASS_COUNTS,
     DTYPES,
     LAYOUTS,

@@ -6,8 +6,9 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from flavors import start_pytest
-from harness import FLAVOR
+
+from python_tests.native.flavors import start_pytest
+from python_tests.native.harness import FLAVOR
 
 INSTRUMENTED = ("race", "sanitize")
 TESTS = (

@@ -7,7 +7,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from harness import FLAVOR, Array
+
+from python_tests.native.harness import FLAVOR, Array
 
 pytestmark = pytest.mark.skipif(FLAVOR != "plain", reason="the formulas are the same everywhere")
 

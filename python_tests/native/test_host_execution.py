@@ -8,7 +8,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from harness import FLAVOR, Array
+
+from python_tests.native.harness import FLAVOR, Array
 
 SCHEDULES = range(12)
 

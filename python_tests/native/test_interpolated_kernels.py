@@ -10,8 +10,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from harness import DTYPES, LAYOUTS, SEEDS, Array, run_under_seeds, thinned
-from test_cuda_kernels import (
+
+from python_tests.native.harness import DTYPES, LAYOUTS, SEEDS, Array, run_under_seeds, thinned
+from python_tests.native.test_cuda_kernels import (
     MAPS,
     TABLES,
     TARGET_TYPES,
