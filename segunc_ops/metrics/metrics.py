@@ -1,31 +1,41 @@
-"""Metrics of segmentation and of its uncertainty, as ``torchmetrics.Metric``: every pixel counts.
-
-Their states are integer counts from :func:`segunc_ops.functional.accumulate_counts`, of a size that
-does not grow with the data. So a result depends neither on batches nor on threads, and metrics that
-are synchronised across ranks equal those of one process exactly. Pixels of `ignore_index` are in no
-metric. Where a valid pixel's logits, probabilities or uncertainty are NaN, a metric that needs them
-is NaN; the prediction there is the largest of the other logits.
-
-Needs torchmetrics, and matplotlib for ``plot()``: ``pip install segunc_ops[metrics]``.
-"""
+"""The metrics themselves: which tables each counts, and what it makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ._library import check
-from .functional import (
+from .._checks import check_integer, check_positive
+from .._native.library import check
+from ..functional import (
     PredictiveStatistics,
     SegmentationCounts,
-    _check_integer,
-    _check_positive,
     accumulate_counts,
     accumulate_patch_counts,
     empty_counts,
+)
+from .plots import draw_reliability, draw_risk_coverage, new_axes
+from .values import (
+    Absent,
+    By,
+    Reliability,
+    RiskCoverageCurve,
+    brier_score,
+    calibration_error,
+    class_dice,
+    class_iou,
+    class_uncertainty,
+    error_auroc,
+    macro,
+    mean_uncertainty,
+    negative_log_likelihood,
+    pavpu,
+    pixel_accuracy,
+    reliability,
+    risk_coverage,
 )
 
 try:
@@ -35,198 +45,19 @@ except ImportError as error:
         "segunc_ops.metrics needs torchmetrics; install it with `pip install segunc_ops[metrics]`"
     ) from error
 
-__all__ = [
-    "BrierScore",
-    "ClassUncertainty",
-    "DiceError",
-    "ErrorDetectionAUROC",
-    "ExpectedCalibrationError",
-    "MeanIoU",
-    "NegativeLogLikelihood",
-    "PAvPU",
-    "PixelAccuracy",
-    "Reliability",
-    "ReliabilityDiagram",
-    "RiskCoverage",
-    "RiskCoverageCurve",
-    "SegmentationMetrics",
-]
-
-Absent = Literal["exclude", "zero"]
 Measure = Literal["std", "entropy", "expected_entropy", "mutual_information"]
-By = Literal["target", "prediction"]
 
 _ABSENT = ("exclude", "zero")
 _MEASURES = ("std", "entropy", "expected_entropy", "mutual_information")
 _BY = ("target", "prediction")
-_UNITS = 2.0**24
 _NUM_BINS = 15
 _WINDOW, _ACCURACY_THRESHOLD = 4, 0.5
-
-
-class Reliability(NamedTuple):
-    """A reliability diagram: per bin of confidence, each ``(B,)``; NaN where a bin is empty."""
-
-    confidence: Tensor
-    """Mean confidence."""
-    accuracy: Tensor
-    """Share of correct pixels."""
-    pixels: Tensor
-    """Number of pixels (int64)."""
-
-
-class RiskCoverageCurve(NamedTuple):
-    """What error rate remains if only the most certain pixels are kept, each ``(points,)``."""
-
-    coverage: Tensor
-    """Share of the pixels that are kept, increasing."""
-    risk: Tensor
-    """Share of wrong ones among them."""
-    area: Tensor
-    """AURC, a scalar: the mean over k of the risk of the k most certain pixels."""
-
-
-# ---- From tables to values. Float64 but on devices that have none.
-
-
-def _real(counts: Tensor) -> Tensor:
-    return counts.float() if counts.device.type == "mps" else counts.double()
-
-
-def _class_iou(confusion: Tensor) -> Tensor:
-    counts = _real(confusion)
-    hits = counts.diagonal()
-    return hits / (counts.sum(0) + counts.sum(1) - hits)
-
-
-def _class_dice(confusion: Tensor) -> Tensor:
-    counts = _real(confusion)
-    return 2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))
-
-
-def _macro(values: Tensor, absent: Absent) -> Tensor:
-    return values.nanmean() if absent == "exclude" else values.nan_to_num(0.0).mean()
-
-
-def _pixel_accuracy(confusion: Tensor) -> Tensor:
-    return _real(confusion.diagonal().sum()) / _real(confusion.sum())
-
-
-def _nan_if(undefined: Tensor, value: Tensor) -> Tensor:
-    return torch.where(undefined > 0, torch.nan, value)
-
-
-def _calibration_error(calibration: Tensor) -> Tensor:
-    pixels, correct, confidence = _real(calibration[:-1]).unbind(1)
-    gap = (correct - confidence / _UNITS).abs().sum() / pixels.sum()
-    return _nan_if(calibration[-1, 0], gap)
-
-
-def _reliability(calibration: Tensor) -> Reliability:
-    pixels, correct, confidence = _real(calibration[:-1]).unbind(1)
-    undefined = calibration[-1, 0]
-    return Reliability(
-        _nan_if(undefined, confidence / _UNITS / pixels),
-        _nan_if(undefined, correct / pixels),
-        calibration[:-1, 0].clone(),
-    )
-
-
-def _brier_score(scores: Tensor) -> Tensor:
-    pixels, brier, _, _, undefined = _real(scores)
-    return _nan_if(undefined, brier / _UNITS / pixels)
-
-
-def _negative_log_likelihood(scores: Tensor) -> Tensor:
-    pixels, _, negative_log, impossible, undefined = _real(scores)
-    value = torch.where(impossible > 0, torch.inf, negative_log / _UNITS / pixels)
-    return _nan_if(undefined, value)
-
-
-def _class_uncertainty(confusion: Tensor, sums: Tensor, by: By) -> Tensor:
-    dim = 1 if by == "target" else 0
-    total, undefined = sums.sum(dim + 1)
-    return _nan_if(undefined, _real(total) / _UNITS / _real(confusion.sum(dim)))
-
-
-def _mean_uncertainty(confusion: Tensor, sums: Tensor) -> Tensor:
-    total, undefined = sums.sum((1, 2))
-    return _nan_if(undefined, _real(total) / _UNITS / _real(confusion.sum()))
-
-
-def _pavpu(patches: Tensor) -> Tensor:
-    accurate_certain, _, _, inaccurate_uncertain, undefined = _real(patches).unbind(1)
-    good = accurate_certain + inaccurate_uncertain
-    return _nan_if(undefined, good / _real(patches[:, :4].sum(1)))
-
-
-def _risk_coverage(histogram: Tensor) -> RiskCoverageCurve:
-    filled = histogram[:, :-1].sum(0) > 0
-    wrong, right = histogram[:, :-1][:, filled]
-    pixels = wrong + right
-    up_to, errors_up_to = pixels.cumsum(0), wrong.cumsum(0)
-    before, errors_before = _real(up_to - pixels), _real(errors_up_to - wrong)
-    # Pixels of a bin are kept in random order: their j-th finds errors_before + j * rate errors
-    # among before + j pixels, in the mean, whose quotients sum up to this.
-    rate = _real(wrong) / _real(pixels)
-    harmonic = torch.digamma(_real(up_to) + 1) - torch.digamma(before + 1)
-    total = _real(pixels.sum())
-    area = (_real(wrong) + (errors_before - before * rate) * harmonic).sum() / total
-    undefined = histogram[:, -1].sum()
-    return RiskCoverageCurve(
-        _real(up_to) / total,
-        _nan_if(undefined, _real(errors_up_to) / _real(up_to)),
-        _nan_if(undefined, area),
-    )
-
-
-def _error_auroc(histogram: Tensor) -> Tensor:
-    wrong, right = _real(histogram[:, :-1])
-    below = right.cumsum(0) - right
-    area = (wrong * (below + right / 2)).sum() / (wrong.sum() * right.sum())
-    return _nan_if(histogram[:, -1].sum(), area)
-
-
-# ---- Metrics
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
     return value
-
-
-def _new_axes(ax: Any, count: int = 1) -> tuple[Any, Any]:
-    """The figure and the axes to draw into: one, or an array of `count`."""
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "plot: needs matplotlib; install it with `pip install segunc_ops[metrics]`"
-        ) from error
-    if ax is None:
-        size = None if count == 1 else (4.8 * count, 4.2)
-        return pyplot.subplots(1, count, figsize=size, constrained_layout=True)
-    return (ax if count == 1 else ax[0]).get_figure(), ax
-
-
-def _draw_reliability(curve: Reliability, axes: Any) -> None:
-    width = 1 / len(curve.pixels)
-    filled = (curve.pixels > 0).nonzero()[:, 0]
-    confidence, accuracy = (values[filled].cpu().numpy() for values in curve[:2])
-    lefts = (filled.double().cpu() * width).numpy()
-    axes.bar(lefts, accuracy, width, align="edge", edgecolor="white", label="accuracy")
-    axes.plot(confidence, accuracy, "k.", label="at mean confidence")
-    axes.plot([0, 1], [0, 1], "--", color="gray", label="calibrated")
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title="Reliability")
-    axes.legend()
-
-
-def _draw_risk_coverage(curve: RiskCoverageCurve, axes: Any) -> None:
-    coverage, risk = (values.cpu().numpy() for values in curve[:2])
-    axes.plot(coverage, risk, label=f"area {float(curve.area):.4f}")
-    axes.set(xlim=(0, 1), ylim=(0, None), xlabel="coverage", ylabel="risk", title="Risk-coverage")
-    axes.legend()
 
 
 class _CountingMetric(Metric):
@@ -265,7 +96,7 @@ class _CountingMetric(Metric):
             raise TypeError(f"num_bins: expected none, as {type(self).__name__} has no bins")
         super().__init__(**kwargs)
         self.num_classes = num_classes
-        self.ignore_index = _check_integer("ignore_index", ignore_index)
+        self.ignore_index = check_integer("ignore_index", ignore_index)
         self.from_probabilities = from_probabilities
         bins = _NUM_BINS if num_bins is None else num_bins
         counts = empty_counts(num_classes, num_bins=bins, tables=self._tables)
@@ -411,9 +242,9 @@ class MeanIoU(_CountingMetric):
         self.average = _choice("average", average, ("macro", "none"))
 
     def _value(self) -> Tensor:
-        values = _class_iou(self.confusion)
+        values = class_iou(self.confusion)
         if self.average == "macro":
-            return _macro(values, self.absent)
+            return macro(values, self.absent)
         return values if self.absent == "exclude" else values.nan_to_num(0.0)
 
 
@@ -433,7 +264,7 @@ class PixelAccuracy(_CountingMetric):
     _tables = ("confusion",)
 
     def _value(self) -> Tensor:
-        return _pixel_accuracy(self.confusion)
+        return pixel_accuracy(self.confusion)
 
 
 class DiceError(_CountingMetric):
@@ -473,7 +304,7 @@ class DiceError(_CountingMetric):
         self.absent: Any = _choice("absent", absent, _ABSENT)
 
     def _value(self) -> Tensor:
-        return 1 - _macro(_class_dice(self.confusion), self.absent)
+        return 1 - macro(class_dice(self.confusion), self.absent)
 
 
 class ExpectedCalibrationError(_CountingMetric):
@@ -499,7 +330,7 @@ class ExpectedCalibrationError(_CountingMetric):
     _tables = ("calibration",)
 
     def _value(self) -> Tensor:
-        return _calibration_error(self.calibration)
+        return calibration_error(self.calibration)
 
 
 class ReliabilityDiagram(_CountingMetric):
@@ -518,7 +349,7 @@ class ReliabilityDiagram(_CountingMetric):
     _tables = ("calibration",)
 
     def _value(self) -> Reliability:
-        return _reliability(self.calibration)
+        return reliability(self.calibration)
 
     def plot(self, val: Reliability | None = None, ax: Any = None) -> Any:
         """Draws accuracy over confidence as bars, with the diagonal of perfect calibration.
@@ -530,8 +361,8 @@ class ReliabilityDiagram(_CountingMetric):
         Returns:
             The figure and its axes.
         """
-        figure, axes = _new_axes(ax)
-        _draw_reliability(val if val is not None else self.compute(), axes)
+        figure, axes = new_axes(ax)
+        draw_reliability(val if val is not None else self.compute(), axes)
         return figure, axes
 
 
@@ -555,7 +386,7 @@ class BrierScore(_CountingMetric):
     _tables = ("scores",)
 
     def _value(self) -> Tensor:
-        return _brier_score(self.scores)
+        return brier_score(self.scores)
 
 
 class NegativeLogLikelihood(_CountingMetric):
@@ -576,7 +407,7 @@ class NegativeLogLikelihood(_CountingMetric):
     _tables = ("scores",)
 
     def _value(self) -> Tensor:
-        return _negative_log_likelihood(self.scores)
+        return negative_log_likelihood(self.scores)
 
 
 class _UncertaintyMetric(_CountingMetric):
@@ -648,7 +479,7 @@ class ClassUncertainty(_UncertaintyMetric):
         self.by: Any = _choice("by", by, _BY)
 
     def _value(self) -> Tensor:
-        return _class_uncertainty(self.confusion, self.uncertainty_sums, self.by)
+        return class_uncertainty(self.confusion, self.uncertainty_sums, self.by)
 
 
 class RiskCoverage(_UncertaintyMetric):
@@ -670,7 +501,7 @@ class RiskCoverage(_UncertaintyMetric):
     _tables = ("histogram",)
 
     def _value(self) -> RiskCoverageCurve:
-        return _risk_coverage(self.histogram)
+        return risk_coverage(self.histogram)
 
     def plot(self, val: RiskCoverageCurve | None = None, ax: Any = None) -> Any:
         """Draws risk over coverage.
@@ -682,8 +513,8 @@ class RiskCoverage(_UncertaintyMetric):
         Returns:
             The figure and its axes.
         """
-        figure, axes = _new_axes(ax)
-        _draw_risk_coverage(val if val is not None else self.compute(), axes)
+        figure, axes = new_axes(ax)
+        draw_risk_coverage(val if val is not None else self.compute(), axes)
         return figure, axes
 
 
@@ -709,7 +540,7 @@ class ErrorDetectionAUROC(_UncertaintyMetric):
     _tables = ("histogram",)
 
     def _value(self) -> Tensor:
-        return _error_auroc(self.histogram)
+        return error_auroc(self.histogram)
 
 
 class _PatchMetric(_UncertaintyMetric):
@@ -735,7 +566,7 @@ class _PatchMetric(_UncertaintyMetric):
             raise ValueError(
                 f"accuracy_threshold: expected a number in [0, 1], got {accuracy_threshold}"
             )
-        self._window = _check_positive("window", window)
+        self._window = check_positive("window", window)
         self._accuracy_threshold = float(accuracy_threshold)
         thresholds = torch.tensor(values, dtype=torch.float64)
         self.register_buffer("thresholds", thresholds, persistent=False)
@@ -755,7 +586,7 @@ class _PatchMetric(_UncertaintyMetric):
         )
 
     def _patch_value(self) -> Tensor:
-        value = _pavpu(self.patches)
+        value = pavpu(self.patches)
         return value[0] if self._single else value
 
 
@@ -930,26 +761,26 @@ class SegmentationMetrics(_PatchMetric):
             self._count_patches(outcome, uncertainty)
 
     def _value(self) -> dict[str, Any]:
-        class_iou = _class_iou(self.confusion)
+        iou = class_iou(self.confusion)
         values: dict[str, Any] = {
-            "mean_iou": _macro(class_iou, self.absent),
-            "class_iou": class_iou if self.absent == "exclude" else class_iou.nan_to_num(0.0),
-            "pixel_accuracy": _pixel_accuracy(self.confusion),
-            "dice_error": 1 - _macro(_class_dice(self.confusion), self.absent),
-            "calibration_error": _calibration_error(self.calibration),
-            "reliability": _reliability(self.calibration),
+            "mean_iou": macro(iou, self.absent),
+            "class_iou": iou if self.absent == "exclude" else iou.nan_to_num(0.0),
+            "pixel_accuracy": pixel_accuracy(self.confusion),
+            "dice_error": 1 - macro(class_dice(self.confusion), self.absent),
+            "calibration_error": calibration_error(self.calibration),
+            "reliability": reliability(self.calibration),
         }
         if "scores" in self._tables:
-            values["brier_score"] = _brier_score(self.scores)
-            values["negative_log_likelihood"] = _negative_log_likelihood(self.scores)
+            values["brier_score"] = brier_score(self.scores)
+            values["negative_log_likelihood"] = negative_log_likelihood(self.scores)
         if self._uses_uncertainty:
             tables = self.confusion, self.uncertainty_sums
-            values["mean_uncertainty"] = _mean_uncertainty(*tables)
-            values["class_uncertainty"] = _class_uncertainty(*tables, "target")
-            values["predicted_class_uncertainty"] = _class_uncertainty(*tables, "prediction")
-            values["risk_coverage"] = _risk_coverage(self.histogram)
+            values["mean_uncertainty"] = mean_uncertainty(*tables)
+            values["class_uncertainty"] = class_uncertainty(*tables, "target")
+            values["predicted_class_uncertainty"] = class_uncertainty(*tables, "prediction")
+            values["risk_coverage"] = risk_coverage(self.histogram)
             values["aurc"] = values["risk_coverage"].area
-            values["error_auroc"] = _error_auroc(self.histogram)
+            values["error_auroc"] = error_auroc(self.histogram)
         if self._has_patches:
             values["pavpu"] = self._patch_value()
         return values
@@ -965,8 +796,8 @@ class SegmentationMetrics(_PatchMetric):
             The figure and its axes: one, or an array of two.
         """
         values = val if val is not None else self.compute()
-        figure, axes = _new_axes(ax, 2 if self._uses_uncertainty else 1)
-        _draw_reliability(values["reliability"], axes[0] if self._uses_uncertainty else axes)
+        figure, axes = new_axes(ax, 2 if self._uses_uncertainty else 1)
+        draw_reliability(values["reliability"], axes[0] if self._uses_uncertainty else axes)
         if self._uses_uncertainty:
-            _draw_risk_coverage(values["risk_coverage"], axes[1])
+            draw_risk_coverage(values["risk_coverage"], axes[1])
         return figure, axes
