@@ -24,6 +24,7 @@ from python_tests.native.harness import (
     decode,
     encode,
     run_under_seeds,
+    shared_bytes,
     thinned,
 )
 from python_tests.native.interpolation import Interpolated
@@ -280,3 +281,33 @@ def test_scratch_is_of_the_size_of_the_source(
         dtype="f32",
     )
     assert gradient.nbytes < found <= at_most * gradient.nbytes
+
+
+def test_static_and_dynamic_shared_memory_fit_together(host: ModuleType) -> None:
+    """Of this reduction a row of logits alone nearly fills what a GPU grants."""
+    verify(host, case_of("f32", "planar", 19, (2, 481), (2, 128), partial=True))
+
+
+@pytest.mark.parametrize("classes", thinned([1, 3, 19, 24, 25, 48, 97, 150]))
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_the_widest_rows_that_fit_shared_memory(host: ModuleType, dtype: str, classes: int) -> None:
+    """And those just beyond, which are left to another kernel."""
+
+    def case(width: int) -> Case:
+        return case_of(dtype, "planar", classes, (1, width), (1, 128), grad_pixel_weight=True)
+
+    def shared(width: int) -> int:
+        wide = case(width)
+        return shared_bytes(host, lambda: run(host, wide, make_inputs(wide)))
+
+    pitch = classes | 1
+    team = 1 << max(0, math.ceil(math.log2(classes / 24)))
+    fits, too_wide = 2, team * host.max_shared_bytes // (4 * pitch)
+    assert shared(too_wide) < 1024 < shared(fits)
+    while too_wide - fits > 1:
+        width = (fits + too_wide) // 2
+        fits, too_wide = (width, too_wide) if shared(width) > 1024 else (fits, width)
+    # A source column more for every tile, or two, and what is static beside it.
+    assert shared(fits) + 2 * 4 * (pitch + 1) + 1024 > host.max_shared_bytes
+    for width in range(fits - 3, fits + 4):
+        verify(host, case(width))

@@ -250,6 +250,16 @@ def test_one_gradient_alone(host: ModuleType) -> None:
             verify(host, replace(base, layout=layout, **{output: True}))
 
 
+# Around what teams of each size hold, up to the most.
+@pytest.mark.parametrize("layout", ["planar", "channels_last"])
+@pytest.mark.parametrize("classes", thinned([63, 64, 65, 128, 129, 255, 256, 257, 511, 512, 513]))
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_the_largest_tiles_fit_shared_memory(
+    host: ModuleType, dtype: str, classes: int, layout: str
+) -> None:
+    verify(host, Case(dtype, layout, classes, 1, (70,), ignored=0.1))
+
+
 # ---- Normalizer and loss
 
 
