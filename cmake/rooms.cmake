@@ -6,8 +6,9 @@ set(rooms components counts cross_entropy scale statistics)
 
 set(register_cpu "")
 set(register_cuda "")
-set(cpu_kernels "")
-set(cuda_kernels "")
+# Beside what families share.
+set(cpu_kernels ${csrc}/common/cpu/reduction.cpp)
+set(cuda_kernels ${csrc}/common/device/reduction.cu)
 foreach(room IN LISTS rooms)
   file(GLOB cpp CONFIGURE_DEPENDS ${csrc}/${room}/cpu/*.cpp)
   file(GLOB cu CONFIGURE_DEPENDS ${csrc}/${room}/cuda/*.cu)

@@ -78,9 +78,12 @@ Tensor normalizer_of(const Backend& backend, const CrossEntropyParams& p, const 
                      Reduction reduction) {
   Tensor normalizer = allocate(target, {}, ScalarType::Double);
   if (reduction == Reduction::mean) {
-    NormalizerParams n{p.target,      p.weight,       nullptr,       target.numel(),
-                       p.map.classes, p.ignore_index, p.target_type, p.dtype};
-    Tensor partial = allocate(target, {backend.normalizer_partials(n)}, ScalarType::Double);
+    NormalizerParams n{};
+    n.target = p.target, n.target_type = p.target_type;
+    n.weight = p.weight, n.dtype = p.dtype;
+    n.count = target.numel(), n.classes = p.map.classes, n.ignore_index = p.ignore_index;
+    n.partials = backend.normalizer_partials(n);
+    Tensor partial = allocate(target, {n.partials}, ScalarType::Double);
     n.partial = static_cast<double*>(partial.mutable_data_ptr());
     backend.normalizer(n, static_cast<double*>(normalizer.mutable_data_ptr()));
   } else {

@@ -1,50 +1,39 @@
 // Cross-entropy: its schemas, and who implements it on a CPU.
-#include "../common/cpu/backend.h"
+#include "../common/cpu/loss_backend.h"
+#include "../common/plan.h"
 #include "binding.h"
 #include "cpu/bands.h"
 
-SEGUNC_CPU_ENTRY(cross_entropy_units, CrossEntropyParams)
+SEGUNC_CPU_ENTRY(cross_entropy_stored, CrossEntropyParams)
 SEGUNC_CPU_FUNCTION(cross_entropy_interpolated,
-                    (const CrossEntropyParams& params, const Parallel& parallel),
-                    (params, parallel))
-SEGUNC_CPU_ENTRY(normalizer_units, NormalizerParams)
+                    (const CrossEntropyParams& params, const Bands& bands,
+                     const Parallel& parallel),
+                    (params, bands, parallel))
 
 namespace segunc {
 namespace {
 
-struct Cpu : cpu::Backend {
-  using Backend::Backend;
+struct Cpu : cpu::LossBackend {
+  using LossBackend::LossBackend;
 
-  struct Plan {
-    int64_t partials, scratch_bytes;
-  };
-  Plan plan(const CrossEntropyParams& p) const {
-    if (!p.interpolation.used) return {p.map.images * units_of(p.map.pixels), 0};
-    const Bands bands(p);
-    return {bands.units(), bands.scratch_bytes(p)};
+  static Plan<CrossEntropyParams> plan(const CrossEntropyParams& params) {
+    if (params.interpolation.used) {
+      const Bands bands = make_bands(params);
+      return {bands.units, bands.scratch_bytes, [bands](const CrossEntropyParams& p) {
+                cpu::cross_entropy_interpolated(p, bands, cpu::kThreads);
+              }};
+    }
+    const int64_t units = params.map.images * units_of(params.map.pixels);
+    return {units, 0, [units](const CrossEntropyParams& p) {
+              cpu::parallel(units, cpu::cross_entropy_stored, p);
+            }};
   }
-  void launch(const Plan& plan, CrossEntropyParams& p) const {
+
+  static void launch(const Plan<CrossEntropyParams>& plan, CrossEntropyParams& p) {
     cpu::BadClass bad_target;
     p.bad_target = &bad_target.pixel;
-    if (p.interpolation.used)
-      cpu::cross_entropy_interpolated(p, cpu::kThreads);
-    else
-      cpu::parallel(plan.partials, cpu::cross_entropy_units, p);
+    plan.launch(p);
     bad_target.raise("target", p.target, p.target_type, p.map.classes, p.ignore_index);
-  }
-
-  int64_t normalizer_partials(const NormalizerParams& p) const { return units_of(p.count); }
-  void normalizer(const NormalizerParams& p, double* normalizer) const {
-    cpu::parallel(normalizer_partials(p), cpu::normalizer_units, p);
-    *normalizer = cpu::ordered_sum(p.partial, normalizer_partials(p));
-  }
-  void finish_loss(const double* partial, int64_t count, const double* normalizer, void* loss,
-                   Dtype dtype) const {
-    const double sum = cpu::ordered_sum(partial, count) / (normalizer ? *normalizer : 1);
-    if (dtype == Dtype::f64)
-      *static_cast<double*>(loss) = sum;
-    else
-      *static_cast<float*>(loss) = float(sum);
   }
 };
 

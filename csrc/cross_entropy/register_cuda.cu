@@ -1,39 +1,21 @@
 // Cross-entropy: who implements it on a GPU.
-#include "../common/device/backend.h"
+#include "../common/device/loss_backend.h"
 #include "binding.h"
 #include "cuda/kernels.h"
 
 namespace segunc {
 namespace {
 
-struct Cuda : cuda::Backend {
-  using Backend::Backend;
+struct Cuda : cuda::LossBackend {
+  using LossBackend::LossBackend;
 
-  struct Plan {
-    int64_t partials, scratch_bytes;
-  };
-  Plan plan(const CrossEntropyParams& p) const {
-    if (!p.interpolation.used) return {cuda::cross_entropy_partials(p), 0};
-    return {cuda::cross_entropy_interpolated_partials(p),
-            cuda::cross_entropy_interpolated_scratch_bytes(p)};
+  static cuda::CrossEntropyPlan plan(const CrossEntropyParams& p) {
+    return cuda::plan_cross_entropy(p);
   }
-  void launch(const Plan&, CrossEntropyParams& p) const {
+
+  void launch(const cuda::CrossEntropyPlan& plan, CrossEntropyParams& p) const {
     report_bad_targets(p);
-    if (p.interpolation.used)
-      cuda::cross_entropy_interpolated(p, stream());
-    else
-      cuda::cross_entropy(p, stream());
-  }
-
-  int64_t normalizer_partials(const NormalizerParams& p) const {
-    return cuda::normalizer_partials(p);
-  }
-  void normalizer(const NormalizerParams& p, double* normalizer) const {
-    cuda::normalizer(p, normalizer, stream());
-  }
-  void finish_loss(const double* partial, int64_t count, const double* normalizer, void* loss,
-                   Dtype dtype) const {
-    cuda::finish_loss(partial, count, normalizer, loss, dtype, stream());
+    plan.launch(p, stream());
   }
 };
 

@@ -1,4 +1,5 @@
-// What the families' backends share on a CPU: torch's threads, sums in a fixed order, bad classes.
+// What the families' backends share on a CPU: torch's threads, fresh memory, indices that are no
+// class.
 #pragma once
 #include <climits>
 #include <stdexcept>
@@ -26,12 +27,6 @@ inline constexpr Parallel kThreads{
       torch::stable::parallel_for(0, count, 1,
                                   [&](int64_t begin, int64_t end) { body(context, begin, end); });
     }};
-
-inline double ordered_sum(const double* partial, int64_t count) {
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += partial[i];
-  return sum;
-}
 
 // The first pixel of a map that holds no class, for kernels to record: they cannot throw.
 struct BadClass {

@@ -25,16 +25,14 @@
 #include <string>
 #include <type_traits>
 
-#include "../../common/device/cross_entropy.h"
 #include "../../common/device/integer.h"
 #include "../../common/device/interpolation.h"
 #include "../../common/device/work.h"
 #include "kernels.h"
+#include "pixel.h"
 
 namespace segunc::cuda {
 namespace {
-
-using namespace device;
 
 // ---- Launch policy ----
 
@@ -78,8 +76,6 @@ SEGUNC_HD Span span_of(const math::InterpolatedAxis<A>& axis, int first, int cou
   return {lowest, math::neighbours_of(axis, first + count - 1).upper - lowest + 1};
 }
 
-SEGUNC_HD int smaller(int a, int b) { return a < b ? a : b; }
-
 // Tiles of `rows` x `columns` target pixels of a slice; blocks take those of all images in turn.
 struct TileWork {
   int rows, columns;
@@ -96,8 +92,6 @@ struct TileWork {
   unsigned threads() const { return unsigned(columns) << team_shift; }
 };
 
-int divide_up(int64_t a, int64_t b) { return int((a + b - 1) / b); }
-
 int largest_span(const math::InterpolatedAxis<float>& axis, int length) {
   int largest = 0;
   for (int first = 0; first < axis.size; first += length) {
@@ -108,19 +102,19 @@ int largest_span(const math::InterpolatedAxis<float>& axis, int length) {
 
 // Nothing where tiles cannot be used: no registers for the classes, or a row of logits that does
 // not fit into shared memory, because it is reduced rather than enlarged.
-std::optional<TileWork> make_tile_work(const CrossEntropyParams& p) {
+std::optional<TileWork> make_tile_work(const CrossEntropyParams& p, const Axes<float>& axes) {
   if (p.dtype == Dtype::f64 || p.map.classes > kMaxTileClasses) return std::nullopt;
-  const Axes<float> axes = make_axes<float>(p.map, p.interpolation);
   const int classes = int(p.map.classes);
   TileWork work{};
-  while (classes > kMaxClassesOfTileThread << work.team_shift) work.team_shift++;
+  work.team_shift = team_shift_of(classes, kMaxClassesOfTileThread);
   work.bucket = smallest_bucket(divide_up(classes, 1 << work.team_shift), TileBuckets());
   // As wide as possible, but evenly, and in whole warps.
   const int most = Policy::kTileThreads >> work.team_shift;
   const int granule = int(kWarpSize) >> work.team_shift;
-  const int even = divide_up(p.interpolation.size[2], divide_up(p.interpolation.size[2], most));
-  work.columns = divide_up(even, granule) * granule;
-  work.column_tiles = Divisor(divide_up(p.interpolation.size[2], work.columns));
+  const int64_t width = p.interpolation.size[2];
+  const int64_t even = divide_up(width, divide_up(width, most));
+  work.columns = int(divide_up(even, granule)) * granule;
+  work.column_tiles = Divisor(divide_up(width, work.columns));
   work.slices = Divisor(p.interpolation.size[0]);
   const auto tiles_of = [&](int rows) {
     return p.map.images * p.interpolation.size[0] * divide_up(p.interpolation.size[1], rows) *
@@ -148,13 +142,9 @@ struct PixelWork : Work {
   TargetShares shares;
 };
 
-int64_t target_pixels(const CrossEntropyParams& p) {
-  return p.map.images * result_pixels(p.map, p.interpolation);
-}
-
 PixelWork make_pixel_work(const CrossEntropyParams& p) {
-  return {make_work(1, target_pixels(p), Policy::kPixelThreads, Policy::kMaxBlocks),
-          target_shares(p)};
+  const int64_t pixels = p.map.images * result_pixels(p.map, p.interpolation);
+  return {make_work(1, pixels, Policy::kPixelThreads, Policy::kMaxBlocks), target_shares(p)};
 }
 
 // ---- tiles ----
@@ -649,20 +639,17 @@ __global__ void __launch_bounds__(Policy::kGatherThreads, 4)
 // ---- launch and dispatch ----
 
 int64_t blocks_of(const SourceItems& items, int threads) {
-  return std::min<int64_t>((items.count + threads - 1) / threads, Policy::kMaxBlocks);
+  return std::min(divide_up(items.count, threads), Policy::kMaxBlocks);
 }
 
 template <class T>
-void launch_tiles(const CrossEntropyParams& p, const TileWork& work, Stream stream) {
-  const auto axes = make_axes<float>(p.map, p.interpolation);
+void launch_tiles(const CrossEntropyParams& p, const TileWork& work, const Axes<float>& axes,
+                  Stream stream) {
   const bool done = with_bucket(work.bucket, TileBuckets(), [&](auto bucket) {
     launch(cross_entropy_interpolated_tiles_kernel<T, bucket()>, work.blocks, work.threads(),
            work.shared_bytes, stream, p, work, axes);
   });
-  if (!done) {
-    throw std::runtime_error("no kernel cross_entropy_interpolated of " +
-                             std::to_string(p.map.classes) + " classes");
-  }
+  if (!done) no_kernel("cross_entropy_interpolated_tiles", p.dtype, p.map.classes);
   if (p.grad_input) {
     const SourceItems items = make_source_items(p, kCollectedClasses);
     launch(cross_entropy_interpolated_collect_kernel<T>, blocks_of(items, Policy::kCollectThreads),
@@ -671,8 +658,7 @@ void launch_tiles(const CrossEntropyParams& p, const TileWork& work, Stream stre
 }
 
 template <class T>
-void launch_pixels(const CrossEntropyParams& p, Stream stream) {
-  const PixelWork work = make_pixel_work(p);
+void launch_pixels(const CrossEntropyParams& p, const PixelWork& work, Stream stream) {
   const InterpolatedPixels<accumulate_t<T>> pixels(p.map, p.interpolation);
   launch(cross_entropy_interpolated_pixels_kernel<T>, work.blocks, Policy::kPixelThreads, 0, stream,
          p, work, pixels, Divisor(pixels.count));
@@ -683,40 +669,38 @@ void launch_pixels(const CrossEntropyParams& p, Stream stream) {
   }
 }
 
-template <class T>
-void launch_cross_entropy_interpolated(const CrossEntropyParams& p, Stream stream) {
-  if constexpr (!std::is_same_v<T, double>) {
-    if (const auto work = make_tile_work(p)) return launch_tiles<T>(p, *work, stream);
-  }
-  launch_pixels<T>(p, stream);
+CrossEntropyPlan plan_tiles(const CrossEntropyParams& params, const TileWork& work,
+                            const Axes<float>& axes) {
+  const int64_t sums =
+      work.tiles * work.source_rows * work.source_columns * int64_t(work.classes.value);
+  return {work.blocks, params.grad_input ? sums * int64_t(sizeof(float)) : 0,
+          [work, axes](const CrossEntropyParams& p, Stream stream) {
+            with_dtype("cross_entropy_interpolated_tiles", p.dtype, [&](auto t) {
+              if constexpr (!std::is_same_v<decltype(t), double>) {
+                launch_tiles<decltype(t)>(p, work, axes, stream);
+              }
+            });
+          }};
 }
 
-bool is_empty(const CrossEntropyParams& p) {
-  return target_pixels(p) == 0 || p.map.classes == 0 || p.map.pixels == 0;
+CrossEntropyPlan plan_pixels(const CrossEntropyParams& params) {
+  const PixelWork work = make_pixel_work(params);
+  const bool is_double = params.dtype == Dtype::f64;
+  const size_t saved = is_double ? sizeof(SavedTerms<double>) : sizeof(SavedTerms<float>);
+  return {work.blocks, params.grad_input ? work.pixels * int64_t(saved) : 0,
+          [work](const CrossEntropyParams& p, Stream stream) {
+            with_dtype("cross_entropy_interpolated_pixels", p.dtype,
+                       [&](auto t) { launch_pixels<decltype(t)>(p, work, stream); });
+          }};
 }
 
 }  // namespace
 
-int64_t cross_entropy_interpolated_partials(const CrossEntropyParams& params) {
-  if (is_empty(params)) return 0;
-  const auto work = make_tile_work(params);
-  return work ? work->blocks : make_pixel_work(params).blocks;
-}
-
-int64_t cross_entropy_interpolated_scratch_bytes(const CrossEntropyParams& params) {
-  if (is_empty(params) || !params.grad_input) return 0;
-  if (const auto work = make_tile_work(params)) {
-    return work->tiles * work->source_rows * work->source_columns * params.map.classes *
-           int64_t(sizeof(float));
-  }
-  return target_pixels(params) * int64_t(params.dtype == Dtype::f64 ? sizeof(SavedTerms<double>)
-                                                                    : sizeof(SavedTerms<float>));
-}
-
-void cross_entropy_interpolated(const CrossEntropyParams& params, Stream stream) {
-  if (is_empty(params)) return;
-  with_dtype("cross_entropy_interpolated", params.dtype,
-             [&](auto t) { launch_cross_entropy_interpolated<decltype(t)>(params, stream); });
+CrossEntropyPlan plan_interpolated_cross_entropy(const CrossEntropyParams& params) {
+  if (is_empty(params.map) || result_pixels(params.map, params.interpolation) == 0) return {};
+  const Axes<float> axes = make_axes<float>(params.map, params.interpolation);
+  const auto work = make_tile_work(params, axes);
+  return work ? plan_tiles(params, *work, axes) : plan_pixels(params);
 }
 
 }  // namespace segunc::cuda

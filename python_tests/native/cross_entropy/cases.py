@@ -135,26 +135,18 @@ def run(host: ModuleType, case: Case, inputs: Inputs) -> dict[str, Array]:
         "as_strided": case.layout == "forced",
         **{name: output.view for name, output in outputs.items()},
     }
-    prefix = ""
     if case.to is not None:
-        prefix = "upsampled_"
         arguments["align_corners"] = case.to.align_corners
     if case.partial:
-        count = getattr(host, f"{prefix}cross_entropy_partials")(**arguments)
-        outputs["partial"] = place((count,), np.float64)
+        outputs["partial"] = place((host.cross_entropy_partials(**arguments),), np.float64)
         arguments["partial"] = outputs["partial"].view
-    if case.to is not None:
-        outputs["scratch"] = place(
-            (host.upsampled_cross_entropy_scratch_bytes(**arguments),), np.uint8
-        )
-        arguments["scratch"] = outputs["scratch"].view
-    getattr(host, f"{prefix}cross_entropy")(**arguments)
-    for name, output in outputs.items():
+    scratch = place((host.cross_entropy_scratch_bytes(**arguments),), np.uint8)
+    host.cross_entropy(**arguments, scratch=scratch.view)
+    for name, output in {**outputs, "scratch": scratch}.items():
         output.check_surroundings(name)
     assert np.array_equal(logits.buffer.view(np.uint8), before.view(np.uint8)), (
         "the input has changed"
     )
-    outputs.pop("scratch", None)
     return {name: np.array(output.view) for name, output in outputs.items()}
 
 

@@ -55,12 +55,6 @@ MUTATIONS = (
         "if (thread() == 0) p.partial[block_index()] = sum;",
         "if (lane() == 0) p.partial[block_index()] = sum;",
     ),
-    stored(
-        "the normalizer skips a target",
-        "for (int64_t i = vectors * kVector + first;",
-        "for (int64_t i = vectors * kVector + first + 1;",
-        tests="normalizer",
-    ),
     interpolated(
         "the last source row's gradient is left out",
         "(p.grad_input ? 2 : 1)",

@@ -117,7 +117,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", thinned(CASES), ids=str)
-def test_upsampled_cross_entropy(host: ModuleType, case: Case) -> None:
+def test_interpolated_cross_entropy(host: ModuleType, case: Case) -> None:
     verify(host, case)
 
 
@@ -271,7 +271,7 @@ def test_scratch_is_of_the_size_of_the_source(
     """In units of the gradient, at four times its height and width."""
     gradient = np.zeros((2, classes, 128, 128), np.float32)
     target = np.zeros((2, 512, 512), np.uint8)
-    found = host.upsampled_cross_entropy_scratch_bytes(
+    found = host.cross_entropy_scratch_bytes(
         input=gradient,
         grad_input=gradient,
         target=target,

@@ -1,20 +1,21 @@
 // A pixel's cross-entropy, as kernels of every traversal compute it: label and factors in, loss and
-// the logits' gradient out. Params: a loss's struct with target, weight, upstream and the like.
+// the logits' gradient out.
 #pragma once
+#include "../../common/device/labels.h"
+#include "../../common/device/softmax.h"
 #include "../../math/cross_entropy.h"
-#include "labels.h"
-#include "softmax.h"
+#include "../params.h"
 
-namespace segunc::device {
+namespace segunc::cuda {
 
-// What of a target falls to the labelled class, and to each class by smoothing.
-struct TargetShares {
-  double on, off;
-};
+using namespace device;
+using math::SoftmaxTerms;
 
-template <class Params>
-TargetShares target_shares(const Params& p) {
-  return {1.0 - p.label_smoothing, p.label_smoothing / double(p.map.classes)};
+// Divided on the host: doubles are slow on a GPU.
+using TargetShares = math::TargetShares<double>;
+
+inline TargetShares target_shares(const CrossEntropyParams& p) {
+  return math::target_shares(p.label_smoothing, p.map.classes);
 }
 
 // data[first ...], or ones without data.
@@ -31,28 +32,18 @@ SEGUNC_DEVICE Vector<A, V> load_factors(const void* data, int64_t first) {
 template <class A>
 struct Constants {
   const A* weight;
-  A on_share, off_share;
+  math::TargetShares<A> shares;
   A scale;  // of every gradient: the scalar upstream gradient by the normalizer
 
-  template <class Params>
-  SEGUNC_DEVICE Constants(const Params& p, const TargetShares& shares)
-      : weight(static_cast<const A*>(p.weight)),
-        on_share(A(shares.on)),
-        off_share(A(shares.off)),
-        scale(A(1)) {
+  SEGUNC_DEVICE Constants(const CrossEntropyParams& p, const TargetShares& shares)
+      : weight(static_cast<const A*>(p.weight)), shares{A(shares.on), A(shares.off)}, scale(A(1)) {
     if (p.upstream_is_scalar && p.upstream) scale = *static_cast<const A*>(p.upstream);
     if (p.normalizer) scale *= inverse(A(*p.normalizer));
   }
   SEGUNC_DEVICE A class_weight(int c) const { return weight ? load_read_only(weight + c) : A(1); }
-  SEGUNC_DEVICE bool smooths() const { return off_share != A(0); }
-  // b_c
-  SEGUNC_DEVICE A smoothing(int c) const { return off_share * class_weight(c); }
-};
-
-// What a pixel's softmax has to tell: s, d_y, and with smoothing sum_c b_c and sum_c b_c d_c.
-template <class A>
-struct SoftmaxTerms {
-  A sum, target_shifted, smooth_total, smooth_dot;
+  SEGUNC_DEVICE bool smooths() const { return shares.smooths(); }
+  SEGUNC_DEVICE A on_target(int label) const { return shares.on_target(class_weight(label)); }  // a
+  SEGUNC_DEVICE A smoothing(int c) const { return shares.smoothing(class_weight(c)); }  // b_c
 };
 
 // What is written for a pixel, and the factors of its logits' gradient
@@ -69,20 +60,16 @@ SEGUNC_DEVICE PixelTerms<A> pixel_terms(const Constants<A>& constants, int label
                                         A upstream) {
   if (label == kIgnored) return {A(0), A(0), A(0), A(0), A(0)};
   if (label == kOutOfRange) return {kNaN<A>, kNaN<A>, kNaN<A>, A(0), A(0)};
-  const A log_sum = math::log_positive(softmax.sum);
-  const A on_target = constants.on_share * constants.class_weight(label);
-  const A smooth = softmax.smooth_total * log_sum - softmax.smooth_dot;
-  const A loss = math::cross_entropy(on_target, smooth, softmax.target_shifted, log_sum);
-  const A outer = upstream * constants.scale;
-  const A factor = pixel_weight * outer;
-  return {pixel_weight * loss, loss * outer,
-          factor * (on_target + softmax.smooth_total) * inverse(softmax.sum), factor * on_target,
-          factor};
+  const A on_target = constants.on_target(label);
+  const auto weighted = math::weighted(math::cross_entropy(on_target, softmax), pixel_weight,
+                                       upstream * constants.scale);
+  const A total = on_target + softmax.smooth_total;
+  return {weighted.loss, weighted.weight_gradient, weighted.factor * total * inverse(softmax.sum),
+          weighted.factor * on_target, weighted.factor};
 }
 
 // The upstream gradient of each pixel; the scalar one is part of Constants::scale.
-template <class Params>
-SEGUNC_DEVICE const void* upstream_map(const Params& p) {
+SEGUNC_DEVICE const void* upstream_map(const CrossEntropyParams& p) {
   return p.upstream_is_scalar ? nullptr : p.upstream;
 }
 
@@ -137,12 +124,11 @@ SEGUNC_DEVICE A target_share(const PixelTerms<A>& terms, int label, int c, A b) 
   return (c == label ? terms.on_target : A(0)) + terms.factor * b;
 }
 
-template <class Params>
-SEGUNC_DEVICE void store_partial(const Params& p, double sum) {
+SEGUNC_DEVICE void store_partial(const CrossEntropyParams& p, double sum) {
   if (p.partial) {
     sum = block_sum(sum);
     if (thread() == 0) p.partial[block_index()] = sum;
   }
 }
 
-}  // namespace segunc::device
+}  // namespace segunc::cuda

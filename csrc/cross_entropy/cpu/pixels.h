@@ -1,12 +1,11 @@
-// Cross-entropy of a tile of pixels whose logits are rows in scratch memory (tile.h), for every
-// loss that makes such a tile:
-//   value     l = a (log s - d_y) + sum_c b_c (log s - d_c),   d = z - max z,  s = sum_c exp d_c
-//   gradient  k (total / s * exp d_c - t_c),   t_c = a [c = y] + b_c,  total = sum_c t_c
-// Params has the pointers of CrossEntropyParams; `at` is the index of the tile's first pixel in the
-// target.
+// Cross-entropy of a tile of pixels whose logits are rows in scratch memory (tile.h): the algebra
+// of math/cross_entropy.h, a loop over pixels each. `at` is the index of the tile's first pixel in
+// the target.
 #pragma once
+#include "../../common/cpu/class_indices.h"
+#include "../../common/cpu/exponentials.h"
 #include "../../math/cross_entropy.h"
-#include "exponentials.h"
+#include "../params.h"
 
 namespace segunc {
 inline namespace SEGUNC_VARIANT {
@@ -17,34 +16,38 @@ template <class A, int T>
 struct Pixels {
   alignas(kAlignment) int32_t label[T];  // 0 where ignored
   alignas(kAlignment) int32_t valid[T];  // all bits where the pixel counts, else 0
-  alignas(kAlignment) A on_target[T];    // a, as above
+  alignas(kAlignment) A on_target[T];    // a
   alignas(kAlignment) A weight[T];       // the pixel weight
   alignas(kAlignment) A upstream[T];     // upstream gradient times the call's scale
-  alignas(kAlignment) A maximum[T], sum[T], target_shifted[T], smooth[T], slope[T];
+  alignas(kAlignment) A maximum[T], sum[T], target_shifted[T];
+  alignas(kAlignment) A smooth[T];            // sum_c b_c d_c
+  alignas(kAlignment) A factor[T], slope[T];  // of the gradient
+  alignas(kAlignment) A target_exponential[T];
 };
 
 // What all pixels of a call share.
 template <class A>
 struct Targets {
   const A* class_weight;
-  A keep, spread, spread_total;  // 1 - e, e / C, sum_c b_c
-  A scale;                       // of the gradient: 1 / normalizer, times an upstream scalar
+  math::TargetShares<A> shares;
+  A smooth_total = 0;  // sum_c b_c
+  A scale;             // of the gradient: 1 / normalizer, times an upstream scalar
 
-  template <class Params>
-  SEGUNC_HD explicit Targets(const Params& p)
-      : class_weight(static_cast<const A*>(p.weight)),
-        keep(A(1 - p.label_smoothing)),
-        spread(A(p.label_smoothing / double(p.map.classes))),
-        spread_total(0) {
-    if (spread > A(0))
-      for (int64_t c = 0; c < p.map.classes; ++c) spread_total += spread_of(int(c));
+  SEGUNC_HD explicit Targets(const CrossEntropyParams& p)
+      : class_weight(static_cast<const A*>(p.weight)) {
+    const auto exact = math::target_shares(p.label_smoothing, p.map.classes);
+    shares = {A(exact.on), A(exact.off)};
+    if (shares.smooths())
+      for (int64_t c = 0; c < p.map.classes; ++c) smooth_total += smoothing(int(c));
     double factor = p.normalizer ? 1 / *p.normalizer : 1;
     if (p.upstream && p.upstream_is_scalar) factor *= double(*static_cast<const A*>(p.upstream));
     scale = A(factor);
   }
 
   // b_c
-  SEGUNC_HD A spread_of(int c) const { return class_weight ? spread * class_weight[c] : spread; }
+  SEGUNC_HD A smoothing(int c) const {
+    return class_weight ? shares.smoothing(class_weight[c]) : shares.off;
+  }
 };
 
 template <class A>
@@ -61,9 +64,9 @@ SEGUNC_HD double clear_unless(int32_t valid, double v) {
 }
 
 // Returns whether every valid target is a class.
-template <class Y, class Params, class A, int T>
-SEGUNC_HD bool read_labels(const Params& p, const Targets<A>& targets, int64_t at, int n,
-                           Pixels<A, T>& px) {
+template <class Y, class A, int T>
+SEGUNC_HD bool read_labels(const CrossEntropyParams& p, const Targets<A>& targets, int64_t at,
+                           int n, Pixels<A, T>& px) {
   const Y* __restrict target = static_cast<const Y*>(p.target) + at;
   const int64_t classes = p.map.classes;
   int32_t outside = 0;
@@ -77,36 +80,20 @@ SEGUNC_HD bool read_labels(const Params& p, const Targets<A>& targets, int64_t a
   }
   const A* __restrict weight = targets.class_weight;
   if (weight)
-    for (int j = 0; j < n; ++j) px.on_target[j] = targets.keep * weight[px.label[j]];
+    for (int j = 0; j < n; ++j) px.on_target[j] = targets.shares.on_target(weight[px.label[j]]);
   else
-    for (int j = 0; j < n; ++j) px.on_target[j] = targets.keep;
+    for (int j = 0; j < n; ++j) px.on_target[j] = targets.shares.on;
   return outside == 0;
 }
 
-inline void record_bad_target(int64_t* first, int64_t pixel) {
-  int64_t seen = __atomic_load_n(first, __ATOMIC_RELAXED);
-  while (pixel < seen && !__atomic_compare_exchange_n(first, &seen, pixel, true, __ATOMIC_RELAXED,
-                                                      __ATOMIC_RELAXED)) {
-  }
-}
-
-template <class Y, class Params>
-void find_bad_target(const Params& p, int64_t at, int n) {
-  const Y* target = static_cast<const Y*>(p.target) + at;
-  for (int j = 0; j < n; ++j) {
-    const int64_t y = int64_t(target[j]);
-    if (y != p.ignore_index && (y < 0 || y >= p.map.classes))
-      return record_bad_target(p.bad_target, at + j);
-  }
-}
-
 // Targets, weights and upstream gradients of n pixels.
-template <class Params, class A, int T>
-SEGUNC_HD void read_pixels(const Params& p, const Targets<A>& targets, int64_t at, int n,
-                           Pixels<A, T>& px) {
+template <class A, int T>
+SEGUNC_HD void read_pixels(const CrossEntropyParams& p, const Targets<A>& targets, int64_t at,
+                           int n, Pixels<A, T>& px) {
   with_index_type(p.target_type, [&](auto y) __attribute__((always_inline)) {
     using Y = decltype(y);
-    if (!read_labels<Y>(p, targets, at, n, px)) find_bad_target<Y>(p, at, n);
+    if (!read_labels<Y>(p, targets, at, n, px))
+      record_bad_class<Y>(p.target, at, n, p.map.classes, p.ignore_index, p.bad_target);
     prefetch(static_cast<const Y*>(p.target) + at + T, T * int(sizeof(Y)));
   });
   const A* __restrict weight = static_cast<const A*>(p.pixel_weight);
@@ -141,54 +128,55 @@ SEGUNC_HD void read_logits(const Targets<A>& targets, int C, int n, const A* __r
   else
     for (int j = 0; j < n; ++j) px.target_shifted[j] = tile[px.label[j] * T + j] - px.maximum[j];
   for (int j = 0; j < n; ++j) px.smooth[j] = A(0);
-  if (targets.spread > A(0))
+  if (targets.shares.smooths())
     for (int c = 0; c < C; ++c) {
-      const A b = targets.spread_of(c);
+      const A b = targets.smoothing(c);
       for (int j = 0; j < n; ++j) px.smooth[j] += b * (tile[c * T + j] - px.maximum[j]);
     }
 }
 
 // Of the sums of exponentials: writes the losses and the gradients of the pixel weights, as far as
-// they are wanted, adds the losses to `lane`, and readies px.slope for the gradient.
-template <class Params, class A, int T, class Lane>
-SEGUNC_HD void write_losses(const Params& p, const Targets<A>& targets, int64_t at, int n,
-                            Pixels<A, T>& px, Lane* __restrict lane) {
+// they are wanted, adds the losses to `lane`, and readies px.factor for the gradient.
+template <class A, int T, class Lane>
+SEGUNC_HD void write_losses(const CrossEntropyParams& p, const Targets<A>& targets, int64_t at,
+                            int n, Pixels<A, T>& px, Lane* __restrict lane) {
   A* __restrict loss = static_cast<A*>(p.loss);
   A* __restrict grad_weight = static_cast<A*>(p.grad_pixel_weight);
   for (int j = 0; j < n; ++j) {
-    const A log_sum = math::log_positive(px.sum[j]);
-    const A smooth = targets.spread_total * log_sum - px.smooth[j];
-    const A value = math::cross_entropy(px.on_target[j], smooth, px.target_shifted[j], log_sum);
-    const A weighted = where_valid(px.valid[j], px.weight[j] * value);
-    lane[j] += Lane(weighted);
-    px.slope[j] = px.weight[j] * px.upstream[j];
-    if (loss) loss[at + j] = weighted;
-    if (grad_weight) grad_weight[at + j] = where_valid(px.valid[j], value * px.upstream[j]);
+    const math::SoftmaxTerms<A> softmax{px.sum[j], px.target_shifted[j], targets.smooth_total,
+                                        px.smooth[j]};
+    const A value = math::cross_entropy(px.on_target[j], softmax);
+    const auto weighted = math::weighted(value, px.weight[j], px.upstream[j]);
+    const A valid_loss = where_valid(px.valid[j], weighted.loss);
+    lane[j] += Lane(valid_loss);
+    px.factor[j] = weighted.factor;
+    if (loss) loss[at + j] = valid_loss;
+    if (grad_weight) grad_weight[at + j] = where_valid(px.valid[j], weighted.weight_gradient);
   }
 }
 
-// Takes the target's term off the tile of exponentials, as a / total * s of its exponential. The
-// gradient of pixel j in class c is then clear_unless(px.valid[j], v) with
-//   v = tile[c * T + j] * px.sum[j] - px.slope[j] * b_c.
+// Takes the target's term off the tile of exponentials, and readies px.slope. The gradient of pixel
+// j in class c is then clear_unless(px.valid[j], v) with
+//   v = cross_entropy_derivative(tile[c * T + j], px.slope[j], px.factor[j] * b_c).
 template <class A, int T>
 SEGUNC_HD void take_targets_off(const Targets<A>& targets, int C, int n, A* __restrict tile,
                                 Pixels<A, T>& px) {
   for (int j = 0; j < n; ++j) {
-    const A total = px.on_target[j] + targets.spread_total;
-    px.maximum[j] = total != A(0) ? px.on_target[j] / total * px.sum[j] : A(0);
-    px.sum[j] = px.slope[j] * (total / px.sum[j]);
+    const A total = px.on_target[j] + targets.smooth_total;
+    px.target_exponential[j] = math::target_exponential(px.on_target[j], total, px.sum[j]);
+    px.slope[j] = px.factor[j] * (total / px.sum[j]);
   }
   if (C <= kFewClasses)
     for (int j = 0; j < n; j += kLanes<A>) {
       const IndexPack<A> label = load_indices<A>(px.label + j);
-      const Pack<A> part = load_pack(px.maximum + j);
+      const Pack<A> part = load_pack(px.target_exponential + j);
       for (int c = 0; c < C; ++c) {
         A* const row = tile + c * T + j;
         store_pack(row, load_pack(row) - (label == c ? part : Pack<A>{}));
       }
     }
   else
-    for (int j = 0; j < n; ++j) tile[px.label[j] * T + j] -= px.maximum[j];
+    for (int j = 0; j < n; ++j) tile[px.label[j] * T + j] -= px.target_exponential[j];
 }
 
 }  // namespace tiles
