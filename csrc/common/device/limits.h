@@ -9,4 +9,10 @@ constexpr unsigned kMaxBlockThreads = 1024;
 // Static arrays and dynamic memory together.
 constexpr size_t kMaxSharedBytes = 48 << 10;
 
+// The dynamic memory that fits beside a kernel's static arrays of these types, each of which a
+// compiler may pad to 16 bytes.
+template <class... Static>
+constexpr size_t kMaxDynamicSharedBytes =
+    kMaxSharedBytes - (size_t(0) + ... + ((sizeof(Static) + 15) / 16 * 16));
+
 }  // namespace segunc::device

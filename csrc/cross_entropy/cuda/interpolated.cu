@@ -76,6 +76,19 @@ SEGUNC_HD Span span_of(const math::InterpolatedAxis<A>& axis, int first, int cou
   return {lowest, math::neighbours_of(axis, first + count - 1).upper - lowest + 1};
 }
 
+// What the threads of a block have in common, in shared memory: registers are for the classes.
+template <class T>
+struct Tile {
+  using A = accumulate_t<T>;
+  int row, column;    // the first
+  int rows, columns;  // within the target
+  Span source_rows, source_columns;
+  math::Neighbours<A> slices;
+  int64_t pixel;  // of the target: the first
+  const T* data;  // the first logit that it blends
+  A* sums;        // [source rows][source columns][C], spaced as in the largest tile, or null
+};
+
 // Tiles of `rows` x `columns` target pixels of a slice; blocks take those of all images in turn.
 struct TileWork {
   int rows, columns;
@@ -134,7 +147,7 @@ std::optional<TileWork> make_tile_work(const CrossEntropyParams& p, const Axes<f
       sizeof(float) * (size_t(work.source_columns + work.columns) * work.pitch + work.columns) +
       sizeof(int) * (work.columns + work.source_columns + 2);
   work.shares = target_shares(p);
-  if (work.shared_bytes > kMaxSharedBytes) return std::nullopt;
+  if (work.shared_bytes > kMaxDynamicSharedBytes<Tile<float>, BlockSums>) return std::nullopt;
   return work;
 }
 
@@ -148,19 +161,6 @@ PixelWork make_pixel_work(const CrossEntropyParams& p) {
 }
 
 // ---- tiles ----
-
-// What the threads of a block have in common, in shared memory: registers are for the classes.
-template <class T>
-struct Tile {
-  using A = accumulate_t<T>;
-  int row, column;    // the first
-  int rows, columns;  // within the target
-  Span source_rows, source_columns;
-  math::Neighbours<A> slices;
-  int64_t pixel;  // of the target: the first
-  const T* data;  // the first logit that it blends
-  A* sums;        // [source rows][source columns][C], spaced as in the largest tile, or null
-};
 
 template <class T>
 SEGUNC_DEVICE Tile<T> tile_at(const CrossEntropyParams& p, const TileWork& work,
