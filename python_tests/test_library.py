@@ -286,3 +286,9 @@ def test_native_and_reference_agree_on_what_is_differentiable():
 
 def test_check_without_a_gpu_does_nothing():
     assert segunc_ops.check() is None
+
+
+def test_an_unknown_backend_is_named():
+    message = r"^backend: expected one of \('auto', 'native', 'reference'\), got 'gpu'"
+    with pytest.raises(ValueError, match=message), segunc_ops.backend("gpu"):
+        pass

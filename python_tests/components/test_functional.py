@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import cc3d
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -15,13 +14,12 @@ from torch import Tensor
 import segunc_ops
 import segunc_ops.functional as sf
 from python_tests import label_maps
-from python_tests.comparison import assert_same_bits
+from python_tests.comparison import assert_same_bits, assert_same_bits_on_every_run
+from python_tests.components.cases import BACKENDS
 from python_tests.label_maps import Array
 from python_tests.support import LABEL_DTYPES
 from segunc_ops.experiments.scenes import generate_scene
 
-BACKENDS = pytest.mark.parametrize("backend", ["native", "reference"])
-CONNECTIVITIES = {3: (4, 8), 4: (6, 26)}
 WIDTHS = (1, 31, 32, 33, 63, 64, 65)
 
 
@@ -119,6 +117,7 @@ def test_large_maps(connectivity):
 
 @pytest.mark.parametrize("connectivity", [4, 8])
 def test_street_scenes(connectivity):
+    cc3d = pytest.importorskip("cc3d")
     labels = np.stack([generate_scene(3, i, (240, 320))[1] for i in range(4)])
     check(labels, connectivity)
     check(labels, connectivity, ignored=255)
@@ -134,6 +133,7 @@ def test_street_scenes(connectivity):
 @BACKENDS
 @pytest.mark.parametrize("connectivity", [6, 26])
 def test_volumes(connectivity, backend):
+    cc3d = pytest.importorskip("cc3d")
     with segunc_ops.backend(backend):
         for shape in ((2, 5, 7, 9), (1, 19, 40, 33), (1, 1, 20, 30), (1, 33, 1, 70), (1, 9, 9, 1)):
             for classes in (2, 4):
@@ -306,40 +306,7 @@ def test_the_same_bits_on_every_run():
         (grad,) = torch.autograd.grad(means, values, upstream)
         return [means.detach(), grad, *sf.connected_components(labels)]
 
-    torch.use_deterministic_algorithms(True)
-    first = run()
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        for _ in range(34):
-            for a, b in zip(first, run(), strict=True):
-                assert torch.equal(a, b)
-
-
-@BACKENDS
-@pytest.mark.parametrize("shape", [(2, 5, 7), (1, 3, 4, 5)])
-def test_gradients(shape, backend):
-    """Against numerical ones; the map is linear, hence its derivative of any order is known."""
-    labels = torch.from_numpy(label_maps.noise(shape, 3))
-    values = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    with segunc_ops.backend(backend):
-        for connectivity in CONNECTIVITIES[len(shape)]:
-
-            def run(values, connectivity=connectivity):
-                return sf.component_mean(values, labels, connectivity=connectivity, ignore_index=1)
-
-            assert torch.autograd.gradcheck(run, values)
-            assert torch.autograd.gradgradcheck(run, values)
-
-
-def test_the_gradient_is_the_mean_of_the_upstream_gradient():
-    labels = torch.from_numpy(label_maps.noise((2, 40, 70), 3))
-    values = torch.randn(labels.shape, requires_grad=True)
-    upstream = torch.randn(labels.shape)
-    sf.component_mean(values, labels, bound=10.0).backward(upstream)
-    assert torch.equal(values.grad, sf.component_mean(upstream, labels))
-    with torch.no_grad():
-        assert not sf.component_mean(values, labels).requires_grad
-    assert not sf.component_mean(values.detach(), labels).requires_grad
+    assert_same_bits_on_every_run(run, name="components", runs=102)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")
@@ -362,25 +329,6 @@ def test_compiled():
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def operator_calls() -> dict[str, list[tuple[object, ...]]]:
-    """Arguments for every operator of components."""
-    labels = torch.from_numpy(label_maps.noise((2, 9, 11), 3)).long()
-    values = torch.randn(labels.shape, requires_grad=True)
-    return {
-        "connected_components": [(labels, 8, None), (labels, 4, 1)],
-        "component_mean": [(values, labels, 4, 1, None), (values, labels, 8, None, 9.0)],
-    }
-
-
-def test_the_bare_operator_is_differentiable():
-    """As in a program of torch.export, which keeps the operator and loses the Function."""
-    labels = torch.from_numpy(label_maps.noise((2, 9, 11), 3))
-    values = torch.randn(labels.shape, requires_grad=True)
-    upstream = torch.randn(labels.shape)
-    torch.ops.segunc_ops.component_mean(values, labels, 8, None, None).backward(upstream)
-    assert torch.equal(values.grad, sf.component_mean(upstream, labels))
-
-
 def test_numpy_arrays():
     labels = label_maps.noise((2, 40, 70), 3)
     values = np.random.default_rng(0).standard_normal(labels.shape, np.float32)
@@ -397,78 +345,3 @@ def test_numpy_arrays():
     assert np.array_equal(sf.connected_components(read_only)[0], components)
     mirrored = sf.connected_components(labels[:, ::-1])[0]
     assert np.array_equal(mirrored, sf.connected_components(labels[:, ::-1].copy())[0])
-
-    samples = np.random.default_rng(1).standard_normal((3, 2, 5, 8, 9), np.float32)
-    statistics = sf.predictive_statistics(samples, return_mean=True)
-    assert type(statistics) is segunc_ops.PredictiveStatistics
-    expected = sf.predictive_statistics(torch.from_numpy(samples), return_mean=True)
-    for ours, theirs in zip(statistics, expected, strict=True):
-        assert isinstance(ours, np.ndarray)
-        assert np.array_equal(ours, theirs.numpy())
-    listed = sf.predictive_statistics(list(samples))
-    assert np.array_equal(listed.std, statistics.std)
-
-
-LABELS = torch.zeros(2, 4, 5, dtype=torch.int64)
-VALUES = torch.zeros(2, 4, 5)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: sf.connected_components(VALUES), TypeError, "labels: .*integer.*float32"),
-        (lambda: sf.connected_components([[1]]), TypeError, "labels: .*tensor, got list"),
-        (lambda: sf.connected_components(LABELS[0]), ValueError, r"labels: .*got \(4, 5\)"),
-        (
-            lambda: sf.connected_components(LABELS, connectivity=6),
-            ValueError,
-            "connectivity: expected 4 or 8 .*, got 6",
-        ),
-        (
-            lambda: sf.connected_components(LABELS[None], connectivity=8),
-            ValueError,
-            "connectivity: expected 6 or 26 .*, got 8",
-        ),
-        (
-            lambda: sf.connected_components(LABELS, connectivity="full"),
-            TypeError,
-            "connectivity: expected an integer, got str",
-        ),
-        (
-            lambda: sf.connected_components(LABELS, ignore_index=0.5),
-            TypeError,
-            "ignore_index: expected an integer, got float",
-        ),
-        (
-            lambda: sf.connected_components(
-                torch.zeros((), dtype=torch.int8).expand(1, 2**16, 2**15)
-            ),
-            ValueError,
-            "labels: expected images of at most 2147483647 pixels, got 2147483648",
-        ),
-        (lambda: sf.component_mean(LABELS, LABELS), TypeError, "values: .*got torch.int64"),
-        (
-            lambda: sf.component_mean(VALUES[:1], LABELS),
-            ValueError,
-            r"values: expected the shape \(2, 4, 5\) of labels, got \(1, 4, 5\)",
-        ),
-        (
-            lambda: sf.component_mean(VALUES.to("meta"), LABELS),
-            ValueError,
-            "values: expected device cpu like labels, got meta",
-        ),
-        (
-            lambda: sf.component_mean(VALUES, LABELS, bound=0.0),
-            ValueError,
-            "bound: expected a finite number above 0, got 0.0",
-        ),
-        (
-            lambda: sf.component_mean(VALUES, LABELS, bound="1"),
-            TypeError,
-            "bound: expected a number, got str",
-        ),
-    ],
-)
-def test_errors(call, error, message):
-    with pytest.raises(error, match=message):
-        call()

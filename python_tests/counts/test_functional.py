@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -11,98 +10,22 @@ from torch import Tensor
 
 import segunc_ops
 import segunc_ops.functional as sf
-from python_tests.comparison import accumulate_dtype, assert_same_bits
-from python_tests.support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
+from python_tests.comparison import (
+    accumulate_dtype,
+    assert_same_bits,
+    assert_same_bits_on_every_run,
+)
+from python_tests.counts.cases import (
+    SHAPES,
+    TABLES,
+    UNITS,
+    assert_counts_agree,
+    count,
+    random_batch,
+    reference,
+)
+from python_tests.support import IGNORED, LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
 from segunc_ops.functional import SegmentationCounts
-
-IGNORED = 255
-TABLES = SegmentationCounts._fields
-UNITS = 2.0**24
-
-# Ragged against tiles of 32 and 128 pixels and units of 2048, with one class, one pixel, images of
-# one pixel, more classes than a wide tile takes, one to three spatial axes.
-SHAPES = ((2, 19, 65, 67), (1, 3, 2111), (300, 4), (1, 1, 3, 3), (2, 150, 9), (1, 5, 3, 4, 5))
-
-
-def away_from_edges(confidence: Tensor, num_bins: int = 15) -> Tensor:
-    """Where rounding does not decide the bin; the edge at 1 is none, as there is no bin beyond."""
-    position = confidence.double() * num_bins
-    return ((position - position.round()).abs() > 1e-3) | (confidence >= 1)
-
-
-def random_batch(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    layout: str = "contiguous",
-    probabilities: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits or probabilities, targets and uncertainties; NaN wherever nothing may be read."""
-    values = 3 * torch.randn(shape, dtype=torch.float64)
-    if probabilities:
-        values = values.softmax(1)
-    values = LAYOUTS[layout].make(values.to(dtype))
-    pixels = (shape[0], *shape[2:])
-    exact = values.double() if probabilities else values.double().softmax(1)
-    # Half of the targets are right, or there would be no accuracy to speak of.
-    target = torch.where(
-        torch.rand(pixels) < 0.5, values.argmax(1), torch.randint(0, shape[1], pixels)
-    )
-    target[~away_from_edges(exact.amax(1)) | (torch.rand(pixels) < 0.2)] = IGNORED
-    uncertainty = torch.exp(torch.empty(pixels).uniform_(-18, 5))
-    uncertainty[torch.rand(pixels) < 0.1] = 0
-    uncertainty[target == IGNORED] = math.nan
-    if not layout.startswith("expanded"):
-        values.copy_(values.masked_fill((target == IGNORED).unsqueeze(1), math.nan))
-    return values, target, uncertainty
-
-
-def count(
-    values: Any, target: Tensor, uncertainty: Tensor | None = None, **options: Any
-) -> tuple[SegmentationCounts, Tensor]:
-    """Tables of one call, and the outcome."""
-    tables = options.pop("tables", TABLES)
-    num_classes = options.get("num_classes") or values.shape[1]
-    counts = sf.empty_counts(
-        num_classes,
-        num_bins=options.pop("num_bins", 15),
-        tables=tables,
-        device=options.pop("device", None),
-    )
-    outcome = sf.accumulate_counts(
-        counts, values, target, uncertainty, ignore_index=IGNORED, return_outcome=True, **options
-    )
-    assert outcome is not None
-    return counts, outcome
-
-
-def assert_counts_agree(
-    found: tuple[SegmentationCounts, Tensor],
-    wanted: tuple[SegmentationCounts, Tensor],
-    compute: torch.dtype,
-    name: str,
-) -> None:
-    """Equal integers; sums of what is rounded differ by what rounding explains."""
-    assert_same_bits(found[1], wanted[1], name=f"{name}: outcome")
-    for table, a, b in zip(TABLES, found[0], wanted[0], strict=True):
-        if a is None or b is None:
-            assert a is b, f"{name}: {table}"
-            continue
-        if table not in ("calibration", "scores"):
-            assert_same_bits(a, b, name=f"{name}: {table}")
-            continue
-        rounded = [2] if table == "calibration" else [1, 2]
-        exact = [i for i in range(a.shape[-1]) if i not in rounded]
-        assert_same_bits(a[..., exact], b[..., exact], name=f"{name}: {table}")
-        size = b[..., rounded].abs() + UNITS
-        pixels = b[..., :1]
-        allowed = 16 * torch.finfo(compute).eps * size * (1 + pixels.sqrt()) + pixels
-        error = (a - b)[..., rounded].abs()
-        assert (error <= allowed).all(), f"{name}: {table}: {error.tolist()} > {allowed.tolist()}"
-
-
-def reference(*arguments: Any, **options: Any) -> tuple[SegmentationCounts, Tensor]:
-    with segunc_ops.backend("reference"):
-        return count(*arguments, **options)
 
 
 @pytest.mark.parametrize("probabilities", [False, True], ids=["logits", "probabilities"])
@@ -317,165 +240,6 @@ def test_patches_compare_strictly(backend):
     assert counts.tolist() == [[1, 1, 2, 0, 0], [0, 2, 0, 2, 0]]
 
 
-def _tables(**shapes: tuple[int, ...]) -> SegmentationCounts:
-    return SegmentationCounts(
-        **{name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
-    )
-
-
-def _zeros(*shape: int) -> Tensor:
-    return torch.zeros(shape or (2, 3, 4))
-
-
-def _labels(*shape: int) -> Tensor:
-    return torch.zeros(shape or (2, 4), dtype=torch.long)
-
-
-_CONFUSION = _tables(confusion=(3, 3))
-_HISTOGRAM = _tables(histogram=(2, 4097))
-_MAPS = sf.predictive_statistics(torch.zeros(2, 2, 3, 4))
-_OUTCOME = torch.zeros(1, 4, 4, dtype=torch.uint8)
-_COUNTS = torch.zeros(1, 5, dtype=torch.long)
-_HALF = torch.tensor([0.5], dtype=torch.float64)
-
-ERRORS = {
-    "classes": (lambda: sf.empty_counts(0), ValueError, "num_classes: expected at least 1, got 0"),
-    "bins": (
-        lambda: sf.empty_counts(2, num_bins=0),
-        ValueError,
-        "num_bins: expected at least 1, got 0",
-    ),
-    "table": (
-        lambda: sf.empty_counts(2, tables=("median",)),
-        ValueError,
-        "tables: expected some of .* got 'median'",
-    ),
-    "input": (
-        lambda: sf.accumulate_counts(_CONFUSION, _zeros().int(), _labels()),
-        TypeError,
-        "input: expected float32, .* got torch.int32",
-    ),
-    "input shape": (
-        lambda: sf.accumulate_counts(_CONFUSION, _zeros(3), _labels(1)),
-        ValueError,
-        r"input: expected shape \(N, C, \*\) with C > 0, got \(3,\)",
-    ),
-    "number of classes": (
-        lambda: sf.accumulate_counts(_CONFUSION, _zeros(), _labels(), num_classes=4),
-        ValueError,
-        "input: expected 4 classes, got 3",
-    ),
-    "table of other classes": (
-        lambda: sf.accumulate_counts(_tables(confusion=(4, 4)), _zeros(), _labels()),
-        ValueError,
-        r"confusion: expected a contiguous tensor of shape \(3, 3\), got shape \(4, 4\)",
-    ),
-    "table type": (
-        lambda: sf.accumulate_counts(SegmentationCounts(_zeros(3, 3)), _zeros(), _labels()),
-        TypeError,
-        "confusion: expected torch.int64, got torch.float32",
-    ),
-    "calibration shape": (
-        lambda: sf.accumulate_counts(_tables(calibration=(15,)), _zeros(), _labels()),
-        ValueError,
-        r"calibration: expected shape \(B \+ 1, 3\), got \(15,\)",
-    ),
-    "target shape": (
-        lambda: sf.accumulate_counts(_CONFUSION, _zeros(), _labels(2, 5)),
-        ValueError,
-        r"target: expected shape \(2, 4\) .* got \(2, 5\)",
-    ),
-    "target type": (
-        lambda: sf.accumulate_counts(_CONFUSION, _zeros(), _labels().float()),
-        TypeError,
-        "target: expected int64, int32 or uint8, got torch.float32",
-    ),
-    "no uncertainty": (
-        lambda: sf.accumulate_counts(_HISTOGRAM, _zeros(), _labels()),
-        ValueError,
-        "uncertainty: expected a map for these tables, got none",
-    ),
-    "uncertainty shape": (
-        lambda: sf.accumulate_counts(_HISTOGRAM, _zeros(), _labels(), _zeros(2, 5)),
-        ValueError,
-        r"uncertainty: expected shape \(2, 4\), got \(2, 5\)",
-    ),
-    "uncertainty type": (
-        lambda: sf.accumulate_counts(_HISTOGRAM, _zeros(), _labels(), _labels()),
-        TypeError,
-        "uncertainty: expected a floating-point tensor, got torch.int64",
-    ),
-    "no mean": (
-        lambda: sf.accumulate_counts(_tables(scores=(5,)), _MAPS, _labels()),
-        ValueError,
-        "input: expected statistics with their mean for the scores, got none; pass return_mean",
-    ),
-    "unknown classes": (
-        lambda: sf.accumulate_counts(_HISTOGRAM, _MAPS, _labels(), _zeros(2, 4)),
-        ValueError,
-        "num_classes: expected a number for statistics without mean, got none",
-    ),
-    "target of maps": (
-        lambda: sf.accumulate_counts(_CONFUSION, _MAPS, _labels(2, 5)),
-        ValueError,
-        r"target: expected shape \(2, 4\) like input.prediction, got \(2, 5\)",
-    ),
-    "prediction type": (
-        lambda: sf.accumulate_counts(
-            _CONFUSION, _MAPS._replace(prediction=_zeros(2, 4)), _labels()
-        ),
-        TypeError,
-        "input.prediction: expected int64, int32 or uint8, got torch.float32",
-    ),
-    "outcome type": (
-        lambda: sf.accumulate_patch_counts(_COUNTS, _OUTCOME.long(), _zeros(1, 4, 4), _HALF),
-        TypeError,
-        "outcome: expected a uint8 tensor, got torch.int64",
-    ),
-    "outcome shape": (
-        lambda: sf.accumulate_patch_counts(_COUNTS, _OUTCOME[0], _zeros(4, 4), _HALF),
-        ValueError,
-        r"outcome: expected shape \(N, \*, H, W\), got \(4, 4\)",
-    ),
-    "window": (
-        lambda: sf.accumulate_patch_counts(_COUNTS, _OUTCOME, _zeros(1, 4, 4), _HALF, window=0),
-        ValueError,
-        "window: expected at least 1, got 0",
-    ),
-    "accuracy threshold": (
-        lambda: sf.accumulate_patch_counts(
-            _COUNTS, _OUTCOME, _zeros(1, 4, 4), _HALF, accuracy_threshold=2
-        ),
-        ValueError,
-        r"accuracy_threshold: expected a number in \[0, 1\], got 2",
-    ),
-    "thresholds": (
-        lambda: sf.accumulate_patch_counts(_COUNTS, _OUTCOME, _zeros(1, 4, 4), _HALF.float()),
-        TypeError,
-        "thresholds: expected torch.float64, got torch.float32",
-    ),
-    "too many thresholds": (
-        lambda: sf.accumulate_patch_counts(
-            _COUNTS, _OUTCOME, _zeros(1, 4, 4), torch.zeros(1025).double()
-        ),
-        ValueError,
-        "thresholds: expected at most 1024, got 1025",
-    ),
-    "patch counts": (
-        lambda: sf.accumulate_patch_counts(_COUNTS[:, :4], _OUTCOME, _zeros(1, 4, 4), _HALF),
-        ValueError,
-        r"counts: expected a contiguous tensor of shape \(1, 5\)",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ERRORS)
-def test_errors_name_the_argument(name):
-    call, kind, message = ERRORS[name]
-    with pytest.raises(kind, match=message):
-        call()
-
-
 def test_compile_traces_one_graph():
     torch.compiler.reset()
 
@@ -495,18 +259,18 @@ def test_compile_traces_one_graph():
             assert_same_bits(a, b, name=name)
 
 
-def operator_calls() -> dict[str, list[tuple[object, ...]]]:
-    """Arguments for every operator of counts."""
-    counts = sf.empty_counts(3)
-    outcome = torch.zeros(2, 4, 4, dtype=torch.uint8)
-    u, target = torch.rand(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long)
-    tables = (counts.confusion, None, counts.calibration, counts.histogram, None)
-    states = torch.zeros(2, 5).long()
-    return {
-        "accumulate_counts_": [
-            (torch.randn(2, 3, *size), target, u, -100, False, False, *counts, outcome)
-            for size in ((4, 4), (3, 7))
-        ],
-        "accumulate_map_counts_": [(target, u, target, u, 3, -100, *tables)],
-        "accumulate_patch_counts_": [(outcome, u, torch.rand(2).double(), 4, 0.5, states)],
-    }
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits(dtype):
+    logits, target = torch.randn(2, 7, 65, 67).to(dtype), torch.randint(0, 7, (2, 65, 67))
+    uncertainty = torch.rand(2, 65, 67)
+
+    def run() -> list[Tensor]:
+        counts = sf.empty_counts(7)
+        outcome = sf.accumulate_counts(counts, logits, target, uncertainty, return_outcome=True)
+        assert outcome is not None
+        patches = torch.zeros(1, 5, dtype=torch.int64)
+        threshold = torch.tensor([0.5], dtype=torch.float64)
+        sf.accumulate_patch_counts(patches, outcome, uncertainty, threshold)
+        return [*counts, outcome, patches]  # type: ignore[list-item]
+
+    assert_same_bits_on_every_run(run, name=f"counts {dtype}")

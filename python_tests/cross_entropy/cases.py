@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import segunc_ops.functional as sf
-from python_tests.support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
-
-REDUCTIONS = ("none", "mean", "sum", "mean_all")
+from python_tests.comparison import assert_close, assert_gradients_exist
+from python_tests.interpolation import interpolate, interpolation_matrices, random_sizes
+from python_tests.support import IGNORED, LAYOUTS, LOGITS_DTYPES, REDUCTIONS, TARGET_DTYPES
 
 # Shapes (N, C, *): ragged against tiles of 32 and 128 pixels and units of 4096, of one pixel or
 # class, empty, without or with up to three spatial axes, more classes than a wide tile takes.
@@ -149,27 +147,6 @@ def random_case(seed: int) -> Case:
     )
 
 
-# Spatial sizes of logits and targets, ragged against strips of 32 and 64 columns: one pixel, ratios
-# of 1, whole numbers and none, enlarged and reduced, in volumes too.
-SIZES = (1, 2, 3, 5, 8, 13, 31, 32, 33, 64, 65, 97)
-VOLUME_SIZES = (1, 2, 3, 5, 8, 11)
-
-
-def random_sizes(choose: random.Random, volume: bool) -> tuple[list[int], list[int]]:
-    """Of logits and of what they are interpolated to: 1x1 to 97x131 in and out."""
-    if volume:
-        source, size = ([choose.choice(VOLUME_SIZES) for _ in range(3)] for _ in range(2))
-    elif choose.random() < 0.5:
-        source, size = ([choose.choice(SIZES) for _ in range(2)] for _ in range(2))
-    else:
-        source, size = ([choose.randint(1, 97), choose.randint(1, 131)] for _ in range(2))
-    ratio = choose.choice((None, None, 1, 2, 4))
-    if ratio is not None:
-        source = [min(n, 131 // ratio) for n in source]
-        size = [ratio * n for n in source]
-    return source, size
-
-
 def random_upsampled_case(seed: int) -> Case:
     """The call of this number whose logits are interpolated."""
     choose = random.Random(seed)
@@ -276,48 +253,9 @@ def expected(case: Case, dtype: torch.dtype = torch.float64) -> Outcome:
     return Outcome(loss.detach(), *_gradients(case, loss, leaf, pixel_weight))
 
 
-def interpolation_matrix(
-    source: int, size: int, align_corners: bool, coordinates: torch.dtype
-) -> Tensor:
-    """The share, float64, that each of `source` positions (columns) has in each of `size` (rows);
-    torch's formula in the type of the coordinates."""
-    number = np.float64 if coordinates == torch.float64 else np.float32
-    if align_corners:
-        scale = number(source - 1) / number(size - 1) if size > 1 else number(0)
-        offset = 0.0
-    else:
-        scale, offset = number(source) / number(size), 0.5
-    # Products are exact in the longer type, so each coordinate is rounded once.
-    exact = (np.arange(size) + offset) * np.longdouble(scale) - offset
-    at = exact.astype(number).clip(0)
-    lower = np.minimum(at.astype(np.int64), source - 1)
-    upper = np.minimum(lower + 1, source - 1)
-    share = np.where(upper > lower, at - lower, 0).astype(number)
-    matrix = np.zeros((size, source))
-    matrix[np.arange(size), lower] += number(1) - share
-    matrix[np.arange(size), upper] += share
-    return torch.from_numpy(matrix)
-
-
-def interpolation_matrices(
-    logits: Tensor, size: Sequence[int], align_corners: bool
-) -> list[Tensor]:
-    """Of the spatial axes, with coordinates in the type that logits are computed in."""
-    coordinates = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    sizes = zip(logits.shape[2:], size, strict=True)
-    return [interpolation_matrix(n, m, align_corners, coordinates) for n, m in sizes]
-
-
 def matrices(case: Case) -> list[Tensor]:
     """The interpolation matrices of a call's spatial axes."""
     return interpolation_matrices(case.input, case.target.shape[1:], case.align_corners)
-
-
-def interpolate(logits: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """float64 logits, interpolated along each spatial axis."""
-    for axis, matrix in enumerate(matrices, 2):
-        logits = (logits.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
-    return logits
 
 
 def normalizer(case: Case) -> float:
@@ -368,3 +306,102 @@ def scales(case: Case) -> Scales:
         grad_input=gathered * by_pixel * weight * upstream * exponent / divisor,
         grad_pixel_weight=repeated * weight * surprise * upstream / divisor,
     )
+
+
+def compare(case: Case, actual: Outcome, peer: Outcome | None = None) -> None:
+    """An outcome against float64 torch, each result with its own scale."""
+    truth = expected(case)
+    sizes = scales(case)
+    compute = torch.float64 if case.input.dtype == torch.float64 else torch.float32
+    assert actual.loss.dtype == case.input.dtype, case.name
+    gradients = {"input": actual.grad_input, "pixel_weight": actual.grad_pixel_weight}
+    assert_gradients_exist(
+        gradients,
+        {
+            "input": case.input.requires_grad,
+            "pixel_weight": case.pixel_weight is not None and case.pixel_weight.requires_grad,
+        },
+    )
+    # A scalar loss makes its gradient in the forward pass and multiplies it by the upstream factor
+    # in the backward pass: in bfloat16 (float16 waits for the factor) both steps round.
+    scalar_bfloat16 = case.input.dtype == torch.bfloat16 and case.reduction != "none"
+    for name, got, want, scale in zip(actual._fields, actual, truth, sizes, strict=True):
+        if got is not None:
+            assert_close(
+                got,
+                want,
+                name=f"{case.name}: {name}",
+                scale=scale,
+                compute=compute,
+                roundings=2 if name == "grad_input" and scalar_bfloat16 else 1,
+                peer=None if peer is None else getattr(peer, name),
+                bias=0 not in case.input.stride(),  # errors of repeated pixels repeat
+            )
+    ignored = case.target == case.ignore_index
+    same_pixels = case.input.dim() > 1 and case.upsample is None
+    if actual.grad_input is not None and same_pixels:
+        assert not actual.grad_input.movedim(1, -1)[ignored].any(), f"{case.name}: ignored pixels"
+
+
+EXTREMES = {
+    "NaN in the target's class": [float("nan"), 1.0, -2.0, 0.5],
+    "NaN in another class": [1.0, float("nan"), -2.0, 0.5],
+    "only NaN": [float("nan")] * 4,
+    "+inf in the target's class": [float("inf"), 1.0, -2.0, 0.5],
+    "+inf in another class": [0.0, float("inf"), -2.0, 0.5],
+    "two +inf": [float("inf"), float("inf"), 0.0, 1.0],
+    "-inf in the target's class": [-float("inf"), 1.0, -2.0, 0.5],
+    "-inf in another class": [0.0, -float("inf"), -2.0, 0.5],
+    "only -inf": [-float("inf")] * 4,
+    "NaN and +inf": [float("nan"), float("inf"), 0.0, 1.0],
+    "NaN and -inf": [float("nan"), -float("inf"), -float("inf"), 1.0],
+    "huge": [3e4, -3e4, 1e4, 0.0],
+    "huge for the target": [-6e4, 6e4, 0.0, 1.0],
+    "all equal and huge": [6e4] * 4,
+    "tiny": [1e-7, -1e-7, 0.0, 1e-8],
+    "denormal probabilities": [0.0, -88.0, -95.0, -103.0],
+    "confident": [0.0, -17.0, -18.0, -40.0],
+}
+
+
+def batch(
+    dtype: torch.dtype = torch.float32,
+    size: tuple[int, ...] = (4, 5),
+    source: tuple[int, ...] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (2, 3, *source) and pixel weights (2, *size) that require gradients, targets with
+    ignored; logits are of the targets' size unless a `source` is given."""
+    x = torch.randn(2, 3, *(source or size), dtype=torch.float64).to(dtype).requires_grad_()
+    target = torch.randint(0, 3, (2, *size))
+    target[torch.rand(target.shape) < 0.2] = IGNORED
+    u = (torch.rand(2, *size, dtype=torch.float64) + 0.5).to(dtype).requires_grad_()
+    return x, target, u
+
+
+def loss_of(x: Tensor, target: Tensor, u: Tensor | None = None, **options: object) -> Tensor:
+    return sf.cross_entropy(x, target, pixel_weight=u, ignore_index=IGNORED, **options)
+
+
+def operator_calls() -> dict[str, list[tuple[object, ...]]]:
+    """Arguments for every operator of cross-entropy: each reduction, with and without gradients,
+    dtype, layout."""
+    calls: dict[str, list[tuple[object, ...]]] = {}
+    for dtype, reduction in ((torch.float32, 0), (torch.bfloat16, 1), (torch.float16, 3)):
+        x, target, u = (t.detach() for t in batch(dtype))
+        last = x.contiguous(memory_format=torch.channels_last)
+        weight, weights, one = torch.rand(3), u.float(), torch.ones((), dtype=torch.float64)
+        for logits, wants in ((x, False), (x, True), (last, True)):
+            upstream = torch.rand(target.shape if reduction == 0 else ())
+            for source, interpolation in (
+                (logits, (False, False)),
+                (logits[:, :, :3, :2], (True, True)),
+            ):
+                options = (IGNORED, reduction, 0.1, *interpolation, wants, wants)
+                calls.setdefault("cross_entropy_forward", []).append(
+                    (source, target, weight, weights, *options)
+                )
+                calls.setdefault("cross_entropy_backward", []).append(
+                    (upstream, source, target, None, weights, one, *options)
+                )
+        calls.setdefault("scale_", []).append((x.clone(), torch.tensor(2.0)))
+    return calls

@@ -15,53 +15,11 @@ from torch import Tensor
 
 import segunc_ops
 import segunc_ops.functional as sf
-from python_tests.comparison import assert_close, assert_gradients_exist
+from python_tests.comparison import assert_close, assert_same_bits_on_every_run
 from python_tests.cross_entropy import cases
-from python_tests.support import LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
+from python_tests.cross_entropy.cases import EXTREMES, compare
+from python_tests.support import IGNORED, LAYOUTS, LOGITS_DTYPES, REDUCTIONS, TARGET_DTYPES
 from segunc_ops import reference
-
-IGNORED = 255
-
-
-@pytest.fixture
-def one_thread() -> None:
-    """For thousands of tiny calls, which threads only slow down."""
-    torch.set_num_threads(1)
-
-
-def compare(case: cases.Case, actual: cases.Outcome, peer: cases.Outcome | None = None) -> None:
-    """An outcome against float64 torch, each result with its own scale."""
-    truth = cases.expected(case)
-    scales = cases.scales(case)
-    compute = torch.float64 if case.input.dtype == torch.float64 else torch.float32
-    assert actual.loss.dtype == case.input.dtype, case.name
-    gradients = {"input": actual.grad_input, "pixel_weight": actual.grad_pixel_weight}
-    assert_gradients_exist(
-        gradients,
-        {
-            "input": case.input.requires_grad,
-            "pixel_weight": case.pixel_weight is not None and case.pixel_weight.requires_grad,
-        },
-    )
-    # A scalar loss makes its gradient in the forward pass and multiplies it by the upstream factor
-    # in the backward pass: in bfloat16 (float16 waits for the factor) both steps round.
-    scalar_bfloat16 = case.input.dtype == torch.bfloat16 and case.reduction != "none"
-    for name, got, want, scale in zip(actual._fields, actual, truth, scales, strict=True):
-        if got is not None:
-            assert_close(
-                got,
-                want,
-                name=f"{case.name}: {name}",
-                scale=scale,
-                compute=compute,
-                roundings=2 if name == "grad_input" and scalar_bfloat16 else 1,
-                peer=None if peer is None else getattr(peer, name),
-                bias=0 not in case.input.stride(),  # errors of repeated pixels repeat
-            )
-    ignored = case.target == case.ignore_index
-    same_pixels = case.input.dim() > 1 and case.upsample is None
-    if actual.grad_input is not None and same_pixels:
-        assert not actual.grad_input.movedim(1, -1)[ignored].any(), f"{case.name}: ignored pixels"
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -155,27 +113,6 @@ def test_support_matrix(layout, dtype):
             compare(case, outcome)
             assert outcome.grad_input is not None
             assert outcome.grad_input.stride() == torch.empty_like(logits).stride()
-
-
-EXTREMES = {
-    "NaN in the target's class": [float("nan"), 1.0, -2.0, 0.5],
-    "NaN in another class": [1.0, float("nan"), -2.0, 0.5],
-    "only NaN": [float("nan")] * 4,
-    "+inf in the target's class": [float("inf"), 1.0, -2.0, 0.5],
-    "+inf in another class": [0.0, float("inf"), -2.0, 0.5],
-    "two +inf": [float("inf"), float("inf"), 0.0, 1.0],
-    "-inf in the target's class": [-float("inf"), 1.0, -2.0, 0.5],
-    "-inf in another class": [0.0, -float("inf"), -2.0, 0.5],
-    "only -inf": [-float("inf")] * 4,
-    "NaN and +inf": [float("nan"), float("inf"), 0.0, 1.0],
-    "NaN and -inf": [float("nan"), -float("inf"), -float("inf"), 1.0],
-    "huge": [3e4, -3e4, 1e4, 0.0],
-    "huge for the target": [-6e4, 6e4, 0.0, 1.0],
-    "all equal and huge": [6e4] * 4,
-    "tiny": [1e-7, -1e-7, 0.0, 1e-8],
-    "denormal probabilities": [0.0, -88.0, -95.0, -103.0],
-    "confident": [0.0, -17.0, -18.0, -40.0],
-}
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -363,7 +300,7 @@ def test_reference_module_agrees_with_the_kernels():
     x = torch.randn(2, 5, 7, 9)
     target = torch.randint(0, 5, (2, 7, 9))
     target[0, 0] = IGNORED
-    for reduction in cases.REDUCTIONS:
+    for reduction in REDUCTIONS:
         options = {
             "pixel_weight": torch.rand(2, 7, 9),
             "ignore_index": IGNORED,
@@ -409,3 +346,37 @@ def test_more_than_2_to_the_31_elements():
     first = sf.cross_entropy(one, target, reduction="none")
     for image in (0, 31, 63, 64):
         assert torch.equal(loss[image], first[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "reduction"),
+    [
+        (torch.float32, "contiguous", "mean"),
+        (torch.bfloat16, "channels_last", "sum"),
+        (torch.float16, "transposed", "mean_all"),
+        (torch.float64, "contiguous", "mean"),
+        (torch.float32, "crop", "none"),
+    ],
+)
+def test_same_bits(dtype, layout, reduction):
+    """Forward and backward, on every run and for any number of threads."""
+    x = LAYOUTS[layout].make(torch.randn(2, 7, 65, 67).to(dtype)).requires_grad_()
+    u = torch.rand(2, 65, 67).requires_grad_()
+    target = torch.randint(0, 7, (2, 65, 67))
+    target[torch.rand(target.shape) < 0.1] = IGNORED
+    weight = torch.rand(7) + 0.5
+
+    def step() -> list[Tensor]:
+        loss = sf.cross_entropy(
+            x,
+            target,
+            weight,
+            pixel_weight=u,
+            ignore_index=IGNORED,
+            reduction=reduction,
+            label_smoothing=0.1,
+        )
+        upstream = torch.full_like(loss, 0.7)
+        return [loss.detach(), *torch.autograd.grad(loss, (x, u), upstream)]
+
+    assert_same_bits_on_every_run(step, name=f"{reduction} {dtype} {layout}")

@@ -13,27 +13,8 @@ from torch.utils.checkpoint import checkpoint
 import segunc_ops
 import segunc_ops.functional as sf
 from python_tests.comparison import assert_close, assert_same_bits
-from python_tests.components import test_functional as test_components
-from python_tests.counts import test_functional as test_counts
-
-IGNORED = 255
-REDUCTIONS = ("none", "mean", "sum", "mean_all")
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def batch(
-    dtype: torch.dtype = torch.float32, size: tuple[int, ...] = (4, 5)
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (2, 3, *) and pixel weights (2, *) that require gradients, targets with ignored."""
-    x = torch.randn(2, 3, *size, dtype=torch.float64).to(dtype).requires_grad_()
-    target = torch.randint(0, 3, (2, *size))
-    target[torch.rand(target.shape) < 0.2] = IGNORED
-    u = (torch.rand(2, *size, dtype=torch.float64) + 0.5).to(dtype).requires_grad_()
-    return x, target, u
-
-
-def loss_of(x: Tensor, target: Tensor, u: Tensor | None = None, **options: object) -> Tensor:
-    return sf.cross_entropy(x, target, pixel_weight=u, ignore_index=IGNORED, **options)
+from python_tests.cross_entropy.cases import batch, loss_of
+from python_tests.support import IGNORED, LOGITS_DTYPES, REDUCTIONS
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -62,7 +43,7 @@ def test_gradcheck(reduction, smoothing):
 @pytest.mark.parametrize("wants_x", [True, False])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_which_gradients_exist(reduction, wants_x, wants_u):
-    for dtype in DTYPES:
+    for dtype in LOGITS_DTYPES:
         x, target, u = batch(dtype)
         x.requires_grad_(wants_x)
         weights = None if wants_u is None else u.requires_grad_(wants_u)
@@ -82,7 +63,7 @@ def test_no_grad_makes_no_graph():
         assert not loss_of(x.detach(), target).requires_grad
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_kept_graph_gives_the_same_gradient_again(reduction, dtype):
     """The gradient made in the forward pass is scaled in place only when nobody needs it again."""
@@ -99,7 +80,7 @@ def test_a_kept_graph_gives_the_same_gradient_again(reduction, dtype):
         torch.autograd.grad(loss, (x, u), upstream)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
 @pytest.mark.parametrize("upstream", [1.0, -2.5, 0.0, 1e-3])
 def test_upstream_gradients(upstream, dtype):
     x, target, u = batch(dtype)
@@ -335,54 +316,6 @@ def test_bare_operators_are_not_differentiable_in_silence():
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="segunc_ops::cross_entropy_backward is not different"):
         grad.sum().backward()
-
-
-def _operator_calls() -> dict[str, list[tuple[object, ...]]]:
-    """Arguments for every operator: each reduction, with and without gradients, dtype, layout."""
-    calls: dict[str, list[tuple[object, ...]]] = {}
-    for dtype, reduction in ((torch.float32, 0), (torch.bfloat16, 1), (torch.float16, 3)):
-        x, target, u = (t.detach() for t in batch(dtype))
-        last = x.contiguous(memory_format=torch.channels_last)
-        weight, weights, one = torch.rand(3), u.float(), torch.ones((), dtype=torch.float64)
-        for logits, wants in ((x, False), (x, True), (last, True)):
-            upstream = torch.rand(target.shape if reduction == 0 else ())
-            for source, interpolation in (
-                (logits, (False, False)),
-                (logits[:, :, :3, :2], (True, True)),
-            ):
-                options = (IGNORED, reduction, 0.1, *interpolation, wants, wants)
-                calls.setdefault("cross_entropy_forward", []).append(
-                    (source, target, weight, weights, *options)
-                )
-                calls.setdefault("cross_entropy_backward", []).append(
-                    (upstream, source, target, None, weights, one, *options)
-                )
-        calls.setdefault("scale_", []).append((x.clone(), torch.tensor(2.0)))
-        for wants_mean in (True, False):
-            calls.setdefault("predictive_statistics", []).extend(
-                [([x, -x], [], False, wants_mean), ([x, -x], [7, 3], True, wants_mean)]
-            )
-        state = (torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5))
-        calls.setdefault("accumulate_statistics_", []).extend(
-            [(*state, x, 3, False), (*state, x[:, :, :3, :2], 3, True)]
-        )
-        calls.setdefault("finalize_statistics", []).append((*state, 3))
-    return calls | test_components.operator_calls() | test_counts.operator_calls()
-
-
-@pytest.mark.parametrize("name", [*_operator_calls()])
-def test_opcheck(name):
-    """Schemas, fakes and tracing, for static and dynamic shapes."""
-    operator = getattr(torch.ops.segunc_ops, name).default
-    for arguments in _operator_calls()[name]:
-        torch.library.opcheck(operator, arguments)
-
-
-def test_every_operator_is_checked():
-    schemas = torch._C._jit_get_all_schemas()
-    names = {s.name.split("::")[1] for s in schemas if s.name.startswith("segunc_ops::")}
-    takes_no_tensor = {"cpu_isa", "cpu_isas", "cuda_targets", "check"}
-    assert names - takes_no_tensor == set(_operator_calls())
 
 
 def test_deterministic_mode_fills_nothing_that_matters():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,19 +10,13 @@ from torch.utils.checkpoint import checkpoint
 
 import segunc_ops
 import segunc_ops.functional as sf
-from python_tests.comparison import assert_close, assert_same_bits
+from python_tests.comparison import assert_close, assert_same_bits, assert_same_bits_on_every_run
 from python_tests.cross_entropy import cases
-from python_tests.cross_entropy.test_functional import compare
-from python_tests.cross_entropy.test_memory import peak_bytes
-from python_tests.support import LAYOUTS, LOGITS_DTYPES
+from python_tests.cross_entropy.cases import compare
+from python_tests.interpolation import interpolation_matrix
+from python_tests.support import IGNORED, LAYOUTS, LOGITS_DTYPES
 from segunc_ops import reference
-from segunc_ops.losses import (
-    CrossEntropyLoss,
-    InstanceUncertaintyCrossEntropyLoss,
-    UncertaintyAwareCrossEntropyLoss,
-)
 
-IGNORED = 255
 NAN = float("nan")
 
 
@@ -34,12 +25,7 @@ def batch(
     source: tuple[int, ...] = (3, 4),
     size: tuple[int, ...] = (7, 10),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (2, 3, *source) and pixel weights (2, *size) that require gradients, targets."""
-    x = torch.randn(2, 3, *source, dtype=torch.float64).to(dtype).requires_grad_()
-    target = torch.randint(0, 3, (2, *size))
-    target[torch.rand(target.shape) < 0.2] = IGNORED
-    u = (torch.rand(2, *size, dtype=torch.float64) + 0.5).to(dtype).requires_grad_()
-    return x, target, u
+    return cases.batch(dtype, size, source)
 
 
 def loss_of(x: Tensor, target: Tensor, u: Tensor | None = None, **options: object) -> Tensor:
@@ -53,18 +39,18 @@ def torch_loss(x: Tensor, target: Tensor, u: Tensor, align_corners: bool = False
     return (F.cross_entropy(large, target, ignore_index=IGNORED, reduction="none") * u).mean()
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("first", range(0, 400, 100))
 def test_random_calls(first):
     """400 calls, every argument, type, layout and size drawn independently."""
-    torch.set_num_threads(1)
     for seed in range(first, first + 100):
         case = cases.random_upsampled_case(seed)
         compare(case, cases.run(case))
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_no_less_accurate_than_torch_in_the_same_type():
     """Where torch interpolates and computes in the logits' type too, its error is the bar."""
-    torch.set_num_threads(1)
     for seed in range(1000, 1060):
         case = cases.random_upsampled_case(seed)
         compare(case, cases.run(case), peer=cases.expected(case, case.input.dtype))
@@ -103,7 +89,7 @@ def test_coordinates_are_torch_s():
         for align_corners in (False, True):
             rows = torch.eye(source, dtype=torch.float64).view(source, 1, 1, source)
             wanted = F.interpolate(rows, (1, size), mode="bilinear", align_corners=align_corners)
-            matrix = cases.interpolation_matrix(source, size, align_corners, torch.float64)
+            matrix = interpolation_matrix(source, size, align_corners, torch.float64)
             torch.testing.assert_close(wanted.view(source, size).T, matrix, rtol=0, atol=1e-13)
     x, target, u = batch(size=(3, 4))
     for align_corners in (False, True):
@@ -164,7 +150,7 @@ def test_nan_reaches_what_has_a_share_of_it(dtype, layout, ratio):
     loss = loss_of(x, target, reduction="none")
     (grad,) = torch.autograd.grad(loss.sum(), x)
     rows, columns = (
-        cases.interpolation_matrix(n, m, False, torch.float32) != 0
+        interpolation_matrix(n, m, False, torch.float32) != 0
         for n, m in zip(x.shape[2:], size, strict=True)
     )
     touched = rows[:, 6, None] & columns[:, 9]
@@ -184,7 +170,7 @@ def test_ignored_pixels_send_nothing(dtype, reduction):
     target[:, :, 40:] = IGNORED
     target[0, :18] = IGNORED
     seen = torch.zeros(2, 9, 21, dtype=torch.bool)
-    rows, columns = (cases.interpolation_matrix(n, 4 * n, False, torch.float32) for n in (9, 21))
+    rows, columns = (interpolation_matrix(n, 4 * n, False, torch.float32) for n in (9, 21))
     for image in range(2):
         seen[image] = (rows.T @ (target[image] != IGNORED).double() @ columns) > 0
     results = []
@@ -203,171 +189,16 @@ def test_ignored_pixels_send_nothing(dtype, reduction):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_same_bits_for_any_number_of_threads(dtype):
-    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
     for source, size in (((40, 33), (131, 90)), ((5, 9, 12), (8, 30, 41))):
         x, target, u = batch(dtype, source, size)
-        first: list[Tensor] = []
-        for run in range(12):
-            torch.set_num_threads(1 + run % 3)
+
+        def step(x: Tensor = x, target: Tensor = target, u: Tensor = u) -> list[Tensor]:
             loss = loss_of(x, target, u, label_smoothing=0.1)
             results = [loss.detach(), *torch.autograd.grad(loss, (x, u))]
             assert all(r.isfinite().all() for r in results)
-            first = first or results
-            for index, (a, b) in enumerate(zip(results, first, strict=True)):
-                assert_same_bits(a, b, name=f"run {run}, result {index}")
+            return results
 
-
-def test_memory():
-    """Neither the large logits nor their gradient: 1/8 of eager's peak is the bar."""
-    x = torch.randn(2, 150, 64, 64, requires_grad=True)
-    target = torch.randint(0, 150, (2, 256, 256))
-    u = torch.ones(target.shape)
-
-    def step_of(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], None]:
-        def step() -> None:
-            x.grad = None
-            loss(x, target, u).backward()
-
-        step()  # what is allocated once in a process is no part of it
-        x.grad = None
-        return step
-
-    ours, eager = peak_bytes(step_of(loss_of)), peak_bytes(step_of(torch_loss))
-    assert eager > 3 * 16 * x.nbytes
-    # The gradient, and the rows that bands share.
-    assert ours <= 1.3 * x.nbytes
-    assert ours <= eager / 8
-
-
-def test_targets_out_of_range_raise():
-    x, target, _ = batch()
-    target[1, 6, 9] = 3
-    with pytest.raises(IndexError, match=re.escape("target: expected a class in [0, 3) or 255")):
-        loss_of(x, target)
-
-
-X, T = torch.zeros(2, 3, 4, 5), torch.zeros(2, 8, 9, dtype=torch.long)
-ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
-    "mode": (
-        lambda: sf.cross_entropy(X, T, upsample="bicubic"),
-        ValueError,
-        "upsample: expected None or one of ('bilinear', 'trilinear'), got 'bicubic'",
-    ),
-    "mode unhashable": (
-        lambda: sf.cross_entropy(X, T, upsample=[]),
-        ValueError,
-        "upsample: expected None or one of ('bilinear', 'trilinear'), got []",
-    ),
-    "mode for volumes": (
-        lambda: sf.cross_entropy(X, T, upsample="trilinear"),
-        ValueError,
-        "input: expected shape (N, C, D, H, W) with pixels for upsample='trilinear', got "
-        "(2, 3, 4, 5)",
-    ),
-    "no spatial axes": (
-        lambda: sf.cross_entropy(X[:, :, 0, 0], T, upsample="bilinear"),
-        ValueError,
-        "input: expected shape (N, C, H, W) with pixels for upsample='bilinear', got (2, 3)",
-    ),
-    "one spatial axis": (
-        lambda: sf.cross_entropy(X[:, :, 0], T, upsample="bilinear"),
-        ValueError,
-        "input: expected shape (N, C, H, W) with pixels for upsample='bilinear', got (2, 3, 5)",
-    ),
-    "no source pixels": (
-        lambda: sf.cross_entropy(X[:, :, :0], T, upsample="bilinear"),
-        ValueError,
-        "input: expected shape (N, C, H, W) with pixels for upsample='bilinear', got (2, 3, 0, 5)",
-    ),
-    "no target pixels": (
-        lambda: sf.cross_entropy(X, T[:, :, :0], upsample="bilinear"),
-        ValueError,
-        "target: expected shape (2, H, W) with pixels for input of shape (2, 3, 4, 5), got "
-        "(2, 8, 0)",
-    ),
-    "batch": (
-        lambda: sf.cross_entropy(X, T[:1], upsample="bilinear"),
-        ValueError,
-        "target: expected shape (2, H, W) with pixels for input of shape (2, 3, 4, 5), got "
-        "(1, 8, 9)",
-    ),
-    "target with a channel": (
-        lambda: sf.cross_entropy(X, T.unsqueeze(1), upsample="bilinear"),
-        ValueError,
-        "target: expected shape (2, H, W) with pixels, got (2, 1, 8, 9); pass target.squeeze(1)",
-    ),
-    "probabilities": (
-        lambda: sf.cross_entropy(X, torch.zeros(2, 3, 8, 9), upsample="bilinear"),
-        ValueError,
-        "target: expected class indices of shape (2, H, W) with pixels, got probabilities of "
-        "shape (2, 3, 8, 9); pass target.argmax(1)",
-    ),
-    "pixel weight of the logits' size": (
-        lambda: sf.cross_entropy(X, T, pixel_weight=torch.ones(2, 4, 5), upsample="bilinear"),
-        ValueError,
-        "pixel_weight: expected the target's shape (2, 8, 9)",
-    ),
-    "corners alone": (
-        lambda: sf.cross_entropy(X, T, align_corners=True),
-        ValueError,
-        "align_corners: expected False without upsample, got True",
-    ),
-    "corners no bool": (
-        lambda: sf.cross_entropy(X, T, upsample="bilinear", align_corners=None),
-        TypeError,
-        "align_corners: expected a bool, got NoneType",
-    ),
-    "size without a mode": (
-        lambda: sf.cross_entropy(X, T),
-        ValueError,
-        "target: expected shape (2, 4, 5) for input of shape (2, 3, 4, 5), got (2, 8, 9)",
-    ),
-    "mode of a loss": (
-        lambda: CrossEntropyLoss(upsample="nearest"),
-        ValueError,
-        "upsample: expected None or one of ('bilinear', 'trilinear'), got 'nearest'",
-    ),
-    "uncertainty of the logits' size": (
-        lambda: UncertaintyAwareCrossEntropyLoss(upsample="bilinear")(X, T, X[:, 0]),
-        ValueError,
-        "uncertainty: expected the target's shape (2, 8, 9) for input of shape (2, 3, 4, 5), got "
-        "(2, 4, 5)",
-    ),
-    "target of an uncertainty": (
-        lambda: UncertaintyAwareCrossEntropyLoss(upsample="bilinear")(X, T[:1], X[:1, 0]),
-        ValueError,
-        "target: expected shape (2, H, W) with pixels",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ERRORS)
-@pytest.mark.parametrize("backend", ["native", "reference"])
-def test_errors(name, backend):
-    call, kind, message = ERRORS[name]
-    with segunc_ops.backend(backend), pytest.raises(kind, match="^" + re.escape(message)):
-        call()
-
-
-def test_losses_take_it():
-    x, target, _ = batch(size=(12, 16))
-    sigma = torch.rand(target.shape) / 2
-    options = {"upsample": "bilinear", "align_corners": True, "ignore_index": IGNORED}
-    plain = CrossEntropyLoss(**options)(x, target)
-    assert_same_bits(plain, loss_of(x, target, align_corners=True), name="CE")
-    weighted = UncertaintyAwareCrossEntropyLoss(2.0, **options)(x, target, sigma)
-    by_hand = loss_of(x, target, (1 + sigma) ** 2, align_corners=True, reduction="mean_all")
-    torch.testing.assert_close(weighted, by_hand)
-    for components in ("target", "prediction"):
-        prediction = target.clamp(max=2) if components == "prediction" else None
-        loss = InstanceUncertaintyCrossEntropyLoss(components=components, **options)
-        labels = target if prediction is None else prediction
-        ignored = IGNORED if prediction is None else None
-        mean = sf.component_mean(sigma, labels, ignore_index=ignored)
-        by_hand = loss_of(x, target, (1 + mean) ** 2, align_corners=True, reduction="mean_all")
-        torch.testing.assert_close(loss(x, target, sigma, prediction), by_hand)
-        assert "upsample='bilinear', align_corners=True" in repr(loss)
-    assert "upsample" not in repr(CrossEntropyLoss())
+        assert_same_bits_on_every_run(step, name=f"{source} to {size}", runs=12)
 
 
 def test_autocast_computes_in_float32():
@@ -429,21 +260,6 @@ def test_compile_traces_one_graph(reduction):
                 assert_same_bits(a, b, name=f"gradient {dtype}")
 
 
-def test_compile_of_a_loss():
-    torch.compiler.reset()
-    loss = UncertaintyAwareCrossEntropyLoss(upsample="bilinear", ignore_index=IGNORED)
-
-    def step(x: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
-        return loss(2 * x.sin(), target, sigma / 2)
-
-    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
-    for size in ((8, 9), (10, 11)):
-        x, target, sigma = batch(size=size)
-        (found,) = torch.autograd.grad(compiled(x, target, sigma.detach()), x)
-        (wanted,) = torch.autograd.grad(step(x, target, sigma.detach()), x)
-        torch.testing.assert_close(found, wanted)
-
-
 def test_export_never_loses_the_gradient():
     class Head(nn.Module):
         def __init__(self) -> None:
@@ -493,3 +309,14 @@ def test_segformer():
     found = torch.autograd.grad(loss, parameters)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()) + 1e-9)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(12, 20), (7, 3), (3, 40)])
+def test_a_class_without_mass_changes_nothing(size, align_corners):
+    """Logits of -inf stay that where an infinity has a share of 0, too, as at the borders."""
+    logits = torch.randn(1, 4, 3, 5)
+    logits[:, 3] = -torch.inf
+    target = torch.randint(0, 3, (1, *size))
+    losses = (loss_of(x, target, align_corners=align_corners) for x in (logits, logits[:, :3]))
+    torch.testing.assert_close(*losses)

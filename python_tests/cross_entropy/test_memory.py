@@ -8,24 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 import segunc_ops.functional as sf
+from python_tests.memory import peak_bytes
 
 SHAPE = (1, 19, 256, 256)
-
-
-def peak_bytes(step: Callable[[], object]) -> int:
-    """The most memory that `step` holds at once, beyond what was there before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    assert events, "the profiler saw no allocation"
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def step_of(
@@ -85,7 +72,30 @@ def test_inference_needs_nothing():
         assert peak_bytes(lambda: sf.cross_entropy(x, target)) <= 0.01 * x.nbytes
 
 
-def test_statistics_need_their_maps():
-    samples = torch.randn(4, *SHAPE)
-    maps = (8 + 5 * 4) * SHAPE[2] * SHAPE[3]
-    assert peak_bytes(lambda: sf.predictive_statistics(samples)) <= 1.01 * maps + 4096
+def test_interpolation_keeps_no_large_logits():
+    """Neither them nor their gradient: 1/8 of eager's peak is the bar."""
+    x = torch.randn(2, 150, 64, 64, requires_grad=True)
+    target = torch.randint(0, 150, (2, 256, 256))
+    u = torch.ones(target.shape)
+
+    def fused(x: Tensor, target: Tensor, u: Tensor) -> Tensor:
+        return sf.cross_entropy(x, target, pixel_weight=u, upsample="bilinear")
+
+    def separate(x: Tensor, target: Tensor, u: Tensor) -> Tensor:
+        large = F.interpolate(x, target.shape[1:], mode="bilinear")
+        return (F.cross_entropy(large, target, reduction="none") * u).mean()
+
+    def step_of(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], None]:
+        def step() -> None:
+            x.grad = None
+            loss(x, target, u).backward()
+
+        step()  # what is allocated once in a process is no part of it
+        x.grad = None
+        return step
+
+    ours, eager = peak_bytes(step_of(fused)), peak_bytes(step_of(separate))
+    assert eager > 3 * 16 * x.nbytes
+    # The gradient, and the rows that bands share.
+    assert ours <= 1.3 * x.nbytes
+    assert ours <= eager / 8

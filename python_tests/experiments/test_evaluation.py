@@ -16,20 +16,19 @@ from PIL import Image
 from torch import Tensor
 
 import segunc_ops.functional as sf
-from python_tests.experiments.test_masks import IGNORED, dataset_of, train_member, write_images
+from python_tests.experiments.cases import (
+    CPU,
+    IGNORED,
+    SIZE,
+    dataset_of,
+    train_member,
+    write_images,
+)
 from segunc_ops import PredictiveStatistics, cli, metrics
 from segunc_ops.experiments import evaluation, experiment
 from segunc_ops.experiments.datasets import EvenlySpaced, SceneDataset, collate, normalize
 from segunc_ops.experiments.models import EncoderDecoder
 from segunc_ops.experiments.training import Trainer, TrainingConfig, load_members
-
-CPU = torch.device("cpu")
-SIZE = (64, 96)
-
-
-@pytest.fixture(scope="module")
-def val_scenes() -> SceneDataset:
-    return SceneDataset(5, seed=1, size=SIZE, label_noise=False)
 
 
 @pytest.fixture(scope="module")

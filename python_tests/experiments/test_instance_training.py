@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +13,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from python_tests.experiments.test_masks import IGNORED, dataset_of, write_images
-from python_tests.losses.test_losses import component_means
+from python_tests.components.cases import component_means
+from python_tests.experiments import cases
+from python_tests.experiments.cases import (
+    CPU,
+    IGNORED,
+    SIZE,
+    InterruptingScenes,
+    dataset_of,
+    write_images,
+)
 from python_tests.ranks import run_ranks
 from segunc_ops import cli
 from segunc_ops.experiments import experiment, masks, training
-from segunc_ops.experiments.datasets import Sample, SceneDataset
+from segunc_ops.experiments.datasets import SceneDataset
 from segunc_ops.experiments.mask_files import MaskedDataset
 from segunc_ops.experiments.training import CheckpointError, Trainer, TrainingConfig
 
-SIZE = (64, 96)
-CPU = torch.device("cpu")
-
 
 def config(**changes: object) -> TrainingConfig:
-    options: dict[str, Any] = {
-        "loss": "iu",
-        "steps": 6,
-        "batch_size": 4,
-        "crop": (64, 64),
-        "samples": 2,
-        "members": 3,
-        "validate_every": 2,
-        "report_every": 1,
-        **changes,
-    }
-    return TrainingConfig(**options)
-
-
-class Scenes(SceneDataset):
-    """Presses Ctrl-C when a scene is asked for the nth time."""
-
-    def __init__(self, countdown: int = -1) -> None:
-        super().__init__(12, seed=0, size=SIZE)
-        self.countdown = countdown
-
-    def __getitem__(self, index: int) -> Sample:
-        self.countdown -= 1
-        if self.countdown == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        return super().__getitem__(index)
+    options = {"loss": "iu", "samples": 2, "members": 3, "validate_every": 2, **changes}
+    return cases.config(**options)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +70,7 @@ def assert_same_weights(found: list[dict[str, Tensor]], expected: list[dict[str,
 
 @pytest.mark.parametrize("components", ["target", "prediction"])
 def test_a_step_of_members_together(val_scenes, components):
-    train = Scenes()
+    train = InterruptingScenes()
     trainer = Trainer(config(components=components, dropout=0.0), train, val_scenes)
     twins = [copy.deepcopy(model).double() for model in trainer.models]
     batch = next(trainer.batches.iterate(0, 1))
@@ -121,7 +100,7 @@ def test_a_step_of_members_together(val_scenes, components):
 
 
 def test_members_differ_and_the_first_is_that_of_the_other_losses(val_scenes):
-    train = Scenes()
+    train = InterruptingScenes()
     alone = Trainer(config(loss="ce"), train, val_scenes).model.state_dict()
     first, *others = weights(Trainer(config(), train, val_scenes))
     assert_same_weights([first], [alone])
@@ -131,15 +110,15 @@ def test_members_differ_and_the_first_is_that_of_the_other_losses(val_scenes):
 
 
 def test_resumed_members_equal_uninterrupted_ones(tmp_path, val_scenes):
-    through = Trainer(config(), Scenes(), val_scenes)
+    through = Trainer(config(), InterruptingScenes(), val_scenes)
     through.fit(progress=False)
     checkpoint = tmp_path / "checkpoint.pt"
-    interrupted = Trainer(config(), Scenes(countdown=15), val_scenes, checkpoint)
+    interrupted = Trainer(config(), InterruptingScenes(countdown=15), val_scenes, checkpoint)
     with pytest.raises(KeyboardInterrupt):
         interrupted.fit(progress=False)
     assert 0 < interrupted.step < 6
     torch.manual_seed(99)
-    resumed = Trainer(config(), Scenes(), val_scenes, checkpoint)
+    resumed = Trainer(config(), InterruptingScenes(), val_scenes, checkpoint)
     assert resumed.resume()
     resumed.fit(progress=False)
     assert_same_weights(weights(resumed), weights(through))
@@ -189,7 +168,7 @@ def test_training_by_masks(masked, tmp_path):
 
 def test_masks_other_than_those_of_the_recipe_are_refused(masked, val_scenes):
     with pytest.raises(ValueError, match="train: expected masks abc, got None"):
-        Trainer(config(masks="abc"), Scenes(), val_scenes)
+        Trainer(config(masks="abc"), InterruptingScenes(), val_scenes)
     with pytest.raises(ValueError, match=f"train: expected masks abc, got {masked.fingerprint}"):
         Trainer(config(masks="abc"), masked, val_scenes)
     with pytest.raises(ValueError, match="members: an ensemble needs at least 2, got 1"):
@@ -202,7 +181,7 @@ def test_masks_other_than_those_of_the_recipe_are_refused(masked, val_scenes):
 
 
 def train_on_ranks(rank: int, size: int, folder: Path) -> dict[str, Any]:
-    train, validation = Scenes(), SceneDataset(3, seed=1, size=SIZE, label_noise=False)
+    train, validation = InterruptingScenes(), SceneDataset(3, seed=1, size=SIZE, label_noise=False)
     # Without dropout members do not depend on whose random numbers they draw.
     alike = Trainer(config(dropout=0.0, steps=1), train, validation)
     alike.fit(progress=False)
@@ -210,7 +189,7 @@ def train_on_ranks(rank: int, size: int, folder: Path) -> dict[str, Any]:
     through.fit(progress=False)
     # Ctrl-C reaches one rank alone; all stop after the same step.
     checkpoint = folder / "checkpoint.pt"
-    scenes = Scenes(countdown=15 if rank == size - 1 else -1)
+    scenes = InterruptingScenes(countdown=15 if rank == size - 1 else -1)
     interrupted = Trainer(config(), scenes, validation, checkpoint)
     with pytest.raises(KeyboardInterrupt):
         interrupted.fit(progress=False)
@@ -246,7 +225,7 @@ def train_on_ranks(rank: int, size: int, folder: Path) -> dict[str, Any]:
 
 def test_two_ranks_train_the_members_of_one_process(tmp_path, val_scenes):
     found = run_ranks(train_on_ranks, 2, tmp_path)
-    alone = Trainer(config(dropout=0.0, steps=1), Scenes(), val_scenes)
+    alone = Trainer(config(dropout=0.0, steps=1), InterruptingScenes(), val_scenes)
     alone.fit(progress=False)
     # Rank 0 has members 0 and 2, rank 1 has member 1.
     assert [len(rank["alike"]) for rank in found] == [2, 1]
@@ -271,7 +250,7 @@ def test_two_ranks_train_the_members_of_one_process(tmp_path, val_scenes):
     members = [model.state_dict() for model in training.load_members(checkpoint)]
     through = [found[0]["through"][0], found[1]["through"][0], found[0]["through"][1]]
     assert_same_weights(members, through)
-    single = Trainer(config(), Scenes(), val_scenes, checkpoint)
+    single = Trainer(config(), InterruptingScenes(), val_scenes, checkpoint)
     with pytest.raises(CheckpointError, match="was trained on 2 ranks, not 1"):
         single.resume()
 
@@ -280,7 +259,7 @@ def test_more_ranks_than_members_are_refused(val_scenes, monkeypatch):
     for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", 3)):
         monkeypatch.setattr(training.dist, name, lambda value=value: value)
     with pytest.raises(ValueError, match="members: expected one for each of 3 ranks, got 2"):
-        Trainer(config(members=2), Scenes(), val_scenes)
+        Trainer(config(members=2), InterruptingScenes(), val_scenes)
 
 
 # Experiments and the command line

@@ -18,50 +18,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from python_tests.losses.test_losses import component_means
+from python_tests.components.cases import component_means
+from python_tests.experiments.cases import (
+    CPU,
+    IGNORED,
+    InterruptingFolder,
+    dataset_of,
+    train_member,
+    write_images,
+)
 from segunc_ops import cli
 from segunc_ops.experiments import datasets, mask_files, masks, ranks, training
-from segunc_ops.experiments.datasets import DatasetError, FolderDataset, Sample
+from segunc_ops.experiments.datasets import DatasetError, Sample
 from segunc_ops.experiments.mask_files import MaskedDataset, MaskRecord, read_mask, write_mask
 from segunc_ops.experiments.masks import MaskError, MaskSettings
-
-IGNORED = 11
-# None a multiple of the network's stride of 16; the last one smaller than it.
-SIZES = ((45, 61), (97, 129), (33, 50), (70, 64), (7, 9))
-CPU = torch.device("cpu")
-
-
-def write_images(root: Path, count: int, sizes: tuple[tuple[int, int], ...] = SIZES) -> Path:
-    rng = np.random.default_rng(0)
-    for split, number in (("train", count), ("val", 2)):
-        for folder in (split, f"{split}annot"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-        for index in range(number):
-            size = sizes[index % len(sizes)]
-            blocks = rng.integers(0, 3, [-(-n // 8) for n in size])
-            label = np.kron(blocks, np.ones((8, 8), int))[: size[0], : size[1]]
-            noise = rng.integers(0, 80, (*size, 3))
-            image = (60 * label[..., None] + noise).astype(np.uint8)
-            label[:2] = IGNORED
-            Image.fromarray(image).save(root / split / f"{index:03}.png")
-            Image.fromarray(label.astype(np.uint8)).save(root / f"{split}annot" / f"{index:03}.png")
-    return root
-
-
-def dataset_of(root: Path, split: str = "train") -> FolderDataset:
-    return FolderDataset(*datasets.find_split(root, split), num_classes=3, ignore_index=IGNORED)
-
-
-def train_member(root: Path, seed: int, num_classes: int = 3, loss: str = "ce") -> Path:
-    dataset = FolderDataset(
-        *datasets.find_split(root, "train"), num_classes=num_classes, ignore_index=IGNORED
-    )
-    config = training.TrainingConfig(
-        loss=loss, steps=1, batch_size=2, crop=(32, 32), seed=seed, samples=2, members=2
-    )
-    path = root / f"{loss}-{num_classes}-{seed}.pt"
-    training.Trainer(config, dataset, dataset, path).fit(progress=False)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -294,22 +264,11 @@ def test_threads_workers_and_ranks_give_the_same_files(root, members, written, t
     torch.set_num_threads(before)
 
 
-class Interrupting(FolderDataset):
-    """Presses Ctrl-C when an image is asked for the third time."""
-
-    countdown = 3
-
-    def __getitem__(self, index: int) -> Sample:
-        self.countdown -= 1
-        if self.countdown == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        return super().__getitem__(index)
-
-
 def test_ctrl_c_leaves_whole_masks_to_go_on_from(root, members, written, tmp_path):
     folder = tmp_path / "masks"
     split = datasets.find_split(root, "train")
-    dataset = Interrupting(*split, num_classes=3, ignore_index=IGNORED)
+    dataset = InterruptingFolder(*split, num_classes=3, ignore_index=IGNORED)
+    dataset.countdown = 3
     with pytest.raises(KeyboardInterrupt):
         masks.write_masks(members, dataset, folder, MaskSettings(), device=CPU)
     some = contents(folder)

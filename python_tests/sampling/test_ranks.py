@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import segunc_ops.functional as sf
 from python_tests.ranks import run_ranks
-from segunc_ops import PredictiveAccumulator, PredictiveStatistics, ensemble_statistics
+from python_tests.sampling.cases import accumulate, assert_statistics_close
+from segunc_ops import PredictiveAccumulator, ensemble_statistics
 
 # Samples of each rank: unequal, with an empty rank first, between or last.
 COUNTS = {2: ((3, 1), (0, 2), (2, 0)), 3: ((2, 0, 3), (1, 1, 1), (0, 4, 0))}
@@ -32,13 +33,6 @@ def samples_of(counts: tuple[int, ...], dtype: torch.dtype, shape: tuple[int, ..
     """All samples, those of the lowest rank first."""
     generator = torch.Generator().manual_seed(sum(counts))
     return [(3 * torch.randn(shape, generator=generator)).to(dtype) for _ in range(sum(counts))]
-
-
-def accumulate(samples: list[Tensor]) -> PredictiveAccumulator:
-    accumulator = PredictiveAccumulator()
-    for sample in samples:
-        accumulator.update(sample)
-    return accumulator
 
 
 def member(number: int) -> nn.Module:
@@ -102,17 +96,6 @@ def found(tmp_path_factory) -> dict[int, list[dict[Any, Any]]]:
     return {
         size: run_ranks(work, size, tmp_path_factory.mktemp(f"ranks-{size}")) for size in (2, 3)
     }
-
-
-def assert_statistics_close(actual: PredictiveStatistics, expected: PredictiveStatistics) -> None:
-    assert torch.equal(actual.prediction, expected.prediction)
-    maps = 6 if expected.mean is None else 7
-    for name, a, b in zip(actual._fields[1:maps], actual[1:maps], expected[1:maps], strict=True):
-        # Units of the accumulating type: the merge reorders sums of C terms of up to 1/e.
-        tolerance = 1e-12 if a.dtype == torch.float64 else 4e-6
-        torch.testing.assert_close(
-            a, b, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
-        )
 
 
 @pytest.mark.parametrize(("size", "counts", "dtype", "shape"), CASES, ids=str)

@@ -4,69 +4,24 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import segunc_ops
 import segunc_ops.functional as sf
-from python_tests.comparison import accumulate_dtype, assert_close, assert_same_bits
+from python_tests.comparison import (
+    accumulate_dtype,
+    assert_close,
+    assert_same_bits,
+    assert_same_bits_on_every_run,
+)
+from python_tests.statistics.cases import FIELDS, SHAPES, compare
 from python_tests.support import LAYOUTS, LOGITS_DTYPES
 from segunc_ops import PredictiveStatistics
-
-FIELDS = ("confidence", "std", "entropy", "expected_entropy", "mutual_information")
-
-
-def expected(samples: Tensor, prediction: Tensor) -> dict[str, Tensor]:
-    """The definitions, in float64, at the given prediction."""
-    p = samples.double().softmax(2)
-    mean = p.mean(0)
-    chosen = p.gather(2, prediction[None, :, None].expand(len(p), *prediction[:, None].shape))
-    entropy = torch.special.entr(mean).sum(1)
-    expected_entropy = torch.special.entr(p).sum(2).mean(0)
-    deviations = chosen - chosen.mean(0)
-    return {
-        "confidence": mean.gather(1, prediction.unsqueeze(1)).squeeze(1),
-        "std": (deviations.square().sum(0) / torch.tensor(len(p) - 1.0)).sqrt().squeeze(1),
-        "entropy": entropy,
-        "expected_entropy": expected_entropy,
-        "mutual_information": (entropy - expected_entropy).clamp(min=0),
-        "mean": mean,
-    }
-
-
-def compare(
-    found: PredictiveStatistics,
-    samples: Tensor,
-    name: str,
-    interpolated_in: torch.dtype | None = None,
-) -> None:
-    """Every map against its definition.
-
-    The terms of all maps are at most log C in size, rounded once per class: that is the scale. The
-    prediction may be either of two classes whose means differ by less than their rounding.
-    `interpolated_in`: the type that samples, given in float64 and at full size, were computed in.
-    """
-    compute = interpolated_in or accumulate_dtype(samples.dtype)
-    classes = samples.shape[2]
-    mean = samples.double().softmax(2).mean(0)
-    margin = 64 * torch.finfo(compute).eps
-    assert found.prediction.dtype == torch.int64, name
-    at_prediction = mean.gather(1, found.prediction.unsqueeze(1)).squeeze(1)
-    assert (at_prediction >= mean.amax(1) - margin).all(), f"{name}: prediction"
-    truth = expected(samples, found.prediction)
-    # z - max z is rounded at the size of z, which float64's truth shares; so are interpolated z.
-    rounds_logits = compute == torch.float64 or interpolated_in is not None
-    size = 1 + float(samples.abs().max()) if rounds_logits else 1.0
-    scale = size * (1 + math.log(classes)) * math.sqrt(classes)
-    for field in (*FIELDS, *(["mean"] if found.mean is not None else [])):
-        got = getattr(found, field)
-        assert got.dtype == compute, f"{name}: {field}"
-        assert_close(got, truth[field], name=f"{name}: {field}", scale=scale, bias=False)
-
-
-SHAPES = ((2, 3, 5, 7), (1, 19, 65, 67), (1, 1, 3, 3), (300, 4), (2, 70, 9), (1, 5, 3, 4, 5))
 
 
 @pytest.mark.parametrize("dtype", LOGITS_DTYPES)
@@ -180,9 +135,8 @@ def test_a_class_without_mass():
         assert_close(getattr(found, field), getattr(keep, field).double(), name=field)
 
 
-def _streamed(samples: Tensor) -> PredictiveStatistics:
-    dtype = torch.float64 if samples.dtype == torch.float64 else torch.float32
-    shape = samples.shape[1:]
+def _streamed(samples: Sequence[Tensor]) -> PredictiveStatistics:
+    dtype, shape = accumulate_dtype(samples[0].dtype), samples[0].shape
     # Whatever the state holds beforehand is overwritten.
     state = (
         torch.full(shape, torch.nan, dtype=dtype),
@@ -202,17 +156,8 @@ def test_a_running_state_gives_the_same(dtype, layout):
             LAYOUTS[layout].make((3 * torch.randn(shape, dtype=torch.float64)).to(dtype))
             for _ in range(4)
         ]
-        found = _streamed_from(samples)
+        found = _streamed(samples)
         compare(found, torch.stack(samples), f"streamed {layout} {dtype} {shape}")
-
-
-def _streamed_from(samples: list[Tensor]) -> PredictiveStatistics:
-    dtype = torch.float64 if samples[0].dtype == torch.float64 else torch.float32
-    mean = torch.empty(samples[0].shape, dtype=dtype)
-    squares, entropy = torch.empty_like(mean), torch.empty_like(mean[:, 0])
-    for count, sample in enumerate(samples, 1):
-        sf.accumulate_statistics(mean, squares, entropy, sample, count)
-    return sf.finalize_statistics(mean, squares, entropy, len(samples), return_mean=True)
 
 
 def test_one_streamed_sample_has_no_spread():
@@ -241,3 +186,37 @@ def test_a_mean_of_probabilities_sums_to_one():
     found = sf.predictive_statistics(5 * torch.randn(10, 2, 19, 64), return_mean=True)
     assert found.mean is not None
     assert_close(found.mean.sum(1), torch.ones(2, 64).double(), name="sum")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits(dtype):
+    samples = torch.randn(4, 2, 7, 65, 67).to(dtype)
+    assert_same_bits_on_every_run(
+        lambda: sf.predictive_statistics(samples, return_mean=True), name=f"statistics {dtype}"
+    )
+
+
+def test_same_bits_of_a_stream():
+    samples = torch.randn(3, 2, 7, 65, 67)
+
+    def run() -> list[Tensor]:
+        mean = torch.empty(samples.shape[1:])
+        squares, entropy = torch.empty_like(mean), torch.empty_like(mean[:, 0])
+        for count, sample in enumerate(samples, 1):
+            sf.accumulate_statistics(mean, squares, entropy, sample, count)
+        maps = sf.finalize_statistics(mean, squares, entropy, 3)
+        return [mean, squares, entropy, *maps[:6]]
+
+    assert_same_bits_on_every_run(run, name="stream")
+
+
+def test_numpy_arrays():
+    samples = np.random.default_rng(1).standard_normal((3, 2, 5, 8, 9), np.float32)
+    statistics = sf.predictive_statistics(samples, return_mean=True)
+    assert type(statistics) is segunc_ops.PredictiveStatistics
+    expected = sf.predictive_statistics(torch.from_numpy(samples), return_mean=True)
+    for ours, theirs in zip(statistics, expected, strict=True):
+        assert isinstance(ours, np.ndarray)
+        assert np.array_equal(ours, theirs.numpy())
+    listed = sf.predictive_statistics(list(samples))
+    assert np.array_equal(listed.std, statistics.std)
