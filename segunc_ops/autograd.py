@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from ._library import ops
 
@@ -13,6 +14,17 @@ REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "mean_all": 3}
 
 # Absent from some torch versions: then gradients are scaled out of place, at twice the memory.
 _keep_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def _exporting_flag() -> bool:
+    return torch.compiler._is_exporting_flag
+
+
+# While torch.compile traces, torch before 2.13 answers True to torch.compiler.is_exporting(),
+# whether it exports or not; the flag behind that function is right.
+_is_exporting = (
+    _exporting_flag if TorchVersion(torch.__version__) < "2.13" else torch.compiler.is_exporting
+)
 
 
 def _is_eager() -> bool:
@@ -163,7 +175,7 @@ def cross_entropy(
         name, options = "upsampled_cross_entropy", (*options, align_corners)
     # An exported program would keep the operator and lose the Function around it: the operator's
     # own formula raises when such a program is differentiated.
-    if not (grad_input or grad_pixel_weight) or torch.compiler.is_exporting():
+    if not (grad_input or grad_pixel_weight) or _is_exporting():
         loss: Tensor = _call(_operator(f"{name}_forward"), *tensors, *options, False, False)[0]
         return loss
     deferred = reduction == "none" or input.dtype == torch.float16
@@ -210,7 +222,7 @@ def component_mean(
 ) -> Tensor:
     """The native component mean of validated, contiguous arguments."""
     options = (connectivity, ignore_index, bound)
-    if torch.compiler.is_exporting() or not (torch.is_grad_enabled() and values.requires_grad):
+    if _is_exporting() or not (torch.is_grad_enabled() and values.requires_grad):
         mean: Tensor = _call(ops.component_mean.default, values, labels, *options)
     else:
         mean = _ComponentMean.apply(values, labels, *options)

@@ -15,6 +15,7 @@ import segunc_ops.functional as sf
 from python_tests.comparison import assert_close, assert_same_bits
 from python_tests.cross_entropy.cases import batch, loss_of
 from python_tests.support import IGNORED, LOGITS_DTYPES, REDUCTIONS
+from segunc_ops import autograd
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -300,6 +301,21 @@ def test_export_never_loses_the_gradient(strict):
     wanted = torch.autograd.grad(model(features, target), [*model.parameters()])
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_flag_of_export_says_what_the_function_says():
+    """Beside a torch before 2.13 the flag is asked: see `autograd._is_exporting`."""
+    asked = []
+
+    class Ask(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append((autograd._exporting_flag(), torch.compiler.is_exporting()))
+            return x + 1
+
+    Ask()(torch.ones(2))
+    assert asked == [(False, False)]
+    torch.export.export(Ask(), (torch.ones(2),), strict=False)
+    assert set(asked[1:]) == {(True, True)}
 
 
 def test_bare_operators_are_not_differentiable_in_silence():
