@@ -12,6 +12,7 @@ from python_tests.components import cases as components
 from python_tests.counts import cases as counts
 from python_tests.cross_entropy import cases as cross_entropy
 from python_tests.statistics import cases as statistics
+from segunc_ops import _torch
 
 
 def operator_calls() -> dict[str, list[tuple[object, ...]]]:
@@ -71,3 +72,18 @@ def test_export_for_any_size(strict):
     for logits, labels in (arguments, (torch.randn(2, 3, 9, 8), torch.randint(0, 3, (2, 4, 5)))):
         for a, b in zip(program(logits, labels), Evaluate()(logits, labels), strict=True):
             assert_same_bits(a, b, name=f"{tuple(logits.shape)}")
+
+
+def test_the_flag_of_export_says_what_the_function_says():
+    """Beside a torch before 2.13 the flag is asked: see `_torch.is_exporting`."""
+    asked = []
+
+    class Ask(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append((_torch.exporting_flag(), torch.compiler.is_exporting()))
+            return x + 1
+
+    Ask()(torch.ones(2))
+    assert asked == [(False, False)]
+    torch.export.export(Ask(), (torch.ones(2),), strict=False)
+    assert set(asked[1:]) == {(True, True)}

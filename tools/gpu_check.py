@@ -177,7 +177,7 @@ def _run_steps(
 ) -> None:
     import torch
 
-    from benchmarks.cases import MAX_AUTOTUNE
+    from benchmarks.implementations import MAX_AUTOTUNE
 
     begin = time.monotonic()
     target, stage = scratch / "installed", scratch / "stage"

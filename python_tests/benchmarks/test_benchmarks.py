@@ -22,40 +22,49 @@ import torch
 
 import segunc_ops
 from benchmarks import (
-    cases,
-    components,
     costs,
-    counts,
-    cross_entropy,
     docs,
-    linear,
+    families,
     measure,
     plots,
     report,
     rows,
-    statistics,
     timing,
     workload,
-    workloads,
 )
-from benchmarks.cases import (
+from benchmarks.case import SUITES, Case
+from benchmarks.families import (
+    components,
+    counts,
+    cross_entropy,
+    linear_cross_entropy,
+    statistics,
+)
+from benchmarks.families.components import (
     CC3D,
     CC3D_LABELS,
-    COMPILED,
-    EAGER,
-    KERNEL,
-    KORNIA,
-    MAX_AUTOTUNE,
-    MONAI,
     OPENCV,
-    OURS,
     SCIPY,
     SKIMAGE,
     SKIMAGE_LABELS,
+    ComponentMean,
+)
+from benchmarks.families.counts import AccumulateCounts, UpsampledAccumulateCounts
+from benchmarks.families.cross_entropy import KORNIA, MONAI, CrossEntropy, UpsampledCrossEntropy
+from benchmarks.families.linear_cross_entropy import LinearCrossEntropy
+from benchmarks.families.statistics import (
     STREAMED,
+    PredictiveStatistics,
+    UpsampledPredictiveStatistics,
+)
+from benchmarks.implementations import (
+    COMPILED,
+    EAGER,
+    KERNEL,
+    MAX_AUTOTUNE,
+    OURS,
     TORCH,
     TORCH_COMPILED,
-    Case,
 )
 from benchmarks.memory import peak_bytes, settle_heap, warm_heap
 from benchmarks.timing import Call, ReplayClock, Samples, interleave
@@ -218,56 +227,54 @@ class TestCases:
     def test_bytes_moved(self):
         pixels, logits = 768 * 768, 19 * 768 * 768
         shape = (1, 19, 768, 768)
-        case = Case("cross_entropy", shape, "fp32", mode="forward+backward")
+        case = CrossEntropy(shape, "fp32", mode="forward+backward")
         assert case.bytes_moved == 2 * 4 * logits + 12 * pixels
-        case = Case("cross_entropy", shape, "bf16")
+        case = CrossEntropy(shape, "bf16")
         assert case.bytes_moved == 2 * logits + 12 * pixels
-        case = Case("upsampled_cross_entropy", (1, 19, 192, 192), "fp32", mode="forward+backward")
+        case = UpsampledCrossEntropy((1, 19, 192, 192), "fp32", mode="forward+backward")
         assert case.bytes_moved == 2 * 4 * logits // 16 + 12 * pixels
-        case = Case("predictive_statistics", (10, *shape), "bf16")
+        case = PredictiveStatistics((10, *shape), "bf16")
         assert case.bytes_moved == 10 * 2 * logits + 28 * pixels
-        case = Case("component_mean", (2, 7, 11), "fp32", "noise")
+        case = ComponentMean((2, 7, 11), "fp32", "noise")
         assert case.bytes_moved == 9 * (2 * 7 * 11)
-        case = Case("accumulate_counts", shape, "fp32")
+        case = AccumulateCounts(shape, "fp32")
         assert case.bytes_moved == 4 * logits + 8 * pixels
-        case = Case("linear_cross_entropy", shape, "fp32", mode="forward+backward")
+        case = LinearCrossEntropy(shape, "fp32", mode="forward+backward")
         assert case.bytes_moved == 2 * 4 * 256 * (pixels + 19) + 8 * pixels
 
     def test_bytes_that_kernels_move(self):
         """By the traversals in csrc: what is read twice, what waits in scratch memory."""
         pixels, logits = 64 * 64, 7 * 64 * 64
-        case = Case("cross_entropy", (1, 7, 64, 64), "fp32", mode=BOTH)
-        assert costs.kernel_moves(case) == case.bytes_moved
-        case = Case("cross_entropy", (1, 7, 64, 64), "fp16", mode=BOTH)
-        assert costs.kernel_moves(case) == 3 * 2 * logits + 24 * pixels
-        small = Case("upsampled_cross_entropy", (1, 7, 64, 64), "fp32", mode=BOTH)
+        case = CrossEntropy((1, 7, 64, 64), "fp32", mode=BOTH)
+        assert case.kernel_moves == case.bytes_moved
+        case = CrossEntropy((1, 7, 64, 64), "fp16", mode=BOTH)
+        assert case.kernel_moves == 3 * 2 * logits + 24 * pixels
+        small = UpsampledCrossEntropy((1, 7, 64, 64), "fp32", mode=BOTH)
         # Bands of two rows: half of the logits read twice, half of the gradient waits.
-        assert costs.kernel_moves(small) == 4 * (logits * 5 // 2 + logits) + 12 * 16 * pixels
-        half = Case("upsampled_cross_entropy", (1, 7, 64, 64), "bf16", mode=BOTH)
+        assert small.kernel_moves == 4 * (logits * 5 // 2 + logits) + 12 * 16 * pixels
+        half = UpsampledCrossEntropy((1, 7, 64, 64), "bf16", mode=BOTH)
         scratch = 4 * (2 * logits + logits)
-        assert costs.kernel_moves(half) == 2 * (logits * 5 // 2) + scratch + 12 * 16 * pixels
+        assert half.kernel_moves == 2 * (logits * 5 // 2) + scratch + 12 * 16 * pixels
         state = pixels * (2 * 7 + 1) * 4
-        case = Case("predictive_statistics", (3, 1, 7, 64, 64), "fp32")
-        assert costs.kernel_moves(case) == case.bytes_moved
+        case = PredictiveStatistics((3, 1, 7, 64, 64), "fp32")
+        assert case.kernel_moves == case.bytes_moved
         final = pixels * 4 * (7 + 2)
-        assert costs.streamed_moves(case) == case.bytes_moved + 5 * state + final
-        assert costs.streamed_cleared(case) == state + 28 * pixels
+        assert case.streamed_moves == case.bytes_moved + 5 * state + final
+        assert case.streamed_cleared == state + 28 * pixels
 
     def test_operations(self):
-        forward = Case("cross_entropy", (1, 10, 5, 5), "fp32")
+        forward = CrossEntropy((1, 10, 5, 5), "fp32")
         assert forward.operations == 250 * (costs.EXP + 3) + 25 * (costs.LOG + 5)
-        both = Case("cross_entropy", (1, 10, 5, 5), "fp32", mode=BOTH)
+        both = CrossEntropy((1, 10, 5, 5), "fp32", mode=BOTH)
         assert both.operations == forward.operations + 250 + 25 * 6
-        enlarged = Case("upsampled_cross_entropy", (1, 10, 5, 5), "fp32")
+        enlarged = UpsampledCrossEntropy((1, 10, 5, 5), "fp32")
         assert enlarged.operations == 16 * forward.operations + 4000 * 15 // 4
-        one, two = (Case("predictive_statistics", (s, 1, 10, 5, 5), "fp32") for s in (1, 2))
+        one, two = (PredictiveStatistics((s, 1, 10, 5, 5), "fp32") for s in (1, 2))
         of_a_sample = 250 * (costs.EXP + 7) + 25 * (costs.LOG + 8)
         assert two.operations - one.operations == of_a_sample
-        one, two = (
-            Case("upsampled_predictive_statistics", (s, 1, 10, 5, 5), "fp32") for s in (1, 2)
-        )
+        one, two = (UpsampledPredictiveStatistics((s, 1, 10, 5, 5), "fp32") for s in (1, 2))
         assert two.operations - one.operations == 16 * of_a_sample + 4000 * 15 // 4
-        assert Case("component_mean", (1, 5, 5), "fp32", "noise").operations == 0
+        assert ComponentMean((1, 5, 5), "fp32", "noise").operations == 0
 
     @pytest.mark.parametrize(
         ("signature", "counted"),
@@ -290,37 +297,39 @@ class TestCases:
 
     def test_suites_grow_and_repeat_nothing(self):
         for device in (CPU, torch.device("cuda")):
-            suites = [cases.cases(suite, device) for suite in cases.SUITES]
+            suites = [families.cases(suite, device) for suite in SUITES]
             for smaller, larger in itertools.pairwise(suites):
                 assert larger[: len(smaller)] == smaller
                 assert len(larger) > len(smaller)
             for suite in suites:
                 assert len({case.id for case in suite}) == len(suite)
-                assert {case.op for case in suite} == set(cases.OPS)
+                assert {case.op for case in suite} == set(families.OPS)
 
     def test_full_covers_the_axes(self):
-        full = cases.cases("full", CPU, "cross_entropy")
-        full = [case for case in full if not case.study]
+        full = [
+            case
+            for case in families.cases("full", CPU)
+            if case.op == "cross_entropy" and not case.study
+        ]
         assert {case.num_classes for case in full} == {2, 19, 150}
         assert {case.dtype for case in full} == {"fp32", "bf16"}
         assert {case.layout for case in full} == {"nchw", "channels_last"}
-        assert "fp16" in {c.dtype for c in cases.cases("default", torch.device("cuda"))}
+        assert "fp16" in {c.dtype for c in families.cases("default", torch.device("cuda"))}
 
-    @pytest.mark.parametrize(
-        "op", ["cross_entropy", "upsampled_cross_entropy", "predictive_statistics"]
-    )
+    @pytest.mark.parametrize("op", [CrossEntropy, UpsampledCrossEntropy, PredictiveStatistics])
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
     def test_default_has_the_matrix_of_types(self, op, device):
-        chosen = cases.cases("default", torch.device(device), op)
-        cells = {(c.dtype, c.layout, c.num_classes) for c in chosen if cases.in_types_matrix(c)}
+        chosen = families.cases("default", torch.device(device))
+        matrix = [case for case in chosen if isinstance(case, op) and case.in_matrix]
+        cells = {(case.dtype, case.layout, case.num_classes) for case in matrix}
         wanted = set(itertools.product(("fp32", "bf16"), ("nchw",), (2, 11, 19, 21, 150)))
         wanted |= {("fp32", "channels_last", 19), ("bf16", "channels_last", 19)}
         assert wanted | {("fp16", "nchw", 19)} <= cells
         # One size of image for each number of classes.
-        assert len({c.shape for c in chosen if cases.in_types_matrix(c)}) == 5
+        assert len({case.shape for case in matrix}) == 5
 
     def test_default_has_the_curves(self):
-        found = plots.curves([row_of(case) for case in cases.cases("default", CPU)])
+        found = plots.curves([row_of(case) for case in families.cases("default", CPU)])
         axes = {key: sorted(map(plots.axis_value, part)) for key, part in found.items()}
         assert set(axes) == {
             ("cross_entropy", "pixels"),
@@ -334,32 +343,32 @@ class TestCases:
         assert axes["predictive_statistics", "samples"] == [2, 4, 8, 16, 32, 64]
 
     def test_cases_come_back_from_their_rows(self):
-        for case in cases.cases("full", CPU):
-            assert Case.of_row(row_of(case)) == case
+        for case in families.cases("full", CPU):
+            assert families.case_of(row_of(case)) == case
 
     @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
     @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
     @pytest.mark.parametrize("mode", ["forward", "forward+backward"])
-    @pytest.mark.parametrize("op", ["cross_entropy", "upsampled_cross_entropy"])
+    @pytest.mark.parametrize("op", [CrossEntropy, UpsampledCrossEntropy])
     def test_cross_entropy_workload(self, uncompiled, op, dtype, layout, mode):
-        work = workloads.workload(Case(op, SMALL, dtype, layout, mode), CPU)
+        work = families.workload(op(SMALL, dtype, layout, mode), CPU)
         work.check()
         calls = work.calls()
         assert tuple(calls) == work.implementations
         for call in calls.values():
             call.run()
 
-    @pytest.mark.parametrize("op", ["predictive_statistics", "upsampled_predictive_statistics"])
+    @pytest.mark.parametrize("op", [PredictiveStatistics, UpsampledPredictiveStatistics])
     @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
     @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
     def test_statistics_workload(self, uncompiled, op, dtype, layout):
-        work = workloads.workload(Case(op, (4, *SMALL), dtype, layout), CPU)
+        work = families.workload(op((4, *SMALL), dtype, layout), CPU)
         work.check()
         assert tuple(work.calls()) == work.implementations
 
     @pytest.mark.parametrize("content", ["street scene", "noise"])
     def test_component_mean_workload(self, content):
-        work = workloads.workload(Case("component_mean", (2, 64, 96), "fp32", content), CPU)
+        work = families.workload(ComponentMean((2, 64, 96), "fp32", content), CPU)
         work.check()
         assert set(work.unavailable) == not_installed(work)
         assert tuple(work.calls()) == tuple(work.available)
@@ -369,35 +378,35 @@ class TestCases:
     def test_check_finds_a_wrong_peer(self, monkeypatch):
         right = components._mean_by_label
         monkeypatch.setattr(components, "_mean_by_label", lambda *arrays: right(*arrays) * 1.001)
-        case = Case("component_mean", (2, 16, 24), "fp32", "noise")
+        case = ComponentMean((2, 16, 24), "fp32", "noise")
         with pytest.raises(AssertionError, match="mean of 'cc3d and NumPy'"):
-            workloads.workload(case, CPU).check()
+            families.workload(case, CPU).check()
 
     @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
     def test_linear_workload(self, uncompiled, layout):
-        case = Case("linear_cross_entropy", SMALL, "fp32", layout, "forward+backward")
-        work = workloads.workload(case, CPU)
+        case = LinearCrossEntropy(SMALL, "fp32", layout, "forward+backward")
+        work = families.workload(case, CPU)
         work.check()
         assert {OURS, TORCH, TORCH_COMPILED} <= set(work.calls())
         for call in work.calls().values():
             call.run()
 
     def test_check_finds_a_wrong_gradient_of_a_weight(self, uncompiled, monkeypatch):
-        right = linear._fused_loss
+        right = linear_cross_entropy._fused_loss
 
         def wrong(features, weight, target):
             return right(features, 1.01 * weight - 0.01 * weight.detach(), target)
 
-        monkeypatch.setattr(linear, "_fused_loss", wrong)
-        case = Case("linear_cross_entropy", SMALL, "fp32", "channels_last", "forward+backward")
+        monkeypatch.setattr(linear_cross_entropy, "_fused_loss", wrong)
+        case = LinearCrossEntropy(SMALL, "fp32", "channels_last", "forward+backward")
         with pytest.raises(AssertionError, match="weight's gradient of 'ours'"):
-            workloads.workload(case, CPU).check()
+            families.workload(case, CPU).check()
 
     def test_streaming_needs_no_more_memory_for_more_samples(self):
         def peak(samples: int) -> dict[str, int]:
             shape = (samples, 1, 5, 64, 64)
-            case = Case("predictive_statistics", shape, "fp32", study="samples")
-            calls = workloads.workload(case, CPU).calls()
+            case = PredictiveStatistics(shape, "fp32", study="samples")
+            calls = families.workload(case, CPU).calls()
             return {name: peak_bytes(call.run, CPU) for name, call in calls.items()}
 
         few, many = peak(2), peak(16)
@@ -407,9 +416,9 @@ class TestCases:
 
     @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
     @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-    @pytest.mark.parametrize("op", ["accumulate_counts", "upsampled_accumulate_counts"])
+    @pytest.mark.parametrize("op", [AccumulateCounts, UpsampledAccumulateCounts])
     def test_counts_workload(self, op, dtype, layout):
-        work = workloads.workload(Case(op, SMALL, dtype, layout), CPU)
+        work = families.workload(op(SMALL, dtype, layout), CPU)
         work.check()
         calls = work.calls()
         assert tuple(calls) == work.implementations
@@ -425,21 +434,21 @@ class TestCases:
 
         monkeypatch.setattr(counts, "_fused_counts", wrong)
         with pytest.raises(AssertionError, match="calibration error of 'ours'"):
-            workloads.workload(Case("accumulate_counts", SMALL, "fp32"), CPU).check()
+            families.workload(AccumulateCounts(SMALL, "fp32"), CPU).check()
 
     def test_layouts_are_what_they_are_called(self, uncompiled):
         for layout, last in (("nchw", 13), ("channels_last", 5)):
-            case = Case("cross_entropy", SMALL, "fp32", layout)
-            logits = workloads.workload(case, CPU)._sets[0].logits
+            case = CrossEntropy(SMALL, "fp32", layout)
+            logits = families.workload(case, CPU)._sets[0].logits
             assert logits.shape == SMALL
             assert sorted(logits.stride())[1] == last
 
     def test_inputs_outgrow_the_cache(self, uncompiled, monkeypatch):
         monkeypatch.setattr(workload, "last_level_cache_bytes", lambda device: 4 << 20)
-        case = Case("cross_entropy", (1, 3, 160, 160), "fp32")
-        assert workloads.workload(case, CPU).num_sets * case.bytes_moved >= 3 * (4 << 20)
-        tiny = Case("cross_entropy", (1, 3, 16, 16), "fp32")
-        assert workloads.workload(tiny, CPU).num_sets == 1
+        case = CrossEntropy((1, 3, 160, 160), "fp32")
+        assert families.workload(case, CPU).num_sets * case.bytes_moved >= 3 * (4 << 20)
+        tiny = CrossEntropy((1, 3, 16, 16), "fp32")
+        assert families.workload(tiny, CPU).num_sets == 1
 
     @pytest.mark.parametrize(
         ("wrong", "message"),
@@ -450,7 +459,7 @@ class TestCases:
             (lambda loss: loss.detach().requires_grad_(), "gradient of 'ours'"),
         ],
     )
-    @pytest.mark.parametrize("op", ["cross_entropy", "upsampled_cross_entropy"])
+    @pytest.mark.parametrize("op", [CrossEntropy, UpsampledCrossEntropy])
     def test_check_finds_a_wrong_loss(self, uncompiled, monkeypatch, op, wrong, message):
         right = cross_entropy._fused_cross_entropy
         monkeypatch.setattr(
@@ -458,9 +467,9 @@ class TestCases:
             "_fused_cross_entropy",
             lambda *args, **options: wrong(right(*args, **options)),
         )
-        case = Case(op, SMALL, "fp32", mode="forward+backward")
+        case = op(SMALL, "fp32", mode="forward+backward")
         with pytest.raises(AssertionError, match=message):
-            workloads.workload(case, CPU).check()
+            families.workload(case, CPU).check()
 
     @pytest.mark.parametrize("index", range(6))
     def test_check_finds_a_wrong_map(self, uncompiled, monkeypatch, index):
@@ -473,11 +482,11 @@ class TestCases:
             return tuple(maps)
 
         monkeypatch.setattr(statistics, "_fused_statistics", wrong)
-        case = Case("predictive_statistics", (4, *SMALL), "fp32")
+        case = PredictiveStatistics((4, *SMALL), "fp32")
         with pytest.raises(
             AssertionError, match=f"{statistics.StatisticsWorkload.NAMES[index]} of"
         ):
-            workloads.workload(case, CPU).check()
+            families.workload(case, CPU).check()
 
     def test_a_peer_without_a_compiler_is_left_out(self, monkeypatch):
         def broken(function, mode=None):
@@ -489,10 +498,10 @@ class TestCases:
         for module in (cross_entropy, statistics):
             monkeypatch.setattr(module, "compiled", broken)
         for case in (
-            Case("cross_entropy", SMALL, "fp32"),
-            Case("predictive_statistics", (4, *SMALL), "fp32"),
+            CrossEntropy(SMALL, "fp32"),
+            PredictiveStatistics((4, *SMALL), "fp32"),
         ):
-            work = workloads.workload(case, CPU)
+            work = families.workload(case, CPU)
             work.check()
             missing = {COMPILED, TORCH_COMPILED} & set(work.implementations)
             assert work.unavailable == dict.fromkeys(missing, "RuntimeError: no compiler")
@@ -500,8 +509,8 @@ class TestCases:
 
     @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
     def test_showcases_have_more_peers(self, uncompiled, monkeypatch, dtype):
-        monkeypatch.setitem(cases._SHOWCASES, "cross_entropy", (SMALL, "nchw"))
-        work = workloads.workload(Case("cross_entropy", SMALL, dtype, mode=BOTH), CPU)
+        monkeypatch.setattr(CrossEntropy, "showcase", (SMALL, "nchw"))
+        work = families.workload(CrossEntropy(SMALL, dtype, mode=BOTH), CPU)
         assert {KORNIA, MONAI} <= set(work.implementations)
         assert MAX_AUTOTUNE not in work.implementations
         assert MAX_AUTOTUNE in work.case.implementations(torch.device("cuda"))
@@ -514,19 +523,29 @@ class TestCases:
 
         monkeypatch.setattr(cross_entropy, "_fused_cross_entropy", broken)
         with pytest.raises(RuntimeError, match="no kernel"):
-            workloads.workload(Case("cross_entropy", SMALL, "fp32"), CPU).check()
+            families.workload(CrossEntropy(SMALL, "fp32"), CPU).check()
 
     def test_the_reference_is_not_measured_as_ours(self):
-        case = Case("cross_entropy", SMALL, "fp32")
+        case = CrossEntropy(SMALL, "fp32")
         with (
             segunc_ops.backend("reference"),
             pytest.raises(RuntimeError, match="expected native kernels on cpu"),
         ):
-            workloads.workload(case, CPU)
+            families.workload(case, CPU)
 
     def test_unknown_operation(self):
+        row = {**row_of(CrossEntropy(SMALL, "fp32")), "op": "conv"}
         with pytest.raises(ValueError, match="op: expected one of"):
-            workloads.workload(Case("conv", SMALL, "fp32"), CPU)
+            families.case_of(row)
+
+    def test_every_implementation_is_known_by_its_name(self):
+        for device in (CPU, torch.device("cuda")):
+            for case in families.cases("full", device):
+                for name in case.implementations(device):
+                    row = json.loads(json.dumps(row_of(case, name)))
+                    assert families.implementation_of(row) is name
+        older = {**row_of(CrossEntropy(SMALL, "fp32")), "implementation": "a peer of old"}
+        assert families.implementation_of(older).label == "a peer of old"
 
 
 @pytest.fixture
@@ -539,7 +558,7 @@ def small_copy(monkeypatch):
 
 class TestMeasure:
     def test_figures_are_derived(self, uncompiled, small_copy):
-        case = Case("cross_entropy", (1, 3, 160, 160), "fp32", mode="forward+backward")
+        case = CrossEntropy((1, 3, 160, 160), "fp32", mode="forward+backward")
         measured = measure.measure(case, CPU, budget=0.0)
         assert tuple(measured) == case.implementations(CPU)
         for name, measurement in measured.items():
@@ -561,7 +580,7 @@ class TestMeasure:
         assert measured[TORCH].figures.peak_over_logits > 2
 
     def test_what_is_left_out_is_told(self, uncompiled, small_copy):
-        case = Case("cross_entropy", SMALL, "fp32")
+        case = CrossEntropy(SMALL, "fp32")
         peers = (COMPILED, TORCH_COMPILED)
         told = []
         measured = measure.measure(
@@ -581,13 +600,12 @@ class TestMeasure:
     def test_failing_cases_do_not_lose_the_others(
         self, uncompiled, small_copy, monkeypatch, tmp_path, capsys
     ):
-        good = Case("cross_entropy", (1, 3, 8, 8), "fp32")
-        monkeypatch.setattr(
-            measure, "cases", lambda suite, device: [Case("conv", SMALL, "fp32"), good]
-        )
+        good = CrossEntropy((1, 3, 8, 8), "fp32")
+        bad = CrossEntropy(SMALL, "fp8")
+        monkeypatch.setattr(measure, "cases", lambda suite, device: [bad, good])
         arguments = ["--budget", "0", "--output", str(tmp_path)]
         assert measure.main(arguments) == 1
-        assert "conv-2x5x9x13" in capsys.readouterr().err
+        assert "cross_entropy-2x5x9x13-fp8" in capsys.readouterr().err
         (path,) = tmp_path.glob("*.json")
         rows = json.loads(path.read_text())
         assert [row["implementation"] for row in rows] == list(good.implementations(CPU))
@@ -631,7 +649,7 @@ def row_of(
 
 
 def example_rows() -> list[dict[str, object]]:
-    case = Case("cross_entropy", (1, 19, 768, 768), "fp32", mode=BOTH)
+    case = CrossEntropy((1, 19, 768, 768), "fp32", mode=BOTH)
     times = {OURS: 2.0, KERNEL: 1.0, COMPILED: 9.0, EAGER: 30.0}
     return [row_of(case, name, milliseconds) for name, milliseconds in times.items()]
 
@@ -640,7 +658,7 @@ def curve_rows(**others: object) -> list[dict[str, object]]:
     """Statistics whose time is linear in the samples and whose memory is theirs or none of it."""
     found = []
     for samples in (2, 4, 8):
-        case = Case("predictive_statistics", (samples, 1, 19, 256, 256), "fp32", study="samples")
+        case = PredictiveStatistics((samples, 1, 19, 256, 256), "fp32", study="samples")
         for name, memory in ((OURS, samples), (STREAMED, 5)):
             bytes_held = memory * 1_000_000
             found.append(row_of(case, name, 3.0 * samples, peak_bytes=bytes_held, **others))
@@ -674,7 +692,7 @@ class TestReport:
         assert ordinary.count("| [") == 4
 
     def test_plots_draw_what_they_are_for(self):
-        types = row_of(Case("cross_entropy", (1, 11, 768, 768), "fp32", mode=BOTH, study="types"))
+        types = row_of(CrossEntropy((1, 11, 768, 768), "fp32", mode=BOTH, study="types"))
         measured = [*example_rows(), *curve_rows(), types]
         drawn = report.plots_of(measured)
         assert drawn == {
@@ -744,6 +762,11 @@ class TestDocs:
         written = docs.PAGE.read_text(encoding="utf-8")
         assert written == docs.page(tmp_path), "`python -m benchmarks.docs` brings it up to date"
 
+    def test_every_operation_has_a_paragraph(self, tmp_path):
+        rows = [row_of(op.shown()) for op in families.OPS.values()]
+        text = self.page(tmp_path, ("cpu", rows)).split("## What each kernel costs")[1]
+        assert re.findall("^### (.*_.*)$", text, re.MULTILINE) == list(families.OPS)
+
     def test_links_lead_somewhere(self):
         links = re.findall(r"\]\(([^)]*)\)", docs.PAGE.read_text(encoding="utf-8"))
         assert links
@@ -773,7 +796,7 @@ class TestDocs:
 
     def test_a_gpu(self, tmp_path):
         here = {"device": "Example GPU", "device_type": "cuda", "cuda": "13.0"}
-        case = Case("cross_entropy", (1, 19, 768, 768), "fp32", mode=BOTH)
+        case = CrossEntropy((1, 19, 768, 768), "fp32", mode=BOTH)
         quick = [row_of(case, **here)]
         everything = [row_of(case, **here), row_of(case, EAGER, 20.0, **here)]
         text = self.page(

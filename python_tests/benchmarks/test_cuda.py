@@ -7,8 +7,11 @@ import time
 import pytest
 import torch
 
-from benchmarks import workloads
-from benchmarks.cases import OURS, TORCH, TORCH_COMPILED, Case
+from benchmarks import families
+from benchmarks.families.cross_entropy import CrossEntropy
+from benchmarks.families.linear_cross_entropy import LinearCrossEntropy
+from benchmarks.families.statistics import PredictiveStatistics
+from benchmarks.implementations import OURS, TORCH, TORCH_COMPILED
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import Call, interleave
 
@@ -42,17 +45,17 @@ class TestCuda:
     @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
     @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
     def test_workloads(self, uncompiled, dtype, layout):
-        for op, shape in (("cross_entropy", SMALL), ("predictive_statistics", (4, *SMALL))):
+        for op, shape in ((CrossEntropy, SMALL), (PredictiveStatistics, (4, *SMALL))):
             for mode in ("forward", "forward+backward"):
-                work = workloads.workload(Case(op, shape, dtype, layout, mode), self.device)
+                work = families.workload(op(shape, dtype, layout, mode), self.device)
                 work.check()
                 for call in work.calls().values():
                     call.run()
 
     @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
     def test_linear_workload(self, uncompiled, layout):
-        case = Case("linear_cross_entropy", (2, 19, 33, 31), "fp32", layout, BOTH)
-        work = workloads.workload(case, self.device)
+        case = LinearCrossEntropy((2, 19, 33, 31), "fp32", layout, BOTH)
+        work = families.workload(case, self.device)
         work.check()  # in full precision, as matrix products are
         assert {OURS, TORCH, TORCH_COMPILED} <= set(work.calls())
 

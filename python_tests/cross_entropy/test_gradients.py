@@ -15,7 +15,6 @@ import segunc_ops.functional as sf
 from python_tests.comparison import assert_close, assert_same_bits
 from python_tests.cross_entropy.cases import batch, loss_of
 from python_tests.support import IGNORED, LOGITS_DTYPES, REDUCTIONS
-from segunc_ops import autograd
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -303,32 +302,17 @@ def test_export_never_loses_the_gradient(strict):
         torch.testing.assert_close(a, b)
 
 
-def test_the_flag_of_export_says_what_the_function_says():
-    """Beside a torch before 2.13 the flag is asked: see `autograd._is_exporting`."""
-    asked = []
-
-    class Ask(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            asked.append((autograd._exporting_flag(), torch.compiler.is_exporting()))
-            return x + 1
-
-    Ask()(torch.ones(2))
-    assert asked == [(False, False)]
-    torch.export.export(Ask(), (torch.ones(2),), strict=False)
-    assert set(asked[1:]) == {(True, True)}
-
-
 def test_bare_operators_are_not_differentiable_in_silence():
     x, target, _ = batch()
     loss, *_ = torch.ops.segunc_ops.cross_entropy_forward(
-        x, target, None, None, IGNORED, 1, 0.0, True, False
+        x, target, None, None, IGNORED, 1, 0.0, False, False, True, False
     )
     with pytest.raises(RuntimeError, match="segunc_ops::cross_entropy_forward is not different"):
         (loss + x.sum()).backward()
     upstream = torch.ones((), requires_grad=True)
     grad, _ = torch.ops.segunc_ops.cross_entropy_backward(
         upstream, x, target, None, None, torch.ones((), dtype=torch.float64), IGNORED, 1, 0.0,
-        True, False,
+        False, False, True, False,
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="segunc_ops::cross_entropy_backward is not different"):
         grad.sum().backward()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.cases import MAX_AUTOTUNE
+from benchmarks.implementations import MAX_AUTOTUNE
 from tools import gpu_check, sanitizer_cases
 
 
