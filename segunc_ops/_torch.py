@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.torch_version import TorchVersion
 
 # Without it an operator passes its autograd formula, which is there for tracing alone and slow.
 _below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
@@ -15,6 +14,9 @@ _below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 _transforms_active: Callable[[], bool] = getattr(
     torch._C, "_are_functorch_transforms_active", lambda: True
 )
+
+# Without it torch's word is taken, which up to 2.11 is that whatever is compiled is exported.
+_has_exporting_flag = hasattr(torch.compiler, "_is_exporting_flag")
 
 keeps_graph: Callable[[], bool] = getattr(
     torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
@@ -38,22 +40,16 @@ INSTANCE_NORM: Any = getattr(
 """What isinstance takes for any instance normalisation."""
 
 
-def exporting_flag() -> bool:
-    """What stands behind torch.compiler.is_exporting()."""
-    return torch.compiler._is_exporting_flag
-
-
-# While torch.compile traces, torch before 2.13 answers True to torch.compiler.is_exporting(),
-# whether it exports or not; the flag is right.
-is_exporting: Callable[[], bool] = (
-    exporting_flag if TorchVersion(torch.__version__) < "2.13" else torch.compiler.is_exporting
-)
-"""Whether torch.export traces this call."""
-
-
 def is_eager() -> bool:
     """Whether tensors are what they seem, neither traced nor wrapped by torch.func."""
     return not (torch.compiler.is_compiling() or _transforms_active())
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces."""
+    if _has_exporting_flag:
+        return torch.compiler._is_exporting_flag
+    return torch.compiler.is_exporting()
 
 
 def call_below_autograd(operator: Any, *args: Any) -> Any:
