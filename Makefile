@@ -72,7 +72,7 @@ format: setup ## let ruff and clang-format rewrite the files
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu')
 
 gpu-check: ## on a machine with a GPU: install the wheel, test, sanitize, benchmark; one JSON
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.gpu_check
 
 clean: ## remove what was built, but not the virtual environment
 	rm -rf build dist *.egg-info segunc_ops/*.so

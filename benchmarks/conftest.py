@@ -1,23 +1,10 @@
-"""Connects the measurements to pytest-benchmark: options, parameters, and the clock.
-
-All implementations of a case are timed together, interleaved, when the first of them is asked
-for. Each test then hands its own samples to pytest-benchmark through a clock that advances by
-exactly the measured times, so that its table, comparison and JSON hold them like any others.
-"""
+"""The options of the measurements, which `python -m benchmarks` sets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from .cases import SUITES, Case, cases
-from .measure import Measurement, measure, tell_left_out
-from .timing import ReplayClock
-
-_CLOCK = ReplayClock()
+from .case import SUITES
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,73 +12,3 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--suite", choices=SUITES, default="default", help="how many cases to run")
     group.addoption("--device", default="cpu", help="cpu or cuda")
     group.addoption("--budget", type=float, default=3.0, help="seconds of timed rounds per case")
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "implementation" not in metafunc.fixturenames:
-        return
-    device = torch.device(metafunc.config.getoption("--device"))
-    op = metafunc.module.OP
-    metafunc.parametrize(
-        ("case", "implementation"),
-        [
-            pytest.param(
-                case, name, id=f"{case.id}-{name}", marks=pytest.mark.benchmark(timer=_CLOCK)
-            )
-            for case in cases(metafunc.config.getoption("--suite"), device, op)
-            for name in case.implementations(device)
-        ],
-    )
-
-
-@pytest.fixture(scope="session")
-def _measure(pytestconfig: pytest.Config) -> Callable[[Case], dict[str, Measurement]]:
-    device = torch.device(pytestconfig.getoption("--device"))
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    latest: dict[Case, dict[str, Measurement] | Exception] = {}
-
-    def tell(name: str, why: str) -> None:
-        # For whoever runs the benchmarks: pytest would keep it from them.
-        with capture.global_and_fixture_disabled():
-            tell_left_out(name, why)
-
-    def measured(case: Case) -> dict[str, Measurement]:
-        if case not in latest:
-            latest.clear()
-            try:
-                latest[case] = measure(
-                    case, device, budget=pytestconfig.getoption("--budget"), tell=tell
-                )
-            except Exception as error:
-                # Kept, so that a failing case is not measured again for each implementation.
-                latest[case] = error
-        result = latest[case]
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    return measured
-
-
-@pytest.fixture
-def record(
-    benchmark: BenchmarkFixture, _measure: Callable[[Case], dict[str, Measurement]]
-) -> Callable[[Case, str], Measurement]:
-    """Measures a case and gives one implementation's samples to pytest-benchmark."""
-
-    def recorded(case: Case, implementation: str) -> Measurement:
-        measured = _measure(case)
-        if implementation not in measured:
-            pytest.skip(f"{implementation} does not work here")
-        measurement = measured[implementation]
-        samples = iter(measurement.samples.seconds)
-        benchmark.group = case.id
-        benchmark.extra_info.update(measurement.row)
-        benchmark.pedantic(
-            _CLOCK.advance,
-            setup=lambda: ((next(samples),), {}),
-            rounds=len(measurement.samples.seconds),
-        )
-        return measurement
-
-    return recorded

@@ -29,10 +29,6 @@ _RELEVANT_FLAGS = (
 )
 _FALLBACK_CACHE_BYTES = 64 << 20
 _BUSY = 0.5
-_PEERS = (
-    *("connected-components-3d", "scikit-image", "opencv-python-headless", "scipy", "numpy"),
-    *("cupy-cuda12x", "cupy-cuda13x", "kornia", "monai", "liger-kernel", "torchmetrics"),
-)
 
 
 def _cpu_info(key: str) -> str:
@@ -103,17 +99,21 @@ def warn_if_busy() -> None:
 
 
 @functools.cache
-def _peers() -> str:
-    """The packages that ours are compared with, as far as they are installed."""
+def _installed(packages: tuple[str, ...]) -> str:
     found = []
-    for package in _PEERS:
+    for package in packages:
         with contextlib.suppress(PackageNotFoundError):
             found.append(f"{package} {version(package)}")
     return ", ".join(found)
 
 
-def describe(device: torch.device) -> dict[str, str | int]:
-    """What every row of the results carries besides its figures."""
+def describe(device: torch.device, peers: tuple[str, ...]) -> dict[str, str | int]:
+    """What every row of the results carries besides its figures.
+
+    Args:
+        device: where it was measured.
+        peers: the packages that ours are compared with, of which some may not be installed.
+    """
     info = segunc_ops.build_info()
     here: dict[str, str | int] = {
         "device": device_name(device),
@@ -126,7 +126,7 @@ def describe(device: torch.device) -> dict[str, str | int]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cuda": str(torch.version.cuda or ""),
-        "peers": _peers(),
+        "peers": _installed(peers),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }
     if device.type == "cuda":

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from . import report
-from .cases import OPTIONAL, SUITES, Case, cases
+from .case import SUITES, Case
 from .environment import describe, last_level_cache_bytes, warn_if_busy
+from .families import OPTIONAL, PACKAGES, cases, workload
 from .memory import peak_bytes, settle_heap
 from .timing import Samples, copy_call, interleave, matmul_call
-from .workloads import workload
 
 _COPY = "copy"
 _MATMUL_SECONDS = 1.0
@@ -134,7 +134,7 @@ def measure(
         copy_samples = timing({_COPY: copy}, budget=budget / 4)[_COPY]
     copy_rate = copied / copy_samples.median * 1e-9
     product_rate = matmul_rate(device)
-    environment = describe(device)
+    environment = describe(device, PACKAGES)
 
     def measurement(name: str, samples: Samples) -> Measurement:
         rate = case.bytes_moved / samples.median * 1e-9
@@ -147,7 +147,7 @@ def measure(
             layout=case.layout,
             mode=case.mode,
             study=case.study,
-            implementation=name,
+            implementation=str(name),
             median_ms=_rounded(samples.median * 1e3),
             q1_ms=_rounded(first * 1e3),
             q3_ms=_rounded(third * 1e3),

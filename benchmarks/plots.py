@@ -8,69 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cases import (
-    ALL_TABLES,
-    CC3D,
-    CC3D_LABELS,
-    COMPILED,
-    CUPY,
-    CURVES,
-    EAGER,
-    KERNEL,
-    KORNIA,
-    LABELS,
-    LIGER,
-    MAX_AUTOTUNE,
-    MONAI,
-    OPENCV,
-    OPS,
-    OURS,
-    PLAIN,
-    SCIPY,
-    SKIMAGE,
-    SKIMAGE_LABELS,
-    STREAMED,
-    TORCH,
-    TORCH_COMPILED,
-    TORCH_LINEAR,
-    TORCHMETRICS,
-    Case,
-    Study,
-)
+from .case import CURVES, Case, Study
+from .families import OPS, case_of, implementation_of
+from .implementations import DARK_GRAY, OURS
 from .rows import Row, duration, environment_line, grouped, named, ours_of, ratio, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLORS = {
-    OURS: "#d1495b",
-    KERNEL: "#e8a0a8",
-    STREAMED: "#e8a0a8",
-    LABELS: "#e8a0a8",
-    ALL_TABLES: "#e8a0a8",
-    COMPILED: "#30638e",
-    MAX_AUTOTUNE: "#1d3f5c",
-    TORCH_COMPILED: "#7fa8c9",
-    CC3D: "#30638e",
-    CC3D_LABELS: "#7fa8c9",
-    TORCHMETRICS: "#30638e",
-    TORCH_LINEAR: "#30638e",
-    LIGER: "#1d3f5c",
-    KORNIA: "#5b8a72",
-    MONAI: "#93b5a3",
-    SKIMAGE: "#5b8a72",
-    SKIMAGE_LABELS: "#93b5a3",
-    OPENCV: "#b08a3e",
-    SCIPY: "#d3b878",
-    CUPY: "#5b8a72",
-    EAGER: "#8d99a6",
-    TORCH: "#c3cad1",
-    PLAIN: "#c3cad1",
-}
 _BAR_COLUMNS = 2
 _BAR_LINES = 6  # a figure's line of panels has room for so many bars
-_INK, _MUTED, _GRID = "#22272e", "#5c6670", "#e3e6e9"
+_INK, _MUTED, _GRID = "#22272e", DARK_GRAY, "#e3e6e9"
 _AXES: dict[Study, tuple[str, Callable[[Case], int]]] = {
     "pixels": ("pixels", lambda case: case.pixels),
     "classes": ("classes", lambda case: case.num_classes),
@@ -80,7 +29,7 @@ _AXES: dict[Study, tuple[str, Callable[[Case], int]]] = {
 
 def axis_value(row: Row) -> int:
     """Where on its curve's axis a row lies: its pixels, classes or samples."""
-    case = Case.of_row(row)
+    case = case_of(row)
     return _AXES[case.study][1](case)
 
 
@@ -124,7 +73,7 @@ def _draw_bars(axes: Axes, group: Sequence[Row]) -> None:
         positions,
         medians,
         height=0.72,
-        color=[_COLORS.get(row["implementation"], _MUTED) for row in group],
+        color=[implementation_of(row).color for row in group],
         xerr=spread,
         error_kw={"ecolor": _INK, "elinewidth": 0.8, "capsize": 2},
     )
@@ -160,7 +109,7 @@ def plot_bars(rows: Sequence[Row], path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    groups = sorted(grouped(rows), key=lambda group: OPS.index(group[0]["op"]))
+    groups = sorted(grouped(rows), key=lambda group: list(OPS).index(group[0]["op"]))
     lines = [groups[i : i + _BAR_COLUMNS] for i in range(0, len(groups), _BAR_COLUMNS)]
     # A line of panels is as high as its longest list of bars.
     heights = [max(len(group) / _BAR_LINES for group in line) for line in lines]
@@ -193,6 +142,7 @@ def _loglog(axes: Axes, x: str, y: str) -> None:
 def _draw_curves(axes: Axes, part: Sequence[Row], figure: str, unit: float) -> None:
     for name in dict.fromkeys(row["implementation"] for row in part):
         line = sorted((r for r in part if r["implementation"] == name), key=axis_value)
+        implementation = implementation_of(line[0])
         line = [row for row in line if row[figure] > 0]
         axes.plot(
             [axis_value(row) for row in line],
@@ -200,8 +150,8 @@ def _draw_curves(axes: Axes, part: Sequence[Row], figure: str, unit: float) -> N
             marker="o",
             markersize=4,
             linewidth=2 if name == OURS else 1.4,
-            color=_COLORS.get(name, _MUTED),
-            label=named(line[0]) if line else name,
+            color=implementation.color,
+            label=implementation.label,
         )
 
 
@@ -217,7 +167,7 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
     for (left, right), ((op, axis), part) in zip(grid, parts.items(), strict=True):
         _draw_curves(left, part, "median_ms", 1)
         _draw_curves(right, part, "peak_bytes", 1e-6)
-        inputs = {axis_value(row): Case.of_row(row).logits_bytes for row in part}
+        inputs = {axis_value(row): case_of(row).logits_bytes for row in part}
         right.plot(
             *zip(*sorted((x, count * 1e-6) for x, count in inputs.items()), strict=True),
             linestyle="--",
@@ -277,7 +227,7 @@ def plot_roofline(rows: Sequence[Row], path: Path) -> None:
             intensity,
             row["gflop_per_s"],
             s=130 if name == OURS else 26,
-            color=_COLORS.get(name, _MUTED),
+            color=implementation_of(row).color,
             label=None if name in seen else named(row),
             zorder=3,
         )

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from . import plots
-from .cases import COMPILED, CURVES, EAGER, KERNEL, OURS, Case
+from .case import CURVES
 from .environment import slug
+from .families import case_of
+from .implementations import COMPILED, EAGER, KERNEL, OURS
 from .rows import (
     Row,
     duration,
@@ -104,7 +106,7 @@ def compact_json(rows: Sequence[Row]) -> str:
 
 def showcase(rows: Sequence[Row]) -> list[Row]:
     """The rows that a reader should see first."""
-    return [row for row in rows if Case.of_row(row).is_showcase]
+    return [row for row in rows if case_of(row).is_showcase]
 
 
 def roofline(rows: Sequence[Row]) -> list[Row]:

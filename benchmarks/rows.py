@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .cases import COMPILED, EAGER, OURS, PLAIN, TORCH
+from .families import case_of, implementation_of
+from .implementations import OURS
 
 Row = Mapping[str, Any]
 
 _CASE = ("op", "shape", "dtype", "layout", "mode")
-_NAMES = {
-    COMPILED: "reference, torch.compile",
-    EAGER: "reference, eager",
-    TORCH: f"{TORCH}, eager",
-    PLAIN: f"{PLAIN}, eager",
-}
 
 
 def grouped(rows: Iterable[Row]) -> list[list[Row]]:
@@ -28,13 +23,12 @@ def grouped(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def named(row: Row) -> str:
-    name: str = row["implementation"]
-    return _NAMES.get(name, name)
+    return implementation_of(row).label
 
 
 def title(row: Row) -> str:
     layout = "" if row["layout"] == "nchw" else f", {row['layout']}"
-    mode = f", {row['mode']}" if row["op"].endswith("cross_entropy") else ""
+    mode = f", {row['mode']}" if case_of(row).is_loss else ""
     return f"[{row['shape'].replace('x', ', ')}] {row['dtype']}{layout}{mode}"
 
 

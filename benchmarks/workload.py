@@ -9,25 +9,30 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .cases import DTYPES, OPTIONAL, Case
+from .case import DTYPES, Case
 from .environment import check_native, last_level_cache_bytes
+from .implementations import Implementation
 from .timing import Call
 
 IGNORE_INDEX = 255
 IGNORED_SHARE = 0.1
-LOSS_SCALE = 2.0**16
 _CACHES = 3
 _MAX_SETS = 64
+# Relative to the norm of a float64 result; a gradient is rounded to the logits' type.
+_GRADIENT_TOLERANCE = {"fp32": 1e-5, "bf16": 4e-3, "fp16": 1e-3}
+_LOSS_TOLERANCE = 1e-4
 
 _Result = TypeVar("_Result")
 _Inputs = TypeVar("_Inputs")
+_Function = TypeVar("_Function")
 
 
 def compiled(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
@@ -45,7 +50,7 @@ def in_turn(sets: Sequence[_Inputs], run: Callable[[_Inputs], object]) -> Callab
     return next_one
 
 
-class Workload(ABC):
+class Workload(ABC, Generic[_Inputs, _Function]):
     """A case with its inputs on a device: calls to time, and the check that they are right."""
 
     def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
@@ -64,36 +69,20 @@ class Workload(ABC):
         # Why a peer cannot run here, by name; known after `check`. One that is in it before is
         # not tried.
         self.unavailable: dict[str, str] = {}
-
-    def _random_logits(self) -> Tensor:
-        *leading, c, h, w = self.case.shape
-        channels_last = self.case.layout == "channels_last"
-        shape = (*leading, h, w, c) if channels_last else (*leading, c, h, w)
-        logits = torch.randn(shape, device=self.device, generator=self._generator).mul_(3)
-        logits = logits.to(DTYPES[self.case.dtype])
-        return logits.movedim(-1, -3) if channels_last else logits
-
-    def _random_target(self, pixels: tuple[int, ...]) -> Tensor:
-        """Classes (int64), a share of them ignored."""
-        target = torch.randint(
-            0, self.case.num_classes, pixels, device=self.device, generator=self._generator
-        )
-        ignored = torch.rand(pixels, device=self.device, generator=self._generator) < IGNORED_SHARE
-        return target.masked_fill_(ignored, IGNORE_INDEX)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.case.dtype == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.case.dtype])
-
-    @property
-    def available(self) -> list[str]:
-        """The implementations that work here, in the order of reports."""
-        return [name for name in self.implementations if name not in self.unavailable]
+        self._sets = [self._inputs(index) for index in range(self.num_sets)]
+        self._functions = self._functions_by_name()
 
     @abstractmethod
-    def calls(self) -> dict[str, Call]:
-        """The case's implementations by name, each using the input sets in turn."""
+    def _inputs(self, index: int) -> _Inputs:
+        """The set of inputs with that number."""
+
+    @abstractmethod
+    def _functions_by_name(self) -> Mapping[Implementation, _Function]:
+        """What computes the result, by implementation, with `_run`."""
+
+    @abstractmethod
+    def _run(self, function: _Function, inputs: _Inputs) -> object:
+        """What is timed."""
 
     @abstractmethod
     def check(self) -> None:
@@ -103,14 +92,26 @@ class Workload(ABC):
             AssertionError: one is further from it than its type explains; names it.
         """
 
-    def attempt(self, name: str, run: Callable[[], _Result]) -> _Result | None:
+    @property
+    def available(self) -> list[Implementation]:
+        """The implementations that work here, in the order of reports."""
+        return [name for name in self.implementations if name not in self.unavailable]
+
+    def calls(self) -> dict[str, Call]:
+        """The case's implementations by name, each using the input sets in turn."""
+        return {name: self._call(name) for name in self.available}
+
+    def _call(self, name: Implementation) -> Call:
+        return Call(in_turn(self._sets, partial(self._run, self._functions[name])))
+
+    def attempt(self, name: Implementation, run: Callable[[], _Result]) -> _Result | None:
         """What `run` returns, or None where a peer's compiler or package does not work here."""
         if name in self.unavailable:
             return None
         try:
             return run()
         except Exception as error:
-            if name not in OPTIONAL:
+            if not name.is_optional:
                 raise
             self.unavailable[name] = f"{type(error).__name__}: {error}"
             return None
@@ -122,3 +123,60 @@ class Workload(ABC):
                 f"{self.case.id}: {what} of {name!r} differs from float64 by {error:.2e}, more "
                 f"than {tolerance:.0e}"
             )
+
+    def assert_loss_close(self, name: str, loss: Tensor, exact: Tensor) -> None:
+        error = abs(loss.item() / exact.item() - 1)
+        self.assert_close(name, "loss", error, _LOSS_TOLERANCE)
+
+    def assert_gradient_close(
+        self,
+        name: str,
+        gradient: Tensor | None,
+        exact: Tensor | None,
+        *,
+        what: str = "gradient",
+        scale: float = 1.0,
+    ) -> None:
+        """Compares a gradient, which is `scale` times too large, where there should be one."""
+        if exact is None:
+            return
+        error = math.nan  # where there is no gradient at all
+        if gradient is not None:
+            difference = (gradient.double() / scale).sub_(exact).norm()
+            error = (difference / exact.norm()).item()
+        self.assert_close(name, what, error, _GRADIENT_TOLERANCE[self.case.dtype])
+
+    def _random_logits(self) -> Tensor:
+        *leading, c, h, w = self.case.shape
+        channels_last = self.case.layout == "channels_last"
+        shape = (*leading, h, w, c) if channels_last else (*leading, c, h, w)
+        logits = torch.randn(shape, device=self.device, generator=self._generator).mul_(3)
+        logits = logits.to(DTYPES[self.case.dtype])
+        return logits.movedim(-1, -3) if channels_last else logits
+
+    def _random_target(self) -> Tensor:
+        """Classes (int64), a share of them ignored."""
+        shape, generator = self.case.target_shape, self._generator
+        target = torch.randint(
+            0, self.case.num_classes, shape, device=self.device, generator=generator
+        )
+        return target.masked_fill_(self._random_map() < IGNORED_SHARE, IGNORE_INDEX)
+
+    def _random_map(self) -> Tensor:
+        """A value from 0 to 1 for every pixel of the target."""
+        return torch.rand(self.case.target_shape, device=self.device, generator=self._generator)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.case.dtype == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.case.dtype])
+
+
+class Family(NamedTuple):
+    """What a family is known by: its operations with their workloads, and its peers."""
+
+    workloads: Mapping[type[Case], type[Workload[Any, Any]]]
+    # Implementations that other families do not have.
+    peers: tuple[Implementation, ...] = ()
+    # Distributions that they come from, whose versions the rows of results carry.
+    packages: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ no larger than the peer's, up to the same rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -182,3 +182,16 @@ def assert_same_bits(actual: Tensor, expected: Tensor, *, name: str) -> None:
     size = actual.element_size()
     bad = (as_bytes[0] != as_bytes[1]).view(-1, size).any(1).view(actual.shape)
     _fail_at(name, "bits differ", bad, actual.detach().cpu(), expected.detach().cpu())
+
+
+def assert_same_bits_on_every_run(
+    run: Callable[[], Iterable[Tensor]], *, name: str, runs: int = 60
+) -> None:
+    """Checks that fresh results have the same bits on every run and for any number of threads, in
+    deterministic mode, which fills fresh memory with NaN."""
+    torch.use_deterministic_algorithms(True)
+    first = [*run()]
+    for number in range(runs):
+        torch.set_num_threads(1 + number % 3)
+        for index, (again, before) in enumerate(zip(run(), first, strict=True)):
+            assert_same_bits(again, before, name=f"{name}: run {number}, result {index}")

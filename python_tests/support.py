@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+REDUCTIONS = ("none", "mean", "sum", "mean_all")
 TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
+# The target that tests ignore, unless they draw one.
+IGNORED = 255
 DEVICES = ("cpu", "cuda")
 
 
@@ -126,7 +129,7 @@ def markdown() -> str:
         "# What is supported",
         "",
         "Generated from `python_tests/support.py`, the table that the tests run over:",
-        "`python python_tests/support.py > docs/support.md`.",
+        "`python -m python_tests.support > docs/support.md`.",
         "",
         "| function | device | types | layouts | differentiable | deterministic |",
         "|---|---|---|---|---|---|",

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comparison import assert_close, assert_gradients_exist, assert_same_bits
+
+from python_tests.comparison import (
+    assert_close,
+    assert_gradients_exist,
+    assert_same_bits,
+    assert_same_bits_on_every_run,
+)
 
 
 @pytest.fixture
@@ -91,3 +97,10 @@ def test_bits_are_compared(truth):
         assert_same_bits(torch.tensor([0.0]), torch.tensor([-0.0]), name="zero")
     with pytest.raises(AssertionError, match=r"expected torch\.float64"):
         assert_same_bits(truth.float(), truth, name="loss")
+
+
+def test_a_run_that_differs_is_named():
+    numbers = iter([*[0.0] * 5, 1.0])
+    with pytest.raises(AssertionError, match="sum: run 4, result 0: bits differ"):
+        assert_same_bits_on_every_run(lambda: [torch.tensor([next(numbers)])], name="sum")
+    assert_same_bits_on_every_run(lambda: [torch.empty(3)], name="NaN of fresh memory", runs=6)

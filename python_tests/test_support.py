@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import support
 import torch
 
 import segunc_ops.functional as sf
+from python_tests import support
 
 PAGE = Path(__file__).parent.parent / "docs" / "support.md"
 
@@ -17,7 +17,7 @@ def test_the_page_is_the_table():
     if not PAGE.parent.exists():
         pytest.skip("the tests run apart from the repository")
     assert PAGE.read_text() == support.markdown(), (
-        "run `python python_tests/support.py > docs/support.md`"
+        "run `python -m python_tests.support > docs/support.md`"
     )
 
 

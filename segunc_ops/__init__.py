@@ -1,7 +1,8 @@
 """Fused CUDA and C++ losses for uncertainty-aware semantic segmentation."""
 
 from . import functional, losses, sampling
-from ._library import backend, build_info, check
+from ._native.backend import backend, build_info
+from ._native.library import check
 from ._version import __version__
 from .functional import PredictiveStatistics
 from .losses import (

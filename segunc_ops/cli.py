@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ._library import build_info
+from . import build_info
+from .experiments.losses import (
+    COMPONENT_PARAMETERS,
+    DEFAULT,
+    DEMO,
+    ENSEMBLE_LOSSES,
+    LOSSES,
+    Parameter,
+)
 
 if TYPE_CHECKING:
     from .experiments.datasets import FolderDataset, SegmentationDataset
@@ -84,16 +92,18 @@ def _run_name(text: str) -> str:
     return text
 
 
-def _component_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--components",
-        choices=("target", "prediction"),
-        default="target",
-        help="those of the label map or of the ensemble's prediction (default: target)",
-    )
-    group.add_argument(
-        "--connectivity", type=int, choices=(4, 8), default=8, help="neighbours (default: 8)"
-    )
+def _parameter_options(group: argparse._ArgumentGroup, parameters: Sequence[Parameter]) -> None:
+    """An option for each parameter of a loss."""
+    for each in parameters:
+        kind = type(each.default)
+        default = f"{each.default:g}" if kind is float else each.default
+        group.add_argument(
+            f"--{each.name.replace('_', '-')}",
+            type=_real(each.minimum) if kind is float else kind,
+            choices=each.choices,
+            default=each.default,
+            help=f"{each.help} (default: {default})",
+        )
 
 
 def _device_option(group: argparse._ArgumentGroup) -> None:
@@ -120,7 +130,7 @@ def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParse
     group.add_argument(
         "--loss",
         nargs="+",
-        choices=("ce", "uce", "iu"),
+        choices=tuple(LOSSES),
         default=list(losses),
         help=f"losses to train alike and compare (default: {' '.join(losses)})",
     )
@@ -160,20 +170,17 @@ def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParse
         help="Monte-Carlo dropout samples per U-CE step and in the evaluation (default: 10)",
     )
     uncertainty.add_argument(
-        "--alpha", type=_real(0), default=10.0, help="exponent of U-CE's weight (default: 10)"
-    )
-    instance = parser.add_argument_group("instance-wise uncertainty (iu)")
-    instance.add_argument(
         "--members",
         type=_whole(2),
         default=3,
         metavar="M",
-        help="networks that train together; torchrun deals them to its ranks (default: 3)",
+        help=f"networks that train together ({', '.join(ENSEMBLE_LOSSES)}); torchrun deals them "
+        "to its ranks (default: 3)",
     )
-    instance.add_argument(
-        "--exponent", type=_real(0), default=2.0, help="of the weight 1 + IU (default: 2)"
-    )
-    _component_options(instance)
+    for name, loss in LOSSES.items():
+        if loss.parameters:
+            group = parser.add_argument_group(f"{loss.about} ({name})")
+            _parameter_options(group, loss.parameters)
     machine = parser.add_argument_group("machine")
     _device_option(machine)
     machine.add_argument(
@@ -203,13 +210,13 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser(
         "demo",
-        parents=[_common_options(["ce", "uce", "iu"], steps=450)],
+        parents=[_common_options(DEMO, steps=450)],
         help="train on generated street scenes by CE, U-CE and IU; print a table, write pictures",
     )
     demo.set_defaults(parser=demo)
     train = commands.add_parser(
         "train",
-        parents=[_common_options(["ce", "uce"], steps=4000)],
+        parents=[_common_options(DEFAULT, steps=4000)],
         help="the same on a folder of images and label maps",
         description="Trains on DIR, laid out as train/ trainannot/ val/ valannot/ or as "
         "images/{train,val} labels/{train,val}: images in any format, label maps as one-channel "
@@ -257,7 +264,9 @@ def build_parser() -> argparse.ArgumentParser:
         default="instance",
         help="the instance uncertainty or the entropy of each pixel (default: instance)",
     )
-    _component_options(masks.add_argument_group("components of --map instance"))
+    _parameter_options(
+        masks.add_argument_group("components of --map instance"), COMPONENT_PARAMETERS
+    )
     machine = masks.add_argument_group("machine")
     _device_option(machine)
     machine.add_argument(
@@ -315,7 +324,7 @@ def _config(
     if arguments.epochs is not None:
         steps = arguments.epochs * max(1, num_images // arguments.batch_size)
     return TrainingConfig(
-        loss="ce",
+        loss=arguments.loss[0],
         steps=steps,
         batch_size=arguments.batch_size,
         crop=crop if arguments.crop is None else tuple(arguments.crop),
@@ -323,11 +332,12 @@ def _config(
         learning_rate=arguments.lr,
         dropout=arguments.dropout,
         samples=arguments.samples,
-        alpha=arguments.alpha,
         members=arguments.members,
-        exponent=arguments.exponent,
-        components=arguments.components,
-        connectivity=arguments.connectivity,
+        **{
+            each.name: getattr(arguments, each.name)
+            for loss in LOSSES.values()
+            for each in loss.parameters
+        },
         masks=masks,
         seed=arguments.seed,
         device=arguments.device,
@@ -439,8 +449,9 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
     train: SegmentationDataset = splits[0]
     masks = None
     if arguments.masks is not None:
-        if "iu" not in arguments.loss:
-            error("argument --masks: expected --loss iu, which alone uses them")
+        if not set(ENSEMBLE_LOSSES) & set(arguments.loss):
+            known = " or ".join(ENSEMBLE_LOSSES)
+            error(f"argument --masks: expected --loss {known}, which alone uses them")
         train = masked = _masked_dataset(arguments, splits[0], ranks)
         masks = masked.fingerprint
     folder = arguments.output / (arguments.name or "train")
@@ -467,8 +478,11 @@ def _check_ranks(arguments: argparse.Namespace, ranks: Ranks) -> None:
     if ranks.size == 1:
         return
     error = arguments.parser.error
-    if set(arguments.loss) != {"iu"}:
-        error(f"argument --loss: expected iu alone on {ranks.size} ranks, got {arguments.loss}")
+    if not set(arguments.loss) <= set(ENSEMBLE_LOSSES):
+        known = " or ".join(ENSEMBLE_LOSSES)
+        error(
+            f"argument --loss: expected {known} alone on {ranks.size} ranks, got {arguments.loss}"
+        )
     if getattr(arguments, "masks", None) is not None:
         error(f"argument --masks: expected a single rank, got {ranks.size}")
     if arguments.members < ranks.size:

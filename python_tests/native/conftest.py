@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import harness
 import pytest
+
+from python_tests.native import harness
 
 
 @pytest.fixture(scope="session")

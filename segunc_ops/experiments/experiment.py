@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm.auto import tqdm
 
-from .._library import build_info
+from .. import build_info
 from ..functional import component_mean, connected_components
 from .datasets import EvenlySpaced, SegmentationDataset, class_shares, collate, normalize
 from .evaluation import (
@@ -27,8 +27,8 @@ from .evaluation import (
     predict_by_ensemble,
     seeded,
 )
+from .losses import loss_title
 from .plots import (
-    LOSS_TITLES,
     Panel,
     plot_curves,
     plot_learning_curves,
@@ -37,7 +37,7 @@ from .plots import (
 )
 from .report import LossResult, evaluation_table, finite, write_tables, write_text
 from .timing import LossTime, time_loss
-from .training import LossName, Trainer, TrainingConfig
+from .training import Trainer, TrainingConfig
 
 NUM_PANELS = 4
 MAX_PANEL_CANDIDATES = 100
@@ -54,7 +54,7 @@ class Experiment:
     """
 
     config: TrainingConfig
-    losses: Sequence[LossName]
+    losses: Sequence[str]
     train: SegmentationDataset
     validation: SegmentationDataset
     folder: Path
@@ -62,12 +62,12 @@ class Experiment:
     resume: bool = False
     progress: bool = True
 
-    def checkpoint(self, loss: LossName) -> Path:
+    def checkpoint(self, loss: str) -> Path:
         """Where the training by `loss` keeps its state."""
         return self.folder / f"checkpoint-{loss}.pt"
 
 
-def _train(experiment: Experiment, loss: LossName) -> Trainer:
+def _train(experiment: Experiment, loss: str) -> Trainer:
     trainer = Trainer(
         replace(experiment.config, loss=loss),
         experiment.train,
@@ -119,7 +119,9 @@ def _time(trainer: Trainer) -> LossTime:
         logits[0],
         target,
         statistics,
-        num_samples=config.members if config.loss == "iu" else config.samples,
+        num_samples=config.members
+        if config.trained_loss.weighted_by == "members"
+        else config.samples,
     )
 
 
@@ -295,7 +297,7 @@ def run(experiment: Experiment) -> str:
             names,
             experiment.folder / f"panels-{name}.png",
             ignore_index=experiment.train.ignore_index,
-            title=f"{LOSS_TITLES[name]}: mIoU {100 * evaluation.mean_iou:.1f} %, "
+            title=f"{loss_title(name)}: mIoU {100 * evaluation.mean_iou:.1f} %, "
             f"ECE {evaluation.calibration_error:.3f}, PAvPU {100 * (evaluation.pavpu or 0):.1f} %",
             limits=limits,
         )

@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from ..metrics import SegmentationMetrics
+from .losses import LOSSES, loss_title
 from .training import History
 
 _STREET_COLOURS = {
@@ -36,7 +37,6 @@ _STREET_COLOURS = {
 _IGNORED = "#9b9b9b"
 _RIGHT = "#f7f7f5"
 _WRONG = "#c0392b"
-LOSS_TITLES = {"ce": "CE", "uce": "U-CE", "iu": "IU"}
 
 
 class Panel(NamedTuple):
@@ -257,7 +257,7 @@ def plot_learning_curves(histories: Mapping[str, History], path: Path) -> None:
     loss_axes, miou_axes = figure.subplots(1, 2)
     for index, (name, history) in enumerate(histories.items()):
         colour = f"C{index}"
-        title = LOSS_TITLES.get(name, name)
+        title = loss_title(name)
         values = np.asarray(history.loss)
         loss_axes.plot(history.steps, values, color=colour, alpha=0.25, linewidth=0.8)
         window = max(1, len(values) // 20)
@@ -272,7 +272,8 @@ def plot_learning_curves(histories: Mapping[str, History], path: Path) -> None:
             markersize=3.5,
             label=title,
         )
-    loss_axes.set_title("training loss (U-CE's and IU's are weighted)", fontsize=10)
+    weighted = [f"{loss.title}'s" for loss in LOSSES.values() if loss.weighted_by]
+    loss_axes.set_title(f"training loss ({' and '.join(weighted)} are weighted)", fontsize=10)
     loss_axes.set_yscale("log")
     loss_axes.yaxis.set_major_formatter("{x:g}")
     loss_axes.yaxis.set_minor_formatter("{x:g}")

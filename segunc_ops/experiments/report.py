@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from .._library import build_info
+from .. import build_info
 from .evaluation import Evaluation
-from .plots import LOSS_TITLES
+from .losses import loss_title
 from .timing import LossTime
 from .training import History, TrainingConfig
 
@@ -101,13 +101,17 @@ def device_name(device: str) -> str:
 
 
 def _about_members(results: Mapping[str, LossResult]) -> str:
-    """What an IU column is of: one network, as are the others."""
-    if "iu" not in results:
-        return ""
-    config = results["iu"].config
-    if config.masks is not None:
-        return f"IU: weighted by the masks {config.masks} of an ensemble trained before. "
-    return f"IU: the first of {config.members} members trained together. "
+    """What the column of a loss weighted by members is of: one network, as are the others."""
+    notes = []
+    for name, result in results.items():
+        config, title = result.config, loss_title(name)
+        if config.takes_masks:
+            notes.append(
+                f"{title}: weighted by the masks {config.masks} of an ensemble trained before. "
+            )
+        elif config.num_models > 1:
+            notes.append(f"{title}: the first of {config.members} members trained together. ")
+    return "".join(notes)
 
 
 def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float]) -> str:
@@ -118,7 +122,7 @@ def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float
         class_shares: share of each class among the labelled training pixels.
     """
     names = list(results)
-    titles = [LOSS_TITLES.get(name, name) for name in names]
+    titles = [loss_title(name) for name in names]
     evaluations = [result.evaluation for result in results.values()]
     first = next(iter(results.values()))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._library import backend
+from .. import backend
 from ..functional import PredictiveStatistics, predictive_statistics
 
 

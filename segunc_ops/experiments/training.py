@@ -19,29 +19,23 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..functional import PredictiveStatistics
-from ..losses import (
-    CrossEntropyLoss,
-    InstanceUncertaintyCrossEntropyLoss,
-    UncertaintyAwareCrossEntropyLoss,
-)
-from ..losses.instance_uncertainty import Components, instance_uncertainty
+from ..losses.instance_uncertainty import instance_uncertainty
 from ..metrics import MeanIoU
 from ..sampling import PredictiveAccumulator, sample_statistics
 from .datasets import Batch, SegmentationDataset, Size, TrainingBatches, normalize
 from .evaluation import deterministic_miou
+from .losses import LOSSES, LossParameters, TrainedLoss, build_loss
 from .mask_files import MaskedDataset
 from .models import EncoderDecoder
-
-LossName = Literal["ce", "uce", "iu"]
 
 # What a resumed run may change without becoming another experiment.
 _FREE_FIELDS = frozenset({"device", "channels_last", "compile", "workers"})
@@ -58,17 +52,17 @@ class DivergedError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(LossParameters):
     """All that determines a training run besides the data.
 
-    ``amp`` is None, ``"bf16"`` or ``"fp16"`` (CUDA only, with gradient scaling); ``samples`` and
-    ``alpha`` are S and the exponent of U-CE; ``validate_every`` counts steps, as do ``steps`` and
-    ``report_every``. Of instance-wise uncertainty are ``exponent``, ``components``,
-    ``connectivity`` and ``members``, which train together; unless ``masks``, the fingerprint of
-    a :class:`MaskedDataset`, says that the uncertainty comes with the images.
+    ``loss`` is a name in :data:`LOSSES`, whose parameters are fields too. ``amp`` is None,
+    ``"bf16"`` or ``"fp16"`` (CUDA only, with gradient scaling); ``validate_every`` counts steps,
+    as do ``steps`` and ``report_every``. ``samples`` is S of losses weighted by samples; of those
+    weighted by members, ``members`` train together; unless ``masks``, the fingerprint of a
+    :class:`MaskedDataset`, says that the uncertainty comes with the images.
     """
 
-    loss: LossName
+    loss: str
     steps: int
     batch_size: int = 8
     crop: Size = (128, 192)
@@ -78,11 +72,7 @@ class TrainingConfig:
     weight_decay: float = 1e-4
     dropout: float = 0.2
     samples: int = 10
-    alpha: float = 10.0
     members: int = 3
-    exponent: float = 2.0
-    components: Components = "target"
-    connectivity: int | None = None
     masks: str | None = None
     seed: int = 0
     device: str = "cpu"
@@ -94,21 +84,32 @@ class TrainingConfig:
     report_every: int = 5
 
     def __post_init__(self) -> None:
-        if self.loss not in get_args(LossName):
-            raise ValueError(f"loss: expected one of {get_args(LossName)}, got {self.loss!r}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss: expected one of {tuple(LOSSES)}, got {self.loss!r}")
         if self.amp not in (None, "bf16", "fp16"):
             raise ValueError(f"amp: expected None, 'bf16' or 'fp16', got {self.amp!r}")
         if self.amp == "fp16" and torch.device(self.device).type == "cpu":
             raise ValueError("amp: fp16 needs a CUDA device; use bf16 on the CPU")
-        if self.loss == "uce" and self.samples < 2:
+        if self.trained_loss.weighted_by == "samples" and self.samples < 2:
             raise ValueError(f"samples: a deviation needs at least 2, got {self.samples}")
-        if self.loss == "iu" and self.masks is None and self.members < 2:
+        if self.trained_loss.weighted_by == "members" and self.masks is None and self.members < 2:
             raise ValueError(f"members: an ensemble needs at least 2, got {self.members}")
+
+    @property
+    def trained_loss(self) -> TrainedLoss:
+        """What is known of the loss."""
+        return LOSSES[self.loss]
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether the uncertainty comes with the images."""
+        return self.trained_loss.weighted_by == "members" and self.masks is not None
 
     @property
     def num_models(self) -> int:
         """How many networks train together."""
-        return self.members if self.loss == "iu" and self.masks is None else 1
+        together = self.trained_loss.weighted_by == "members" and not self.takes_masks
+        return self.members if together else 1
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of the forward passes."""
@@ -254,7 +255,7 @@ class Trainer:
         self.device = torch.device(config.device)
         self.num_classes = len(train.class_names)
         self.ignore_index = train.ignore_index
-        if config.loss == "iu" and config.masks is not None:
+        if config.takes_masks:
             found = train.fingerprint if isinstance(train, MaskedDataset) else None
             if found != config.masks:
                 raise ValueError(f"train: expected masks {config.masks}, got {found}")
@@ -267,7 +268,7 @@ class Trainer:
             )
         self._numbers = range(self.rank, config.num_models, self.num_ranks)
         self.models = [self._build_model(number) for number in self._numbers]
-        self.criterion = self._build_criterion().to(self.device)
+        self.criterion = build_loss(config.loss, config, self.ignore_index).to(self.device)
         self.optimizer = torch.optim.SGD(
             [
                 group
@@ -309,22 +310,6 @@ class Trainer:
             model.compile()
         return model
 
-    def _build_criterion(self) -> nn.Module:
-        config = self.config
-        if config.loss == "ce":
-            return CrossEntropyLoss(ignore_index=self.ignore_index, upsample="bilinear")
-        if config.loss == "uce":
-            return UncertaintyAwareCrossEntropyLoss(
-                alpha=config.alpha, ignore_index=self.ignore_index, upsample="bilinear"
-            )
-        return InstanceUncertaintyCrossEntropyLoss(
-            config.exponent,
-            components=config.components,
-            connectivity=config.connectivity,
-            ignore_index=self.ignore_index,
-            upsample="bilinear",
-        )
-
     def inputs(self, batch: Batch) -> Batch:
         """A batch on the device, images standardised."""
         images, target, mask = batch
@@ -343,7 +328,7 @@ class Trainer:
         ranks too unless `alone`, for instance-wise uncertainty.
         """
         statistics, size = None, images.shape[2:]
-        if self.config.loss == "uce":
+        if self.config.trained_loss.weighted_by == "samples":
             statistics = sample_statistics(self.model, images, self.config.samples, size=size)
         logits: list[Tensor] = [model(images) for model in self.models]
         if self.config.num_models > 1:
@@ -363,7 +348,7 @@ class Trainer:
         mask: Tensor | None = None,
     ) -> Tensor:
         """The criterion's scalar; a mask of instance uncertainty goes before statistics."""
-        if self.config.loss == "iu" and mask is not None:
+        if self.config.trained_loss.weighted_by == "members" and mask is not None:
             loss: Tensor = self.criterion(logits, target, instance_uncertainty=mask)
         elif statistics is not None:
             loss = self.criterion(logits, target, statistics)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from numbers import Real
 from typing import Generic, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..functional import (
-    PredictiveStatistics,
-    Reduction,
-    Upsample,
-    _check_target,
-    _check_upsample,
-    _check_upsampled_input,
-    cross_entropy,
-)
-from ..reference import accumulate_dtype
+from .._checks import check_device, check_target, check_upsampled_input, pixel_shape
+from .._dtypes import accumulate_dtype
+from .._options import LossOptions, check_options
+from ..functional import PredictiveStatistics, Reduction, Upsample
+from ..functional.cross_entropy import cross_entropy_with
 from ..sampling import PredictiveAccumulator
 
 Missing = Literal["error", "plain"]
@@ -28,70 +24,47 @@ Observation = TypeVar("Observation")
 OR_STATISTICS = ", PredictiveStatistics or PredictiveAccumulator"
 """What else than a tensor an uncertainty may be, for messages."""
 
+_OPTIONS = tuple(field.name for field in fields(LossOptions))
+
 
 class ClassWeightedLoss(nn.Module):
-    """Holds class weights (a buffer) and the options that every loss has."""
+    """Holds the options that every loss has: class weights as a buffer, the others as they are."""
 
     weight: Tensor | None
+    ignore_index: int
+    reduction: Reduction
+    label_smoothing: float
+    upsample: Upsample | None
+    align_corners: bool
 
-    def __init__(
-        self,
-        weight: Tensor | None,
-        ignore_index: int,
-        reduction: Reduction,
-        label_smoothing: float,
-        upsample: Upsample | None = None,
-        align_corners: bool = False,
-    ) -> None:
+    def __init__(self, options: LossOptions) -> None:
         super().__init__()
+        weight = options.weight
         if weight is not None and not isinstance(weight, Tensor):
             raise TypeError(f"weight: expected a tensor or None, got {type(weight).__name__}")
-        if reduction not in get_args(Reduction):
-            raise ValueError(f"reduction: expected one of {get_args(Reduction)}, got {reduction!r}")
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-        _check_upsample(upsample, align_corners)
+        options = check_options(options)
         self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.label_smoothing = label_smoothing
-        self.upsample = upsample
-        self.align_corners = align_corners
+        for name in _OPTIONS:
+            if name != "weight":
+                setattr(self, name, getattr(options, name))
 
     def _cross_entropy(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> Tensor:
-        return cross_entropy(
-            input,
-            target,
-            self.weight,
-            pixel_weight=pixel_weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            upsample=self.upsample,
-            align_corners=self.align_corners,
-        )
+        options = LossOptions(*[getattr(self, name) for name in _OPTIONS])
+        return cross_entropy_with(options, input, target, pixel_weight)
 
-    def _check_map(self, name: str, value: Tensor, input: Tensor, target: Tensor) -> None:
-        """Raises unless `value` has a number for each pixel of the target, and lies with `input`.
+    def _check_maps(self, input: Tensor, target: Tensor, **maps: Tensor) -> None:
+        """Raises unless maps have a number for each pixel of a target that fits `input`.
 
-        Without `upsample` the input says how many: a target that does not fit it is told of as
-        such.
+        Without `upsample` the input says how many, and maps are checked first: where neither they
+        nor the target fit it, they are what is told of.
         """
-        if self.upsample is not None:
-            _check_upsampled_input(input, self.upsample)
-            _check_target(input, target, self.upsample)
-            pixels = target.shape
+        if self.upsample is None:
+            _check_maps(input, pixel_shape(input), maps)
+            check_target(input, target)
         else:
-            pixels = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
-        if value.shape != pixels:
-            raise ValueError(
-                f"{name}: expected the target's shape {tuple(pixels)} for input of shape "
-                f"{tuple(input.shape)}, got {tuple(value.shape)}"
-            )
-        if value.device != input.device:
-            raise ValueError(
-                f"{name}: expected device {input.device} like input, got {value.device}"
-            )
+            check_upsampled_input(input, self.upsample)
+            check_target(input, target, self.upsample)
+            _check_maps(input, target.shape, maps)
 
     def extra_repr(self) -> str:
         classes = "" if self.weight is None else f"num_classes={self.weight.numel()}, "
@@ -103,23 +76,24 @@ class ClassWeightedLoss(nn.Module):
         )
 
 
+def _check_maps(input: Tensor, pixels: tuple[int, ...], maps: dict[str, Tensor]) -> None:
+    for name, value in maps.items():
+        if value.shape != pixels:
+            raise ValueError(
+                f"{name}: expected the target's shape {tuple(pixels)} for input of shape "
+                f"{tuple(input.shape)}, got {tuple(value.shape)}"
+            )
+        check_device(name, value, input.device)
+
+
 class UncertaintyWeightedLoss(ClassWeightedLoss, Generic[Observation]):
     """A loss whose pixels weigh (1 + uncertainty)^exponent, by what comes with a call or before it.
 
     A subclass says what an observation is, and makes the uncertainty map of it.
     """
 
-    def __init__(
-        self,
-        weight: Tensor | None,
-        ignore_index: int,
-        reduction: Reduction,
-        label_smoothing: float,
-        missing: Missing,
-        upsample: Upsample | None = None,
-        align_corners: bool = False,
-    ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, upsample, align_corners)
+    def __init__(self, options: LossOptions, missing: Missing) -> None:
+        super().__init__(options)
         if missing not in get_args(Missing):
             raise ValueError(f"missing: expected one of {get_args(Missing)}, got {missing!r}")
         self.missing = missing

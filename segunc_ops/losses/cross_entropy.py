@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .._options import LossOptions
 from ..functional import Reduction, Upsample
 from ._base import ClassWeightedLoss
 
@@ -56,7 +57,10 @@ class CrossEntropyLoss(ClassWeightedLoss):
         upsample: Upsample | None = None,
         align_corners: bool = False,
     ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, upsample, align_corners)
+        options = LossOptions(
+            weight, ignore_index, reduction, label_smoothing, upsample, align_corners
+        )
+        super().__init__(options)
 
     def forward(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
         return self._cross_entropy(input, target, pixel_weight)

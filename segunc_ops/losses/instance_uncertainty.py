@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from ..functional import PredictiveStatistics, Reduction, Upsample, _check_target, component_mean
-from ..reference import accumulate_dtype
+from .._dtypes import accumulate_dtype
+from .._options import LossOptions
+from ..functional import PredictiveStatistics, Reduction, Upsample, component_mean
 from ..sampling import PredictiveAccumulator
 from ._base import (
     OR_STATISTICS,
@@ -153,9 +154,10 @@ class InstanceUncertaintyCrossEntropyLoss(UncertaintyWeightedLoss[_Observed]):
         align_corners: bool = False,
         missing: Missing = "error",
     ) -> None:
-        super().__init__(
-            weight, ignore_index, reduction, label_smoothing, missing, upsample, align_corners
+        options = LossOptions(
+            weight, ignore_index, reduction, label_smoothing, upsample, align_corners
         )
+        super().__init__(options, missing)
         self.exponent = check_exponent("exponent", exponent)
         if components not in get_args(Components):
             raise ValueError(
@@ -253,15 +255,14 @@ class InstanceUncertaintyCrossEntropyLoss(UncertaintyWeightedLoss[_Observed]):
 
     def _average(self, observed: _Observed, input: Tensor, target: Tensor) -> Tensor:
         if observed.kind == "mask":
-            self._check_map("instance_uncertainty", observed.values, input, target)
+            self._check_maps(input, target, instance_uncertainty=observed.values)
             return observed.values
-        self._check_map("uncertainty", observed.values, input, target)
-        labels, ignore_index = observed.prediction, None
-        if labels is None:
-            _check_target(input, target, self.upsample)
+        if observed.prediction is None:
+            self._check_maps(input, target, uncertainty=observed.values)
             labels, ignore_index = target, self.ignore_index
         else:
-            self._check_map("prediction", labels, input, target)
+            labels, ignore_index = observed.prediction, None
+            self._check_maps(input, target, uncertainty=observed.values, prediction=labels)
         if input.dim() not in (4, 5):
             raise ValueError(
                 "input: expected shape (N, C, H, W) or (N, C, D, H, W), whose pixels have "

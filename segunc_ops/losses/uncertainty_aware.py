@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .._options import LossOptions
 from ..functional import PredictiveStatistics, Reduction, Upsample
 from ..sampling import PredictiveAccumulator
 from ._base import (
@@ -109,9 +110,10 @@ class UncertaintyAwareCrossEntropyLoss(UncertaintyWeightedLoss[Tensor]):
         align_corners: bool = False,
         missing: Missing = "error",
     ) -> None:
-        super().__init__(
-            weight, ignore_index, reduction, label_smoothing, missing, upsample, align_corners
+        options = LossOptions(
+            weight, ignore_index, reduction, label_smoothing, upsample, align_corners
         )
+        super().__init__(options, missing)
         self.alpha = check_exponent("alpha", alpha)
 
     def observe(self, uncertainty: Uncertainty) -> None:
@@ -133,7 +135,7 @@ class UncertaintyAwareCrossEntropyLoss(UncertaintyWeightedLoss[Tensor]):
         sigma = self._consume(sigma)
         if sigma is None:
             return self._cross_entropy(input, target, None)
-        self._check_map("uncertainty", sigma, input, target)
+        self._check_maps(input, target, uncertainty=sigma)
         return self._cross_entropy(input, target, power_weight(sigma, self.alpha))
 
     def extra_repr(self) -> str:

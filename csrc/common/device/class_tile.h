@@ -103,7 +103,7 @@ inline ClassTile make_class_tile(const ClassMap& map, int element_bytes, int thr
   }
   if (tile.wide && !tile.single_row) tile.row_vectors /= vector;
   tile.row_reciprocal = uint32_t(divide_up(1 << kReciprocalBits, tile.row_vectors));
-  if (tile.shared_bytes > kMaxDynamicShared || tile.team > kMaxTeam) {
+  if (tile.shared_bytes > kMaxDynamicSharedBytes<BlockSums> || tile.team > kMaxTeam) {
     throw std::runtime_error("a tile of " + std::to_string(map.classes) +
                              " classes does not fit into shared memory");
   }

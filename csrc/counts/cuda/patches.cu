@@ -74,7 +74,7 @@ void launch_patch_counts(const PatchCountsParams& p, Stream stream) {
 }  // namespace
 
 void patch_counts(const PatchCountsParams& params, Stream stream) {
-  constexpr int64_t kMaxThresholds = kMaxDynamicShared / (kPatchCounts * sizeof(uint32_t));
+  constexpr int64_t kMaxThresholds = kMaxDynamicSharedBytes<> / (kPatchCounts * sizeof(uint32_t));
   if (params.count > kMaxThresholds) {
     throw std::invalid_argument("thresholds: expected at most " + std::to_string(kMaxThresholds) +
                                 ", got " + std::to_string(params.count));

@@ -2,10 +2,10 @@
 //
 // Logits are interpolated as in common/cpu/interpolation.h. Gradients gather at the width of
 // enlarged rows until a source row has met all its target rows; then they shrink to its columns.
-#include "../../common/cpu/cross_entropy_tile.h"
 #include "../../common/cpu/interpolation.h"
 #include "../../common/cpu/parallel.h"
 #include "bands.h"
+#include "pixels.h"
 
 namespace segunc {
 inline namespace SEGUNC_VARIANT {
@@ -116,12 +116,12 @@ SEGUNC_HD void unblend(const Blend<A, R>& blend, A* const (&around)[kAround],
   A *rows[R], share[R];
   for (int r = 0; r < R; ++r) rows[r] = around[blend.row[r]], share[r] = blend.share[r];
   for (int j = 0; j < n; j += kLanes<A>) {
-    const Pack<A> factor = load_pack(px.sum + j), slope = load_pack(px.slope + j);
+    const Pack<A> slope = load_pack(px.slope + j), factor = load_pack(px.factor + j);
     for (int c = 0; c < C; ++c) {
       const int at = c * T + j;
-      Pack<A> v = load_pack(tile + at) * factor;
-      if (kSmooth) v -= slope * targets.spread_of(c);
-      v = keep<A>(px.valid + j, v);
+      const Pack<A> t = kSmooth ? factor * targets.smoothing(c) : Pack<A>{};
+      const Pack<A> v = keep<A>(
+          px.valid + j, math::cross_entropy_derivative<Pack<A>>(load_pack(tile + at), slope, t));
       for (int r = 0; r < R; ++r) store_pack(rows[r] + at, load_pack(rows[r] + at) + share[r] * v);
     }
   }
@@ -136,23 +136,23 @@ struct Row {
 
 // What all threads share. A: the accumulate type.
 template <class A, int T>
-struct Plan {
-  const UpsampledCrossEntropyParams& p;
-  Bands bands;
+struct Shared {
+  const CrossEntropyParams& p;
+  const Bands& bands;
   Axis<A> planes, rows;
   std::vector<TwoWayStrip<A, T>> strips;
   A *own = nullptr, *next = nullptr, *below = nullptr;  // in scratch memory
 
-  explicit Plan(const UpsampledCrossEntropyParams& p)
+  Shared(const CrossEntropyParams& p, const Bands& bands)
       : p(p),
-        bands(p),
+        bands(bands),
         planes(axis_of<A>(p.map, p.interpolation, 0)),
         rows(axis_of<A>(p.map, p.interpolation, 1)),
         strips(strips_of<TwoWayStrip<A, T>>(axis_of<A>(p.map, p.interpolation, 2))) {
     if (!p.grad_input) return;
     own = static_cast<A*>(p.scratch);
-    next = own + bands.own_elements();
-    below = next + bands.next_elements();
+    next = own + bands.own_elements;
+    below = next + bands.next_elements;
   }
 
   int64_t row_index(int64_t image, int64_t plane, int64_t row) const {
@@ -170,7 +170,7 @@ struct Plan {
     return {next + row_index(image, plane, row) * bands.row, p.map.size[2]};
   }
   Row<A> row_below(int64_t unit, int64_t plane) const {
-    return {below + (unit * bands.planes() + plane) * bands.row, p.map.size[2]};
+    return {below + (unit * bands.planes + plane) * bands.row, p.map.size[2]};
   }
 };
 
@@ -184,12 +184,12 @@ struct Slot {
 template <class A, int T>
 class UnitRunner {
  public:
-  UnitRunner(const Plan<A, T>& plan, Read<A> read)
-      : plan_(plan),
-        p_(plan.p),
-        C_(int(plan.p.map.classes)),
-        targets_(plan.p),
-        enlarger_(plan.p.map, read),
+  UnitRunner(const Shared<A, T>& shared, Read<A> read)
+      : shared_(shared),
+        p_(shared.p),
+        C_(int(shared.p.map.classes)),
+        targets_(shared.p),
+        enlarger_(shared.p.map, read),
         tile_(int64_t(C_) * T),
         sums_(int64_t(C_) * (T + kBeyond<A>)),
         enlarged_(8 * int64_t(C_) * T) {
@@ -202,17 +202,17 @@ class UnitRunner {
   }
 
   void run(int64_t unit) {
-    const Bands& bands = plan_.bands;
+    const Bands& bands = shared_.bands;
     unit_ = unit;
     image_ = unit / bands.per_plane / bands.depth;
     plane_ = int(unit / bands.per_plane % bands.depth);
     first_ = int(unit % bands.per_plane * bands.rows);
     end_ = int(std::min(first_ + bands.rows, bands.height));
-    planes_ = plan_.planes.has_upper(plane_) ? 2 : 1;
+    planes_ = shared_.planes.has_upper(plane_) ? 2 : 1;
     for (double& l : lane_) l = 0;
     if (p_.grad_input) clear();
-    if (!plan_.planes.empty(plane_))
-      for (const TwoWayStrip<A, T>& strip : plan_.strips) run_strip(strip);
+    if (!shared_.planes.empty(plane_))
+      for (const TwoWayStrip<A, T>& strip : shared_.strips) run_strip(strip);
     double sum = 0;
     for (const double l : lane_) sum += l;
     if (p_.partial) p_.partial[unit] = sum;
@@ -221,12 +221,12 @@ class UnitRunner {
  private:
   // Where the gradient of a row of this unit gathers, `plane` planes on.
   Row<A> gradient_row(int plane, int row) const {
-    if (row == end_) return plan_.row_below(unit_, plane);
-    return plane ? plan_.next_row(image_, plane_, row) : plan_.own_row(image_, plane_, row);
+    if (row == end_) return shared_.row_below(unit_, plane);
+    return plane ? shared_.next_row(image_, plane_, row) : shared_.own_row(image_, plane_, row);
   }
 
   void clear() {
-    for (int plane = 0; plane < plan_.bands.planes(); ++plane)
+    for (int plane = 0; plane < shared_.bands.planes; ++plane)
       for (int row = first_; row <= end_; ++row) {
         const Row<A> to = gradient_row(plane, row);
         for (int c = 0; c < C_; ++c)
@@ -237,17 +237,17 @@ class UnitRunner {
   void run_strip(const TwoWayStrip<A, T>& strip) {
     Slot<A>*lower = &slots_[0], *upper = &slots_[1];
     for (int row = first_; row < end_; ++row) {
-      if (plan_.rows.empty(row)) continue;
+      if (shared_.rows.empty(row)) continue;
       if (upper->row == row) std::swap(lower, upper);
       load(strip, *lower, row);
-      if (plan_.rows.has_upper(row)) load(strip, *upper, row + 1);
-      for (int o = plan_.planes.begin(plane_); o < plan_.planes.end(plane_); ++o)
-        for (int i = plan_.rows.begin(row); i < plan_.rows.end(row); ++i) {
+      if (shared_.rows.has_upper(row)) load(strip, *upper, row + 1);
+      for (int o = shared_.planes.begin(plane_); o < shared_.planes.end(plane_); ++o)
+        for (int i = shared_.rows.begin(row); i < shared_.rows.end(row); ++i) {
           const int64_t at =
               ((image_ * p_.interpolation.size[0] + o) * p_.interpolation.size[1] + i) *
                   p_.interpolation.size[2] +
               strip.first;
-          const A by_plane = plan_.planes.weight(o), by_row = plan_.rows.weight(i);
+          const A by_plane = shared_.planes.weight(o), by_row = shared_.rows.weight(i);
           if (strip.count == T)
             run_row(*lower, *upper, by_plane, by_row, at, std::integral_constant<int, T>{});
           else
@@ -307,14 +307,14 @@ class UnitRunner {
     write_losses(p_, targets_, at, n, px_, lane_);
     if (!p_.grad_input) return;
     take_targets_off(targets_, C_, n, tile, px_);
-    if (targets_.spread > A(0))
+    if (targets_.shares.smooths())
       unblend<true>(blend, grads, targets_, C_, n, tile, px_);
     else
       unblend<false>(blend, grads, targets_, C_, n, tile, px_);
   }
 
-  const Plan<A, T>& plan_;
-  const UpsampledCrossEntropyParams& p_;
+  const Shared<A, T>& shared_;
+  const CrossEntropyParams& p_;
   const int C_;
   const Targets<A> targets_;
   const Enlarger<A, T> enlarger_;
@@ -330,10 +330,10 @@ class UnitRunner {
 // Adds up what waits in scratch memory for source rows [begin, end) of all images, and writes what
 // has gathered there.
 template <class S, int T>
-void finish_rows(const Plan<accumulate_t<S>, T>& plan, int64_t begin, int64_t end) {
+void finish_rows(const Shared<accumulate_t<S>, T>& shared, int64_t begin, int64_t end) {
   using A = accumulate_t<S>;
-  const UpsampledCrossEntropyParams& p = plan.p;
-  const Bands& bands = plan.bands;
+  const CrossEntropyParams& p = shared.p;
+  const Bands& bands = shared.bands;
   const int C = int(p.map.classes);
   const int64_t width = p.map.size[2];
   Scratch<A> tile_room(bands.buffered ? int64_t(C) * T : 0);
@@ -343,7 +343,7 @@ void finish_rows(const Plan<accumulate_t<S>, T>& plan, int64_t begin, int64_t en
     const int64_t image = index / bands.height / bands.depth;
     const int64_t band = row / bands.rows, unit = (index / bands.height) * bands.per_plane + band;
     const bool below = row > 0 && row % bands.rows == 0;
-    const Row<A> own = plan.own_row(image, plane, row);
+    const Row<A> own = shared.own_row(image, plane, row);
     const auto add = [&](const Row<A>& from) {
       for (int c = 0; c < C; ++c) {
         A* __restrict to = own.data + c * own.class_stride;
@@ -351,9 +351,9 @@ void finish_rows(const Plan<accumulate_t<S>, T>& plan, int64_t begin, int64_t en
         for (int64_t i = 0; i < width; ++i) to[i] += more[i];
       }
     };
-    if (below) add(plan.row_below(unit - 1, 0));
-    if (plane > 0) add(plan.next_row(image, plane - 1, row));
-    if (plane > 0 && below) add(plan.row_below(unit - 1 - bands.per_plane, 1));
+    if (below) add(shared.row_below(unit - 1, 0));
+    if (plane > 0) add(shared.next_row(image, plane - 1, row));
+    if (plane > 0 && below) add(shared.row_below(unit - 1 - bands.per_plane, 1));
     if (!bands.buffered) continue;
     for (int64_t column = 0; column < width; column += T) {
       const int n = int(std::min<int64_t>(T, width - column));
@@ -368,32 +368,33 @@ void finish_rows(const Plan<accumulate_t<S>, T>& plan, int64_t begin, int64_t en
 }
 
 template <class S, int T>
-void run(const UpsampledCrossEntropyParams& p, const Parallel& parallel) {
+void run(const CrossEntropyParams& p, const Bands& bands, const Parallel& parallel) {
   using A = accumulate_t<S>;
-  const Plan<A, T> plan(p);
+  const Shared<A, T> shared(p, bands);
   auto run_units = [&](int64_t begin, int64_t end) {
-    UnitRunner<A, T> runner(plan, read_source<S, T>);
+    UnitRunner<A, T> runner(shared, read_source<S, T>);
     for (int64_t unit = begin; unit < end; ++unit) runner.run(unit);
   };
-  parallel_for(parallel, plan.bands.units(), run_units);
+  parallel_for(parallel, bands.units, run_units);
   if (!p.grad_input) return;
-  auto finish = [&](int64_t begin, int64_t end) { finish_rows<S, T>(plan, begin, end); };
-  parallel_for(parallel, plan.row_index(plan.bands.images, 0, 0), finish);
+  auto finish = [&](int64_t begin, int64_t end) { finish_rows<S, T>(shared, begin, end); };
+  parallel_for(parallel, shared.row_index(bands.images, 0, 0), finish);
 }
 
 }  // namespace
 
-void upsampled_cross_entropy(const UpsampledCrossEntropyParams& p, const Parallel& parallel) {
+void cross_entropy_interpolated(const CrossEntropyParams& p, const Bands& bands,
+                                const Parallel& parallel) {
   // Strips of many classes are narrower, so that a thread's rows stay in its L2 cache.
   constexpr int64_t kWideClasses = 32;
   with_dtype(p.dtype, [&](auto s) {
     using S = decltype(s);
     if constexpr (std::is_same_v<S, double>)
-      run<S, 32>(p, parallel);
+      run<S, 32>(p, bands, parallel);
     else if (p.map.classes <= kWideClasses)
-      run<S, 128>(p, parallel);
+      run<S, 128>(p, bands, parallel);
     else
-      run<S, 64>(p, parallel);
+      run<S, 64>(p, bands, parallel);
   });
 }
 

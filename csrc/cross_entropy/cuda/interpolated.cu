@@ -21,20 +21,16 @@
 // at 19 classes, two fifths more at 150 and more than twice as much in volumes.
 #include <algorithm>
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
-#include "../../common/device/cross_entropy.h"
 #include "../../common/device/integer.h"
 #include "../../common/device/interpolation.h"
 #include "../../common/device/work.h"
 #include "kernels.h"
+#include "pixel.h"
 
 namespace segunc::cuda {
 namespace {
-
-using namespace device;
 
 // ---- Launch policy ----
 
@@ -78,7 +74,18 @@ SEGUNC_HD Span span_of(const math::InterpolatedAxis<A>& axis, int first, int cou
   return {lowest, math::neighbours_of(axis, first + count - 1).upper - lowest + 1};
 }
 
-SEGUNC_HD int smaller(int a, int b) { return a < b ? a : b; }
+// What the threads of a block have in common, in shared memory: registers are for the classes.
+template <class T>
+struct Tile {
+  using A = accumulate_t<T>;
+  int row, column;    // the first
+  int rows, columns;  // within the target
+  Span source_rows, source_columns;
+  math::Neighbours<A> slices;
+  int64_t pixel;  // of the target: the first
+  const T* data;  // the first logit that it blends
+  A* sums;        // [source rows][source columns][C], spaced as in the largest tile, or null
+};
 
 // Tiles of `rows` x `columns` target pixels of a slice; blocks take those of all images in turn.
 struct TileWork {
@@ -96,8 +103,6 @@ struct TileWork {
   unsigned threads() const { return unsigned(columns) << team_shift; }
 };
 
-int divide_up(int64_t a, int64_t b) { return int((a + b - 1) / b); }
-
 int largest_span(const math::InterpolatedAxis<float>& axis, int length) {
   int largest = 0;
   for (int first = 0; first < axis.size; first += length) {
@@ -108,19 +113,19 @@ int largest_span(const math::InterpolatedAxis<float>& axis, int length) {
 
 // Nothing where tiles cannot be used: no registers for the classes, or a row of logits that does
 // not fit into shared memory, because it is reduced rather than enlarged.
-std::optional<TileWork> make_tile_work(const UpsampledCrossEntropyParams& p) {
+std::optional<TileWork> make_tile_work(const CrossEntropyParams& p, const Axes<float>& axes) {
   if (p.dtype == Dtype::f64 || p.map.classes > kMaxTileClasses) return std::nullopt;
-  const Axes<float> axes = make_axes<float>(p.map, p.interpolation);
   const int classes = int(p.map.classes);
   TileWork work{};
-  while (classes > kMaxClassesOfTileThread << work.team_shift) work.team_shift++;
+  work.team_shift = team_shift_of(classes, kMaxClassesOfTileThread);
   work.bucket = smallest_bucket(divide_up(classes, 1 << work.team_shift), TileBuckets());
   // As wide as possible, but evenly, and in whole warps.
   const int most = Policy::kTileThreads >> work.team_shift;
   const int granule = int(kWarpSize) >> work.team_shift;
-  const int even = divide_up(p.interpolation.size[2], divide_up(p.interpolation.size[2], most));
-  work.columns = divide_up(even, granule) * granule;
-  work.column_tiles = Divisor(divide_up(p.interpolation.size[2], work.columns));
+  const int64_t width = p.interpolation.size[2];
+  const int64_t even = divide_up(width, divide_up(width, most));
+  work.columns = int(divide_up(even, granule)) * granule;
+  work.column_tiles = Divisor(divide_up(width, work.columns));
   work.slices = Divisor(p.interpolation.size[0]);
   const auto tiles_of = [&](int rows) {
     return p.map.images * p.interpolation.size[0] * divide_up(p.interpolation.size[1], rows) *
@@ -140,40 +145,14 @@ std::optional<TileWork> make_tile_work(const UpsampledCrossEntropyParams& p) {
       sizeof(float) * (size_t(work.source_columns + work.columns) * work.pitch + work.columns) +
       sizeof(int) * (work.columns + work.source_columns + 2);
   work.shares = target_shares(p);
-  if (work.shared_bytes > kMaxDynamicShared) return std::nullopt;
+  if (work.shared_bytes > kMaxDynamicSharedBytes<Tile<float>, BlockSums>) return std::nullopt;
   return work;
-}
-
-struct PixelWork : Work {
-  TargetShares shares;
-};
-
-int64_t target_pixels(const UpsampledCrossEntropyParams& p) {
-  return p.map.images * result_pixels(p.map, p.interpolation);
-}
-
-PixelWork make_pixel_work(const UpsampledCrossEntropyParams& p) {
-  return {make_work(1, target_pixels(p), Policy::kPixelThreads, Policy::kMaxBlocks),
-          target_shares(p)};
 }
 
 // ---- tiles ----
 
-// What the threads of a block have in common, in shared memory: registers are for the classes.
 template <class T>
-struct Tile {
-  using A = accumulate_t<T>;
-  int row, column;    // the first
-  int rows, columns;  // within the target
-  Span source_rows, source_columns;
-  math::Neighbours<A> slices;
-  int64_t pixel;  // of the target: the first
-  const T* data;  // the first logit that it blends
-  A* sums;        // [source rows][source columns][C], spaced as in the largest tile, or null
-};
-
-template <class T>
-SEGUNC_DEVICE Tile<T> tile_at(const UpsampledCrossEntropyParams& p, const TileWork& work,
+SEGUNC_DEVICE Tile<T> tile_at(const CrossEntropyParams& p, const TileWork& work,
                               const Axes<accumulate_t<T>>& axes, int64_t index) {
   int64_t row, column, slice;
   const int64_t image = work.slices.divide(
@@ -233,8 +212,8 @@ SEGUNC_DEVICE void fill_tables(const math::InterpolatedAxis<A>& axis, const Tile
 
 // A source row of logits to shared memory, of volumes a blend of two slices'.
 template <class T, class A>
-SEGUNC_DEVICE void stage_row(const UpsampledCrossEntropyParams& p, const TileWork& work,
-                             const Tile<T>& tile, int row, A* staged) {
+SEGUNC_DEVICE void stage_row(const CrossEntropyParams& p, const TileWork& work, const Tile<T>& tile,
+                             int row, A* staged) {
   constexpr int kBatch = 4;  // logits of a thread in flight
   const bool classes_first = p.map.layout == Layout::channels_last;
   const T* const data = tile.data + row * p.map.stride[1];
@@ -297,8 +276,8 @@ SEGUNC_DEVICE void sum_columns(const TileWork& work, const Tile<T>& tile, int ro
 
 template <class T, int K>
 __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
-    upsampled_cross_entropy_tiles_kernel(const UpsampledCrossEntropyParams p, const TileWork work,
-                                         const Axes<accumulate_t<T>> axes) {
+    cross_entropy_interpolated_tiles_kernel(const CrossEntropyParams p, const TileWork work,
+                                            const Axes<accumulate_t<T>> axes) {
   using A = accumulate_t<T>;
   constexpr int kAlwaysOwned = K - 4;
   const Constants<A> constants(p, work.shares);
@@ -449,7 +428,7 @@ struct SourceItems {
   int64_t count;
 };
 
-SourceItems make_source_items(const UpsampledCrossEntropyParams& p, int classes_of_run) {
+SourceItems make_source_items(const CrossEntropyParams& p, int classes_of_run) {
   SourceItems items;
   items.layout = p.grad_map.layout;
   items.runs = Divisor(divide_up(p.map.classes, classes_of_run));
@@ -485,9 +464,9 @@ constexpr int kCollectedClasses = 8;  // of an item: what it reads of a tile is 
 
 template <class T>
 __global__ void __launch_bounds__(Policy::kCollectThreads, 8)
-    upsampled_cross_entropy_collect_kernel(const UpsampledCrossEntropyParams p, const TileWork work,
-                                           const SourceItems items,
-                                           const Axes<accumulate_t<T>> axes) {
+    cross_entropy_interpolated_collect_kernel(const CrossEntropyParams p, const TileWork work,
+                                              const SourceItems items,
+                                              const Axes<accumulate_t<T>> axes) {
   using A = accumulate_t<T>;
   const int64_t step = int64_t(grid_size()) * block_size();
   for (int64_t index = int64_t(block_index()) * block_size() + thread(); index < items.count;
@@ -551,9 +530,9 @@ struct SavedTerms {
 
 template <class T>
 __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
-    upsampled_cross_entropy_pixels_kernel(const UpsampledCrossEntropyParams p, const PixelWork work,
-                                          const InterpolatedPixels<accumulate_t<T>> pixels,
-                                          const Divisor pixels_of_image) {
+    cross_entropy_interpolated_pixels_kernel(const CrossEntropyParams p, const LossWork work,
+                                             const InterpolatedPixels<accumulate_t<T>> pixels,
+                                             const Divisor pixels_of_image) {
   using A = accumulate_t<T>;
   const Constants<A> constants(p, work.shares);
   const int64_t classes = p.map.classes, class_stride = p.map.class_stride;
@@ -602,9 +581,9 @@ __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
 
 template <class T>
 __global__ void __launch_bounds__(Policy::kGatherThreads, 4)
-    upsampled_cross_entropy_gather_kernel(const UpsampledCrossEntropyParams p,
-                                          const TargetShares shares, const SourceItems items,
-                                          const Axes<accumulate_t<T>> axes) {
+    cross_entropy_interpolated_gather_kernel(const CrossEntropyParams p, const TargetShares shares,
+                                             const SourceItems items,
+                                             const Axes<accumulate_t<T>> axes) {
   using A = accumulate_t<T>;
   const Constants<A> constants(p, shares);
   const auto* const saved = static_cast<const SavedTerms<A>*>(p.scratch);
@@ -649,74 +628,70 @@ __global__ void __launch_bounds__(Policy::kGatherThreads, 4)
 // ---- launch and dispatch ----
 
 int64_t blocks_of(const SourceItems& items, int threads) {
-  return std::min<int64_t>((items.count + threads - 1) / threads, Policy::kMaxBlocks);
+  return std::min(divide_up(items.count, threads), Policy::kMaxBlocks);
 }
 
 template <class T>
-void launch_tiles(const UpsampledCrossEntropyParams& p, const TileWork& work, Stream stream) {
-  const auto axes = make_axes<float>(p.map, p.interpolation);
+void launch_tiles(const CrossEntropyParams& p, const TileWork& work, const Axes<float>& axes,
+                  Stream stream) {
   const bool done = with_bucket(work.bucket, TileBuckets(), [&](auto bucket) {
-    launch(upsampled_cross_entropy_tiles_kernel<T, bucket()>, work.blocks, work.threads(),
+    launch(cross_entropy_interpolated_tiles_kernel<T, bucket()>, work.blocks, work.threads(),
            work.shared_bytes, stream, p, work, axes);
   });
-  if (!done) {
-    throw std::runtime_error("no kernel upsampled_cross_entropy of " +
-                             std::to_string(p.map.classes) + " classes");
-  }
+  if (!done) no_kernel("cross_entropy_interpolated_tiles", p.dtype, p.map.classes);
   if (p.grad_input) {
     const SourceItems items = make_source_items(p, kCollectedClasses);
-    launch(upsampled_cross_entropy_collect_kernel<T>, blocks_of(items, Policy::kCollectThreads),
+    launch(cross_entropy_interpolated_collect_kernel<T>, blocks_of(items, Policy::kCollectThreads),
            Policy::kCollectThreads, 0, stream, p, work, items, axes);
   }
 }
 
 template <class T>
-void launch_pixels(const UpsampledCrossEntropyParams& p, Stream stream) {
-  const PixelWork work = make_pixel_work(p);
+void launch_pixels(const CrossEntropyParams& p, const LossWork& work, Stream stream) {
   const InterpolatedPixels<accumulate_t<T>> pixels(p.map, p.interpolation);
-  launch(upsampled_cross_entropy_pixels_kernel<T>, work.blocks, Policy::kPixelThreads, 0, stream, p,
-         work, pixels, Divisor(pixels.count));
+  launch(cross_entropy_interpolated_pixels_kernel<T>, work.blocks, Policy::kPixelThreads, 0, stream,
+         p, work, pixels, Divisor(pixels.count));
   if (p.grad_input) {
     const SourceItems items = make_source_items(p, 1);
-    launch(upsampled_cross_entropy_gather_kernel<T>, blocks_of(items, Policy::kGatherThreads),
+    launch(cross_entropy_interpolated_gather_kernel<T>, blocks_of(items, Policy::kGatherThreads),
            Policy::kGatherThreads, 0, stream, p, work.shares, items, pixels.axes);
   }
 }
 
-template <class T>
-void launch_upsampled_cross_entropy(const UpsampledCrossEntropyParams& p, Stream stream) {
-  if constexpr (!std::is_same_v<T, double>) {
-    if (const auto work = make_tile_work(p)) return launch_tiles<T>(p, *work, stream);
-  }
-  launch_pixels<T>(p, stream);
+CrossEntropyPlan plan_tiles(const CrossEntropyParams& params, const TileWork& work,
+                            const Axes<float>& axes) {
+  const int64_t sums =
+      work.tiles * work.source_rows * work.source_columns * int64_t(work.classes.value);
+  return {work.blocks, params.grad_input ? sums * int64_t(sizeof(float)) : 0,
+          [work, axes](const CrossEntropyParams& p, Stream stream) {
+            with_dtype("cross_entropy_interpolated_tiles", p.dtype, [&](auto t) {
+              if constexpr (!std::is_same_v<decltype(t), double>) {
+                launch_tiles<decltype(t)>(p, work, axes, stream);
+              }
+            });
+          }};
 }
 
-bool is_empty(const UpsampledCrossEntropyParams& p) {
-  return target_pixels(p) == 0 || p.map.classes == 0 || p.map.pixels == 0;
+CrossEntropyPlan plan_pixels(const CrossEntropyParams& params) {
+  const int64_t pixels = params.map.images * result_pixels(params.map, params.interpolation);
+  const LossWork work =
+      make_loss_work(params, 1, pixels, Policy::kPixelThreads, Policy::kMaxBlocks);
+  const bool is_double = params.dtype == Dtype::f64;
+  const size_t saved = is_double ? sizeof(SavedTerms<double>) : sizeof(SavedTerms<float>);
+  return {work.blocks, params.grad_input ? work.pixels * int64_t(saved) : 0,
+          [work](const CrossEntropyParams& p, Stream stream) {
+            with_dtype("cross_entropy_interpolated_pixels", p.dtype,
+                       [&](auto t) { launch_pixels<decltype(t)>(p, work, stream); });
+          }};
 }
 
 }  // namespace
 
-int64_t upsampled_cross_entropy_partials(const UpsampledCrossEntropyParams& params) {
-  if (is_empty(params)) return 0;
-  const auto work = make_tile_work(params);
-  return work ? work->blocks : make_pixel_work(params).blocks;
-}
-
-int64_t upsampled_cross_entropy_scratch_bytes(const UpsampledCrossEntropyParams& params) {
-  if (is_empty(params) || !params.grad_input) return 0;
-  if (const auto work = make_tile_work(params)) {
-    return work->tiles * work->source_rows * work->source_columns * params.map.classes *
-           int64_t(sizeof(float));
-  }
-  return target_pixels(params) * int64_t(params.dtype == Dtype::f64 ? sizeof(SavedTerms<double>)
-                                                                    : sizeof(SavedTerms<float>));
-}
-
-void upsampled_cross_entropy(const UpsampledCrossEntropyParams& params, Stream stream) {
-  if (is_empty(params)) return;
-  with_dtype("upsampled_cross_entropy", params.dtype,
-             [&](auto t) { launch_upsampled_cross_entropy<decltype(t)>(params, stream); });
+CrossEntropyPlan plan_interpolated_cross_entropy(const CrossEntropyParams& params) {
+  if (is_empty(params.map) || result_pixels(params.map, params.interpolation) == 0) return {};
+  const Axes<float> axes = make_axes<float>(params.map, params.interpolation);
+  const auto work = make_tile_work(params, axes);
+  return work ? plan_tiles(params, *work, axes) : plan_pixels(params);
 }
 
 }  // namespace segunc::cuda

@@ -1,32 +1,22 @@
 // The cross-entropy kernels on a GPU. Nothing here synchronises or allocates.
 #pragma once
 #include "../../common/device/device.h"
+#include "../../common/plan.h"
 #include "../params.h"
 
 namespace segunc::cuda {
 
-// Loss and gradients, as far as their pointers are set. params.partial holds
-// cross_entropy_partials(params) doubles.
-int64_t cross_entropy_partials(const CrossEntropyParams& params);
-void cross_entropy(const CrossEntropyParams& params, device::Stream stream);
+// Loss and gradients, as far as their pointers are set. Scratch memory is aligned to 16.
+using CrossEntropyPlan = Plan<CrossEntropyParams, device::Stream>;
 
-// normalizer[0] = sum of the valid pixels' class weights. params.partial holds
-// normalizer_partials(params) doubles.
-int64_t normalizer_partials(const NormalizerParams& params);
-void normalizer(const NormalizerParams& params, double* normalizer, device::Stream stream);
+// Of logits as they are stored, of the target's size.
+CrossEntropyPlan plan_stored_cross_entropy(const CrossEntropyParams& params);
+// Of logits that are interpolated to it.
+CrossEntropyPlan plan_interpolated_cross_entropy(const CrossEntropyParams& params);
 
-// loss[0] = sum of partial[0 .. count) / normalizer[0] (no division if it is null); loss is of
-// float, or double for Dtype::f64. No partials at all: the sum is 0.
-void finish_loss(const double* partial, int64_t count, const double* normalizer, void* loss,
-                 Dtype dtype, device::Stream stream);
-
-// ---- interpolated logits ----
-
-// Loss and gradients, as far as their pointers are set. params.partial holds
-// upsampled_cross_entropy_partials(params) doubles, params.scratch is
-// upsampled_cross_entropy_scratch_bytes(params) long, none without grad_input, and aligned to 16.
-int64_t upsampled_cross_entropy_partials(const UpsampledCrossEntropyParams& params);
-int64_t upsampled_cross_entropy_scratch_bytes(const UpsampledCrossEntropyParams& params);
-void upsampled_cross_entropy(const UpsampledCrossEntropyParams& params, device::Stream stream);
+inline CrossEntropyPlan plan_cross_entropy(const CrossEntropyParams& params) {
+  return params.interpolation.used ? plan_interpolated_cross_entropy(params)
+                                   : plan_stored_cross_entropy(params);
+}
 
 }  // namespace segunc::cuda

@@ -8,21 +8,17 @@
 //   planar_registers  a thread owns V neighbouring pixels and all of their at most 32 classes
 //   staged            a tile goes through shared memory; up to 16 threads share a pixel's classes
 //   strided           a thread a pixel, the logits read twice: whatever the others do not take
-#include <algorithm>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
+#include <utility>
 
 #include "../../common/device/class_tile.h"
-#include "../../common/device/cross_entropy.h"
 #include "../../common/device/integer.h"
 #include "../../common/device/work.h"
 #include "kernels.h"
+#include "pixel.h"
 
 namespace segunc::cuda {
 namespace {
-
-using namespace device;
 
 // ---- Launch policy ----
 
@@ -41,13 +37,9 @@ struct Policy {
   static constexpr int kPlanarThreads = 128;
   static constexpr int kStagedThreads = 256;
   static constexpr int kStridedThreads = 256;
-  static constexpr int kSumThreads = 256;
-  static constexpr int kFinishThreads = 512;
   // One partial sum each: few enough for a single block to add up, enough for a dozen waves, so
   // that blocks which take one tile more than others do not show.
   static constexpr int64_t kMaxBlocks = at_scale(8192);
-  // Tiles do not span images: on smaller ones most of their threads would idle.
-  static constexpr int64_t kMinTiledPixels = 32;
 };
 
 // Pixels a thread of planar_registers: at most 64 values.
@@ -63,19 +55,11 @@ constexpr int kPlanarBlocks = Values > 40   ? 3
 template <int Values>
 constexpr int kStagedBlocks = Values > 24 ? 2 : 3;
 
-struct LossWork : Work {
-  TargetShares shares;
-};
-
-struct Plan {
+// Which kernel, and how it walks over the pixels.
+struct StoredWork : LossWork {
   Strategy strategy;
   int bucket;  // registers for the classes of a pixel
-  LossWork work;
 };
-
-LossWork make_loss_work(const CrossEntropyParams& p, int64_t images, int64_t pixels, int64_t tile) {
-  return {make_work(images, pixels, tile, Policy::kMaxBlocks), target_shares(p)};
-}
 
 CrossEntropyParams with_merged_images(CrossEntropyParams p) {
   if (is_one_image(p.map) && (!p.grad_input || is_one_image(p.grad_map))) {
@@ -98,25 +82,27 @@ using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
 
 // p has its images merged. The alignment of pointers plays no part, so that the order of the sums
 // follows from sizes and layout alone.
-Plan make_plan(const CrossEntropyParams& p) {
+StoredWork make_stored_work(const CrossEntropyParams& p) {
   const ClassMap& map = p.map;
   const bool same_layout = !p.grad_input || p.grad_map.layout == map.layout;
   const bool tiled = same_layout && p.dtype != Dtype::f64 && map.layout != Layout::strided &&
-                     map.pixels >= Policy::kMinTiledPixels;
+                     map.pixels >= kMinTiledPixels;
   if (tiled && map.layout == Layout::planar && map.classes <= kMaxClassesOfThread) {
     const int bucket = smallest_bucket(map.classes, PlanarBuckets());
-    return {Strategy::planar_registers, bucket,
-            make_loss_work(p, map.images, map.pixels, planar_tile(bucket, PlanarBuckets()))};
+    return {make_loss_work(p, map.images, map.pixels, planar_tile(bucket, PlanarBuckets()),
+                           Policy::kMaxBlocks),
+            Strategy::planar_registers, bucket};
   }
   if (tiled && map.classes <= kMaxTileClasses) {
-    int64_t team = 1;
-    while (map.classes > kMaxClassesOfThread * team) team *= 2;
-    const int bucket = smallest_bucket((map.classes + team - 1) / team, StagedBuckets());
-    return {Strategy::staged, bucket,
-            make_loss_work(p, map.images, map.pixels, Policy::kStagedThreads / team)};
+    const int team = 1 << team_shift_of(map.classes, kMaxClassesOfThread);
+    return {make_loss_work(p, map.images, map.pixels, Policy::kStagedThreads / team,
+                           Policy::kMaxBlocks),
+            Strategy::staged,
+            smallest_bucket(classes_of_tile_thread(map.classes), StagedBuckets())};
   }
-  return {Strategy::strided, 0,
-          make_loss_work(p, 1, map.images * map.pixels, Policy::kStridedThreads)};
+  return {
+      make_loss_work(p, 1, map.images * map.pixels, Policy::kStridedThreads, Policy::kMaxBlocks),
+      Strategy::strided, 0};
 }
 
 // ---- planar_registers ----
@@ -342,208 +328,77 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 3)
   store_partial(p, sum);
 }
 
-// ---- normalizer and the end of a sum ----
-
-template <class A, class Index>
-SEGUNC_DEVICE double sum_of_weights(const NormalizerParams& p) {
-  constexpr int kVector = 4;
-  const auto* target = static_cast<const Index*>(p.target);
-  const auto* weight = static_cast<const A*>(p.weight);
-  const auto weight_of = [&](Index index) {
-    const int64_t y = int64_t(index);
-    if (y == p.ignore_index || y < 0 || y >= p.classes) return 0.0;
-    return weight ? double(load_read_only(weight + y)) : 1.0;
-  };
-  const int64_t step = int64_t(grid_size()) * block_size();
-  const int64_t first = int64_t(block_index()) * block_size() + thread();
-  const int64_t vectors = reinterpret_cast<uintptr_t>(target) % 16 == 0 ? p.count / kVector : 0;
-  double sum = 0;
-  for (int64_t i = first; i < vectors; i += step) {
-    const auto vector = load_vector<kVector>(target + i * kVector);
-#pragma unroll
-    for (int k = 0; k < kVector; k++) sum += weight_of(vector[k]);
-  }
-  for (int64_t i = vectors * kVector + first; i < p.count; i += step) sum += weight_of(target[i]);
-  return sum;
-}
-
-template <class A>
-__global__ void __launch_bounds__(Policy::kSumThreads, 4)
-    cross_entropy_normalizer_kernel(const NormalizerParams p) {
-  double sum;
-  switch (p.target_type) {
-    case IndexType::i64:
-      sum = sum_of_weights<A, int64_t>(p);
-      break;
-    case IndexType::i32:
-      sum = sum_of_weights<A, int32_t>(p);
-      break;
-    default:
-      sum = sum_of_weights<A, uint8_t>(p);
-      break;
-  }
-  sum = block_sum(sum);
-  if (thread() == 0) p.partial[block_index()] = sum;
-}
-
-template <class Result>
-__global__ void __launch_bounds__(Policy::kFinishThreads)
-    cross_entropy_finish_kernel(const double* partial, int64_t count, const double* normalizer,
-                                Result* result) {
-  double sum = 0;
-#pragma unroll 4
-  for (int64_t i = thread(); i < count; i += Policy::kFinishThreads) sum += partial[i];
-  sum = block_sum(sum);
-  if (thread() == 0) *result = Result(normalizer ? sum / *normalizer : sum);
-}
-
 // ---- launch and dispatch ----
 
-std::string name_of(const char* kernel, Dtype dtype, int64_t classes) {
-  static const char* const kDtypes[] = {"float64", "float32", "bfloat16", "float16"};
-  return std::string(kernel) + " of " + kDtypes[int(dtype)] + " and " + std::to_string(classes) +
-         " classes";
-}
-
-// A vector of V elements at any multiple of V.
-template <int V, class E>
-bool aligned(const void* data) {
-  return reinterpret_cast<uintptr_t>(data) % std::min<size_t>(16, V * sizeof(E)) == 0;
-}
-
-// True if every V neighbouring pixels are one aligned vector in every array.
+// Whether every V neighbouring pixels are one aligned vector in every array.
 template <class T, int V>
-bool fits_vectors(const CrossEntropyParams& p) {
-  using A = accumulate_t<T>;
-  const auto map_fits = [](const void* data, const ClassMap& map) {
-    return aligned<V, T>(data) && map.class_stride % V == 0 && map.image_stride % V == 0;
+bool all_fit_vectors(const CrossEntropyParams& p) {
+  const auto factors_fit = [](const void* factors) {
+    return is_vector_aligned(factors, V * sizeof(accumulate_t<T>));
   };
-  const bool target_fits = p.target_type == IndexType::i64   ? aligned<V, int64_t>(p.target)
-                           : p.target_type == IndexType::i32 ? aligned<V, int32_t>(p.target)
-                                                             : aligned<V, uint8_t>(p.target);
-  return p.map.pixels % V == 0 && map_fits(p.input, p.map) &&
-         (!p.grad_input || map_fits(p.grad_input, p.grad_map)) && target_fits &&
-         aligned<V, A>(p.pixel_weight) && (p.upstream_is_scalar || aligned<V, A>(p.upstream)) &&
-         aligned<V, A>(p.loss) && aligned<V, A>(p.grad_pixel_weight);
-}
-
-template <class T, int... K>
-bool launch_narrow(const CrossEntropyParams& p, const Plan& plan, Stream stream,
-                   std::integer_sequence<int, K...>) {
-  bool done = false;
-  const auto launch_bucket = [&](auto bucket) {
-    if (done || plan.bucket > bucket()) return;
-    launch(cross_entropy_planar_registers_kernel<T, bucket(), 1>, plan.work.blocks,
-           Policy::kPlanarThreads, 0, stream, p, plan.work);
-    done = true;
-  };
-  (launch_bucket(std::integral_constant<int, K>()), ...);
-  return done;
-}
-
-template <class T, int... K>
-bool launch_planar_registers(const CrossEntropyParams& p, const Plan& plan, Stream stream,
-                             std::integer_sequence<int, K...>) {
-  bool done = false;
-  const auto launch_bucket = [&](auto bucket) {
-    constexpr int kWidth = kPlanarWidth<bucket()>;
-    if (plan.bucket != bucket()) return;
-    if (fits_vectors<T, kWidth>(p)) {
-      launch(cross_entropy_planar_registers_kernel<T, bucket(), kWidth>, plan.work.blocks,
-             Policy::kPlanarThreads, 0, stream, p, plan.work);
-      done = true;
-    } else {
-      done = launch_narrow<T>(p, plan, stream, NarrowBuckets());
-    }
-  };
-  (launch_bucket(std::integral_constant<int, K>()), ...);
-  return done;
-}
-
-template <class T, int... K>
-bool launch_staged(const CrossEntropyParams& p, const Plan& plan, Stream stream,
-                   std::integer_sequence<int, K...>) {
-  const bool aligned = vectors_are_aligned(p.input, p.map, sizeof(T)) &&
-                       (!p.grad_input || vectors_are_aligned(p.grad_input, p.grad_map, sizeof(T)));
-  const ClassTile tile = make_class_tile(p.map, sizeof(T), Policy::kStagedThreads, aligned);
-  bool done = false;
-  const auto launch_bucket = [&](auto bucket) {
-    if (plan.bucket != bucket()) return;
-    launch(cross_entropy_staged_kernel<T, bucket()>, plan.work.blocks, Policy::kStagedThreads,
-           tile.shared_bytes, stream, p, plan.work, tile);
-    done = true;
-  };
-  (launch_bucket(std::integral_constant<int, K>()), ...);
-  return done;
+  return fits_vectors<T, V>(p.input, p.map) &&
+         (!p.grad_input || fits_vectors<T, V>(p.grad_input, p.grad_map)) &&
+         fits_vectors<V>(p.target, p.target_type) && factors_fit(p.pixel_weight) &&
+         (p.upstream_is_scalar || factors_fit(p.upstream)) && factors_fit(p.loss) &&
+         factors_fit(p.grad_pixel_weight);
 }
 
 template <class T>
-bool launch_strided(const CrossEntropyParams& p, const Plan& plan, Stream stream) {
-  launch(cross_entropy_strided_kernel<T>, plan.work.blocks, Policy::kStridedThreads, 0, stream, p,
-         plan.work, Divisor(p.map.pixels), PixelOffset(p.map),
-         PixelOffset(p.grad_input ? p.grad_map : p.map));
+bool launch_planar_registers(const CrossEntropyParams& p, const StoredWork& work, Stream stream) {
+  return with_bucket(work.bucket, PlanarBuckets(), [&](auto bucket) {
+    constexpr int kWidth = kPlanarWidth<bucket()>;
+    if (all_fit_vectors<T, kWidth>(p)) {
+      launch(cross_entropy_planar_registers_kernel<T, bucket(), kWidth>, work.blocks,
+             Policy::kPlanarThreads, 0, stream, p, work);
+    } else {
+      with_bucket(work.bucket, NarrowBuckets(), [&](auto narrow) {
+        launch(cross_entropy_planar_registers_kernel<T, narrow(), 1>, work.blocks,
+               Policy::kPlanarThreads, 0, stream, p, work);
+      });
+    }
+  });
+}
+
+template <class T>
+bool launch_staged(const CrossEntropyParams& p, const StoredWork& work, Stream stream) {
+  const bool aligned = vectors_are_aligned(p.input, p.map, sizeof(T)) &&
+                       (!p.grad_input || vectors_are_aligned(p.grad_input, p.grad_map, sizeof(T)));
+  const ClassTile tile = make_class_tile(p.map, sizeof(T), Policy::kStagedThreads, aligned);
+  return with_bucket(work.bucket, StagedBuckets(), [&](auto bucket) {
+    launch(cross_entropy_staged_kernel<T, bucket()>, work.blocks, Policy::kStagedThreads,
+           tile.shared_bytes, stream, p, work, tile);
+  });
+}
+
+template <class T>
+bool launch_strided(const CrossEntropyParams& p, const StoredWork& work, Stream stream) {
+  launch(cross_entropy_strided_kernel<T>, work.blocks, Policy::kStridedThreads, 0, stream, p, work,
+         Divisor(p.map.pixels), PixelOffset(p.map), PixelOffset(p.grad_input ? p.grad_map : p.map));
   return true;
 }
 
 template <class T>
-void launch_cross_entropy(const CrossEntropyParams& p, const Plan& plan, Stream stream) {
+void launch_stored(const CrossEntropyParams& p, const StoredWork& work, Stream stream) {
   bool done = false;
-  if (plan.strategy == Strategy::strided) {
-    done = launch_strided<T>(p, plan, stream);
+  if (work.strategy == Strategy::strided) {
+    done = launch_strided<T>(p, work, stream);
   } else if constexpr (!std::is_same_v<T, double>) {
-    done = plan.strategy == Strategy::planar_registers
-               ? launch_planar_registers<T>(p, plan, stream, PlanarBuckets())
-               : launch_staged<T>(p, plan, stream, StagedBuckets());
+    done = work.strategy == Strategy::planar_registers ? launch_planar_registers<T>(p, work, stream)
+                                                       : launch_staged<T>(p, work, stream);
   }
-  if (!done) {
-    throw std::runtime_error("no kernel " + name_of("cross_entropy", p.dtype, p.map.classes));
-  }
-}
-
-template <class Result>
-void launch_finish(const double* partial, int64_t count, const double* normalizer, Result* result,
-                   Stream stream) {
-  launch(cross_entropy_finish_kernel<Result>, 1, Policy::kFinishThreads, 0, stream, partial, count,
-         normalizer, result);
+  if (!done) no_kernel("cross_entropy", p.dtype, p.map.classes);
 }
 
 }  // namespace
 
-int64_t cross_entropy_partials(const CrossEntropyParams& params) {
-  return is_empty(params.map) ? 0 : make_plan(with_merged_images(params)).work.blocks;
-}
-
-void cross_entropy(const CrossEntropyParams& params, Stream stream) {
-  if (is_empty(params.map)) return;
-  const CrossEntropyParams p = with_merged_images(params);
-  const Plan plan = make_plan(p);
-  with_dtype("cross_entropy", p.dtype,
-             [&](auto t) { launch_cross_entropy<decltype(t)>(p, plan, stream); });
-}
-
-int64_t normalizer_partials(const NormalizerParams& params) {
-  // Eight targets a thread: more would leave a single image on few multiprocessors.
-  constexpr int64_t kTargets = 8 * Policy::kSumThreads;
-  return std::min<int64_t>((params.count + kTargets - 1) / kTargets, at_scale(1024));
-}
-
-void normalizer(const NormalizerParams& params, double* normalizer, Stream stream) {
-  const int64_t partials = normalizer_partials(params);
-  if (partials > 0) {
-    launch(params.dtype == Dtype::f64 ? cross_entropy_normalizer_kernel<double>
-                                      : cross_entropy_normalizer_kernel<float>,
-           partials, Policy::kSumThreads, 0, stream, params);
-  }
-  launch_finish(params.partial, partials, nullptr, normalizer, stream);
-}
-
-void finish_loss(const double* partial, int64_t count, const double* normalizer, void* loss,
-                 Dtype dtype, Stream stream) {
-  if (dtype == Dtype::f64) {
-    launch_finish(partial, count, normalizer, static_cast<double*>(loss), stream);
-  } else {
-    launch_finish(partial, count, normalizer, static_cast<float*>(loss), stream);
-  }
+CrossEntropyPlan plan_stored_cross_entropy(const CrossEntropyParams& params) {
+  if (is_empty(params.map)) return {};
+  const StoredWork work = make_stored_work(with_merged_images(params));
+  return {work.blocks, 0, [work](const CrossEntropyParams& unmerged, Stream stream) {
+            const CrossEntropyParams p = with_merged_images(unmerged);
+            with_dtype("cross_entropy", p.dtype,
+                       [&](auto t) { launch_stored<decltype(t)>(p, work, stream); });
+          }};
 }
 
 }  // namespace segunc::cuda

@@ -314,10 +314,10 @@ void launch_statistics_strided(const StatisticsParams& p, Stream stream) {
   using A = accumulate_t<T>;
   // With many samples a block has fewer threads, so that what they keep of each fits.
   const int64_t bytes = 2 * int64_t(sizeof(A)) * p.count;
-  const int64_t most = int64_t(kMaxDynamicShared) / bytes;
+  const int64_t most = int64_t(kMaxDynamicSharedBytes<>) / bytes;
   if (most == 0) {
     throw std::invalid_argument("predictive_statistics: expected at most " +
-                                std::to_string(kMaxDynamicShared / (2 * sizeof(A))) +
+                                std::to_string(kMaxDynamicSharedBytes<> / (2 * sizeof(A))) +
                                 " samples of this layout, got " + std::to_string(p.count));
   }
   const int64_t threads =

@@ -1,0 +1,143 @@
+"""Experiments and the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from python_tests.experiments.cases import InterruptingScenes, config
+from segunc_ops import cli, experiments
+from segunc_ops.experiments import scenes
+from segunc_ops.experiments.experiment import Experiment, run
+
+
+def test_experiment_writes_table_and_pictures(tmp_path, train_scenes, val_scenes):
+    experiment = Experiment(
+        config=config(amp="bf16", channels_last=True),
+        losses=("ce", "uce"),
+        train=train_scenes,
+        validation=val_scenes,
+        folder=tmp_path / "run",
+        eval_samples=2,
+        progress=False,
+    )
+    table = run(experiment)
+    assert {path.name for path in experiment.folder.iterdir()} == {
+        "checkpoint-ce.pt",
+        "checkpoint-uce.pt",
+        "learning-curves.png",
+        "panels-ce.png",
+        "panels-uce.png",
+        "table.json",
+        "table.md",
+    }
+    assert (experiment.folder / "table.md").read_text() == table
+    for name in (*scenes.CLASS_NAMES, "mIoU", "ECE", "PAvPU", "U-CE statistics of 3 samples"):
+        assert name in table
+    record = json.loads((experiment.folder / "table.json").read_text())
+    assert record["results"]["uce"]["time"]["reference_step"] > 0
+    for picture in experiment.folder.glob("*.png"):
+        assert np.asarray(Image.open(picture).convert("L")).std() > 10
+
+
+def test_interrupted_experiment_leaves_no_older_results(tmp_path, val_scenes):
+    for name in ("table.md", "panels-ce.png", "checkpoint-ce.pt", "checkpoint-uce.pt"):
+        (tmp_path / name).write_text("of an older run")
+    train = InterruptingScenes(countdown=20)
+    experiment = Experiment(
+        config=config(),
+        losses=("ce",),
+        train=train,
+        validation=val_scenes,
+        folder=tmp_path,
+        eval_samples=2,
+        progress=False,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"checkpoint-ce.pt", "checkpoint-uce.pt"}
+    assert torch.load(tmp_path / "checkpoint-ce.pt", weights_only=True)["step"] > 0
+
+
+def test_command_trains_on_a_folder_and_resumes(folder, capsys):
+    arguments = ["train", "--data", str(folder), "--ignore-index", "11", "--loss", "uce"]
+    arguments += ["--epochs", "2", "--batch-size", "2", "--crop", "32", "48", "--samples", "2"]
+    arguments += ["--class-names", "left", "middle", "right"]
+    arguments += ["--output", str(folder / "runs"), "--name", "short"]
+    assert cli.main(arguments) == 0
+    first = capsys.readouterr().out
+    assert "| middle " in first
+    assert "4 steps of 2 crops of 32 x 48" in first
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert "pass --resume" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments, "--resume", "--seed", "1"])
+    assert stopped.value.code == 2
+    assert "argument --resume" in capsys.readouterr().err
+    assert cli.main([*arguments, "--resume"]) == 0
+    again = capsys.readouterr().out
+    assert again.split("| time on")[0] == first.split("| time on")[0]
+    assert cli.main([*arguments, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["demo", "--samples", "1"], "--samples"),
+        (["demo", "--steps", "0"], "--steps"),
+        (["demo", "--steps", "5", "--epochs", "1"], "--epochs"),
+        (["demo", "--loss", "dice"], "--loss"),
+        (["demo", "--crop", "64"], "--crop"),
+        (["demo", "--scale", "2", "1"], "--scale"),
+        (["demo", "--device", "toaster"], "--device"),
+        (["demo", "--device", "cuda:99"], "--device"),
+        (["demo", "--amp", "fp16"], "--amp"),
+        (["demo", "--dropout", "1.5"], "--dropout"),
+        (["demo", "--alpha", "nan"], "--alpha"),
+        (["demo", "--name", "../elsewhere"], "--name"),
+        (["train"], "--data"),
+        (["train", "--data", "no/such/folder"], "--data"),
+        (["train", "--data", ".", "--classes", "3", "--class-names", "a"], "--class-names"),
+        (["undo"], "command"),
+    ],
+)
+def test_command_names_a_wrong_argument(arguments, name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert name in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_names_missing_extras(capsys, monkeypatch):
+    monkeypatch.setattr(
+        experiments, "find_spec", lambda name: None if name == "matplotlib" else object()
+    )
+    assert cli.main(["demo"]) == 1
+    message = capsys.readouterr().err
+    assert "matplotlib" in message
+    assert "pip install segunc_ops[experiments]" in message
+
+
+def test_command_ends_quietly_at_ctrl_c(capsys, monkeypatch):
+    def interrupt(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupt)
+    assert cli.main(["demo"]) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_command_info_lists_the_build(capsys):
+    assert cli.main(["info"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("version", "torch", "cpu", "cuda"):
+        assert f"{name}:" in shown

@@ -1,0 +1,183 @@
+"""Scenes, folders, augmentation and batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from python_tests.experiments.cases import write_pair
+from segunc_ops import cli
+from segunc_ops.experiments import datasets, scenes
+from segunc_ops.experiments.datasets import FolderDataset, Sample, SceneDataset
+
+# Scenes
+
+
+def test_scenes_are_deterministic():
+    first, again, other = (scenes.generate_scene(3, index) for index in (5, 5, 6))
+    for before, after in zip(first, again, strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert (first[0] != other[0]).any()
+    assert (first[0] != scenes.generate_scene(4, 5)[0]).any()
+
+
+def test_label_noise_moves_only_borders_of_the_labels():
+    noisy_image, noisy = scenes.generate_scene(0, 1)
+    image, exact = scenes.generate_scene(0, 1, label_noise=False)
+    np.testing.assert_array_equal(noisy_image, image)
+    assert 0.001 < (noisy != exact).mean() < 0.1
+
+
+@pytest.mark.parametrize("size", [(160, 240), (61, 97), (32, 32)])
+def test_scenes_have_the_asked_shape(size):
+    image, label = scenes.generate_scene(0, 0, size)
+    assert image.shape == (*size, 3)
+    assert label.shape == size
+    assert image.dtype == label.dtype == np.uint8
+    assert set(np.unique(label)) <= {*range(11), scenes.IGNORE_INDEX}
+
+
+def test_scenes_have_a_long_tail():
+    shares = datasets.class_shares(SceneDataset(40, seed=0))
+    assert len(shares) == 11
+    assert min(shares) > 0
+    assert max(shares) / min(shares) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((-1, 0), "seed"), ((0, -1), "index"), ((0, 0, (31, 96)), "size")]
+)
+def test_scenes_check_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        scenes.generate_scene(*arguments)
+
+
+@pytest.mark.parametrize("layout", ["annot", "nested"])
+def test_folder_reads_both_layouts(tmp_path, layout):
+    label = np.arange(48 * 64).reshape(48, 64) % 4
+    write_pair(tmp_path, "train", "a", label, layout)
+    dataset = FolderDataset(*datasets.find_split(tmp_path, "train"), ignore_index=3)
+    dataset.scan()
+    assert len(dataset) == 1
+    assert dataset.class_names == ("class 0", "class 1", "class 2")
+    sample = dataset[0]
+    assert sample.image.shape == (48, 64, 3)
+    np.testing.assert_array_equal(sample.label, label)
+    assert sample.label.dtype == np.uint8
+
+
+def test_folder_takes_palette_maps_and_wide_indices(tmp_path):
+    label = np.arange(48 * 64).reshape(48, 64) % 4
+    write_pair(tmp_path, "train", "a", label)
+    path = tmp_path / "trainannot" / "a.png"
+    palette = Image.fromarray(label.astype(np.uint8), mode="P")
+    palette.putpalette([7] * 768)
+    palette.save(path)
+    dataset = FolderDataset(*datasets.find_split(tmp_path, "train"))
+    np.testing.assert_array_equal(dataset[0].label, label)
+    Image.fromarray((label + 300).astype(np.uint16)).save(path)
+    dataset = FolderDataset(*datasets.find_split(tmp_path, "train"))
+    np.testing.assert_array_equal(dataset[0].label, label + 300)
+    assert dataset[0].label.dtype == np.int32
+
+
+def spoil(root: Path, what: str) -> None:
+    target = root / "trainannot" / "002.png"
+    if what == "missing label":
+        target.unlink()
+    elif what == "size":
+        Image.fromarray(np.zeros((48, 60), np.uint8)).save(target)
+    elif what == "class":
+        Image.fromarray(np.full((48, 64), 77, np.uint8)).save(target)
+    elif what == "channels":
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(target)
+    elif what == "unreadable":
+        target.write_bytes(b"no image")
+    elif what == "empty":
+        for path in (root / "train").iterdir():
+            path.unlink()
+    elif what == "layout":
+        (root / "trainannot").rename(root / "elsewhere")
+    elif what == "twice":
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(root / "train" / "002.png")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing label", r"002\.png: no label map for 002\.jpg \(1 of 4"),
+        ("size", r"002\.png: label map is 60 x 48, its image 002\.jpg 64 x 48"),
+        ("class", r"002\.png: class 77 is outside 0 to 2 and is not the ignored index 11"),
+        ("channels", r"002\.png: expected a one-channel label map, got mode RGB"),
+        ("unreadable", r"002\.png: cannot be read as an image"),
+        ("empty", r"train: holds no images"),
+        ("layout", r"expected the folders train/ and trainannot/"),
+        ("twice", r"002\.png: same stem as 002\.jpg"),
+    ],
+)
+def test_folder_errors_name_the_file(folder, capsys, what, message):
+    spoil(folder, what)
+    with pytest.raises(datasets.DatasetError, match=message):
+        FolderDataset(*datasets.find_split(folder, "train"), num_classes=3, ignore_index=11).scan()
+    arguments = ["train", "--data", str(folder), "--ignore-index", "11", "--classes", "3"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments, "--output", str(folder / "runs")])
+    assert stopped.value.code == 2
+    assert "argument --data" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+# Augmentation and batches
+
+
+@pytest.mark.parametrize("crop", [(32, 48), (64, 96), (96, 64), (200, 200)])
+def test_augmentation_moves_image_and_label_together(crop):
+    label = (np.arange(64)[:, None] // 8 * 12 + np.arange(96)[None, :] // 8).astype(np.uint8)
+    image = np.repeat(label[..., None], 3, 2)
+    for seed in range(20):
+        augmented = datasets.augment(
+            Sample(image, label), np.random.default_rng(seed), crop=crop, ignore_index=255
+        )
+        assert augmented.image.shape == (*crop, 3)
+        assert augmented.label.shape == crop
+        valid = augmented.label != 255
+        assert valid.any()
+        assert (augmented.image[~valid] == 128).all()
+        # Blocks of eight pixels: away from their borders the image holds the label itself.
+        same = augmented.image[..., 0] == augmented.label
+        assert same[valid].mean() > 0.3
+
+
+def test_batches_depend_on_the_step_alone(train_scenes):
+    batches = datasets.TrainingBatches(train_scenes, batch_size=5, crop=(32, 32), seed=1, workers=3)
+    assert batches.steps_per_epoch == 2
+    through = list(batches.iterate(0, 7))
+    resumed = list(batches.iterate(4, 7))
+    assert len(through) == 7
+    for before, after in zip(through[4:], resumed, strict=True):
+        assert torch.equal(before.images, after.images)
+        assert torch.equal(before.target, after.target)
+
+
+def test_evaluation_batches_hold_every_image_once():
+    samples = [SceneDataset(1, seed=s, size=(32 + s % 2, 40))[0] for s in (0, 2, 4, 1, 3)]
+
+    class Listed:
+        class_names = scenes.CLASS_NAMES
+        ignore_index = 255
+
+        def __len__(self) -> int:
+            return len(samples)
+
+        def __getitem__(self, index: int) -> Sample:
+            return samples[index]
+
+        def label(self, index: int) -> np.ndarray:
+            return samples[index].label
+
+    sizes = [tuple(batch.target.shape) for batch in datasets.evaluation_batches(Listed(), 2)]
+    assert sizes == [(2, 32, 40), (1, 32, 40), (2, 33, 40)]

@@ -1,0 +1,124 @@
+"""Networks and their training: steps, losses, interruption, errors."""
+
+from __future__ import annotations
+
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from python_tests.experiments.cases import InterruptingScenes, config
+from segunc_ops.experiments import training
+from segunc_ops.experiments.datasets import SceneDataset
+from segunc_ops.experiments.evaluation import evaluate, predict_by_dropout, predict_by_ensemble
+from segunc_ops.experiments.experiment import make_panels
+from segunc_ops.experiments.models import EncoderDecoder
+
+
+@pytest.mark.parametrize("size", [(64, 96), (61, 45)])
+def test_model_answers_at_a_quarter_of_the_resolution(size):
+    quarter = tuple(-(-n // 4) for n in size)
+    assert EncoderDecoder(5)(torch.zeros(2, 3, *size)).shape == (2, 5, *quarter)
+
+
+@pytest.mark.parametrize("loss", ["ce", "uce", "iu"])
+def test_training_on_crops_that_four_does_not_divide(train_scenes, loss):
+    """Logits, statistics, masks and metrics meet at the size of the labels."""
+    settings = config(loss, steps=2, crop=(45, 61), validate_every=2)
+    odd = SceneDataset(3, seed=1, size=(61, 47))
+    trainer = training.Trainer(settings, train_scenes, odd)
+    history = trainer.fit(progress=False)
+    assert np.isfinite([*history.loss, *history.validation_miou]).all()
+    evaluation, counted = evaluate(
+        predict_by_dropout(trainer.model, 2), odd, device=trainer.device, num_samples=2
+    )
+    assert counted.confusion.sum() == evaluation.num_pixels
+    panels = make_panels(predict_by_ensemble(trainer.models), odd, device=trainer.device)
+    for panel in panels:
+        for name in ("prediction", "uncertainty", "components", "instance_uncertainty"):
+            assert getattr(panel, name).shape == (61, 47), name
+
+
+def test_polynomial_decay():
+    assert training.polynomial_decay(0, 10) == 1
+    assert training.polynomial_decay(5, 10) == pytest.approx(0.5**0.9)
+    assert training.polynomial_decay(9, 10) > 0
+
+
+@pytest.mark.parametrize("loss", ["ce", "uce", "iu"])
+def test_training_lowers_the_loss(train_scenes, val_scenes, loss):
+    trainer = training.Trainer(config(loss, steps=25, validate_every=25), train_scenes, val_scenes)
+    decoder = trainer.optimizer.param_groups[1]["lr"]
+    assert decoder == pytest.approx(10 * trainer.optimizer.param_groups[0]["lr"])
+    history = trainer.fit(progress=False)
+    assert np.mean(history.loss[-5:]) < 0.8 * np.mean(history.loss[:3])
+    assert history.validation_steps == [25]
+    assert trainer.model.training
+
+
+def test_losses_start_alike(train_scenes, val_scenes):
+    trainers = [training.Trainer(config(loss), train_scenes, val_scenes) for loss in ("ce", "uce")]
+    first, second = (trainer.model.state_dict() for trainer in trainers)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("loss", ["ce", "uce"])
+def test_resumed_training_equals_uninterrupted_training(tmp_path, val_scenes, loss):
+    scenes_ = InterruptingScenes()
+    settings = config(loss, steps=7, validate_every=2)
+    through = training.Trainer(settings, scenes_, val_scenes)
+    through.fit(progress=False)
+
+    checkpoint = tmp_path / "checkpoint.pt"
+    scenes_.countdown = 15
+    interrupted = training.Trainer(settings, scenes_, val_scenes, checkpoint)
+    handler = signal.getsignal(signal.SIGINT)  # of a background job: none
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.fit(progress=False)
+    assert 0 < interrupted.step < settings.steps
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+    torch.manual_seed(99)
+    resumed = training.Trainer(settings, scenes_, val_scenes, checkpoint)
+    assert resumed.resume()
+    assert resumed.step == interrupted.step
+    resumed.fit(progress=False)
+    expected, found = through.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    for name in ("steps", "loss", "train_miou", "validation_steps", "validation_miou"):
+        assert getattr(resumed.history, name) == getattr(through.history, name)
+
+
+def test_resume_refuses_another_recipe_and_broken_files(tmp_path, train_scenes, val_scenes):
+    checkpoint = tmp_path / "checkpoint.pt"
+    trainer = training.Trainer(config(steps=1), train_scenes, val_scenes, checkpoint)
+    assert not trainer.resume()
+    trainer.fit(progress=False)
+    other = training.Trainer(config(steps=1, seed=3), train_scenes, val_scenes, checkpoint)
+    with pytest.raises(training.CheckpointError, match="trained with seed = 0, not 3"):
+        other.resume()
+    checkpoint.write_bytes(b"half a file")
+    with pytest.raises(training.CheckpointError, match="not a checkpoint"):
+        other.resume()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "focal"}, "loss"),
+        ({"amp": "fp8"}, "amp"),
+        ({"amp": "fp16"}, "amp"),
+        ({"loss": "uce", "samples": 1}, "samples"),
+    ],
+)
+def test_config_checks_arguments(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+def test_divergence_is_an_error(train_scenes, val_scenes):
+    trainer = training.Trainer(config(learning_rate=1e30), train_scenes, val_scenes)
+    with pytest.raises(training.DivergedError, match="lower the learning rate"):
+        trainer.fit(progress=False)

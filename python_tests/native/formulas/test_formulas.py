@@ -1,0 +1,278 @@
+"""csrc/math and csrc/common/element.h: each value against float64, each derivative against the
+value's differences, each conversion against every number there is."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from python_tests.native.harness import FLAVOR, Array
+
+pytestmark = pytest.mark.skipif(FLAVOR != "plain", reason="the formulas are the same everywhere")
+
+PRECISIONS = [("f32", np.float32, 2.0**-23), ("f64", np.float64, 2.0**-52)]
+precisions = pytest.mark.parametrize(("name", "dtype", "ulp"), PRECISIONS)
+
+
+def formulas(host: ModuleType, name: str) -> ModuleType:
+    module: ModuleType = getattr(host, name)
+    return module
+
+
+def relative_error(actual: Array, expected: Array) -> float:
+    return float(np.max(np.abs(actual - expected) / np.abs(expected)))
+
+
+@precisions
+def test_exp_nonpositive(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
+    x = -np.logspace(-8, np.log10(86.9), 200_001).astype(dtype)
+    actual = formulas(host, name).exp_nonpositive(x).astype(np.float64)
+    assert relative_error(actual, np.exp(x.astype(np.float64))) < 1.5 * ulp
+    edges = formulas(host, name).exp_nonpositive(np.array([0.0, -0.0, -np.inf, np.nan], dtype))
+    assert edges.tolist()[:3] == [1.0, 1.0, 0.0]
+    assert np.isnan(edges[3])
+
+
+@precisions
+def test_exponentials_are_never_denormal(
+    host: ModuleType, name: str, dtype: type, ulp: float
+) -> None:
+    if name == "f64":
+        pytest.skip("double calls the C library, and underflows only under e^-708")
+    values = formulas(host, name).exp_nonpositive(np.linspace(-200, -80, 100_001, dtype=dtype))
+    assert np.all((values == 0) | (values >= np.finfo(dtype).tiny))
+
+
+@precisions
+def test_log_positive(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
+    x = np.logspace(-30, 30, 200_001).astype(dtype)
+    x = x[x != 1]
+    actual = formulas(host, name).log_positive(x).astype(np.float64)
+    assert relative_error(actual, np.log(x.astype(np.float64))) < 1.5 * ulp
+    assert formulas(host, name).log_positive(dtype(1)) == 0
+    assert np.isnan(formulas(host, name).log_positive(dtype(np.nan)))
+
+
+@precisions
+def test_cross_entropy_and_its_derivative(
+    host: ModuleType, name: str, dtype: type, ulp: float
+) -> None:
+    """The derivative in each logit is the central difference of the value in float64."""
+    f = formulas(host, name)
+    exact = formulas(host, "f64")
+    generator = np.random.default_rng(1)
+    logits = generator.normal(size=7) * 3
+    weight = generator.random(7) + 0.1
+    label, smoothing = 4, 0.15
+    on_target = (1 - smoothing) * weight[label]
+    spread = smoothing / 7 * weight
+
+    def value(z: Array) -> float:
+        shifted = z - z.max()
+        log_sum = np.log(np.exp(shifted).sum())
+        smooth = np.sum(spread * exact.negative_log_probability(shifted, log_sum))
+        return float(exact.cross_entropy(on_target, smooth, shifted[label], log_sum))
+
+    shifted = logits - logits.max()
+    exponential = np.exp(shifted)
+    t = spread.copy()
+    t[label] += on_target
+    derivative = f.cross_entropy_derivative(
+        exponential.astype(dtype), dtype(t.sum() / exponential.sum()), t.astype(dtype)
+    )
+    step = 1e-5
+    for c in range(7):
+        bump = step * (np.arange(7) == c)
+        difference = (value(logits + bump) - value(logits - bump)) / (2 * step)
+        assert abs(derivative[c] - difference) < 1e-9 + 8 * ulp
+
+
+@precisions
+def test_infinite_logits_give_infinite_or_nan_losses(
+    host: ModuleType, name: str, dtype: type, ulp: float
+) -> None:
+    f = formulas(host, name)
+    assert f.negative_log_probability(dtype(-np.inf), dtype(1)) == np.inf
+    assert np.isnan(f.negative_log_probability(dtype(np.nan), dtype(1)))
+
+
+@precisions
+def test_entropies(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
+    f = formulas(host, name)
+    logits = np.random.default_rng(2).normal(size=(11, 1000)) * 4
+    d = logits - logits.max(0)
+    exponential = np.exp(d)
+    p = exponential / exponential.sum(0)
+    expected = -(p * np.log(p)).sum(0)
+    by_terms = f.entropy_term(p.astype(dtype)).sum(0, dtype=np.float64)
+    dot = f.weighted_exponent(exponential.astype(dtype), d.astype(dtype)).sum(0, dtype=np.float64)
+    total = exponential.sum(0)
+    at_once = f.softmax_entropy(
+        np.log(total).astype(dtype), dot.astype(dtype), (1 / total).astype(dtype)
+    )
+    assert np.max(np.abs(by_terms - expected)) < 16 * ulp
+    assert np.max(np.abs(at_once - expected)) < 16 * ulp
+    assert f.entropy_term(dtype(0)) == 0
+    assert f.weighted_exponent(dtype(0), dtype(-np.inf)) == 0
+
+
+@precisions
+def test_moments(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
+    values = np.random.default_rng(3).random(50).astype(dtype)
+    mean, squares = 0.0, 0.0
+    for count, value in enumerate(values, 1):
+        mean, squares = formulas(host, name).accumulate_moments(value, count, mean, squares)
+    exact = values.astype(np.float64)
+    assert abs(mean - exact.mean()) < 50 * ulp
+    assert abs(squares / 49 - exact.var(ddof=1)) < 50 * ulp
+
+
+@precisions
+def test_fixed_point(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
+    halves = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 0.25, 0.75]) * 2.0**-24
+    values = np.concatenate([halves, np.random.default_rng(0).normal(size=5000) * 1000])
+    values = values.astype(dtype)
+    expected = np.rint(values.astype(np.float64) * 2**24)
+    assert np.array_equal(formulas(host, name).to_fixed(values), expected.astype(np.int64))
+
+
+@precisions
+def test_negative_log(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
+    """Right for denormal probabilities, too."""
+    p = np.logspace(-44.5, 0, 100_001).astype(dtype)
+    expected = -np.log(p.astype(np.float64))
+    error = np.abs(formulas(host, name).negative_log(p) - expected)
+    assert np.all(error <= 1.5 * ulp * np.maximum(expected, 2.0**-24 / ulp / 2))
+    edges = formulas(host, name).negative_log(np.array([0.0, -0.0, -1.0, np.nan], dtype))
+    assert edges[:2].tolist() == [np.inf, np.inf]
+    assert np.isnan(edges[2:]).all()
+
+
+@precisions
+def test_bins_of_uncertainty(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
+    """They are in the order of the values and 1/128 of an octave wide."""
+    values = np.sort(np.exp(np.random.default_rng(0).uniform(-20, 5.545, 100_000)))
+    bins = formulas(host, name).uncertainty_bin(values.astype(dtype))
+    assert np.all(np.diff(bins) >= 0)
+    within = bins > 0
+    rounded = values.astype(np.float32).astype(np.float64)
+    lower = 2.0 ** (bins // 128 - 24) * (1 + bins % 128 / 128)
+    assert np.all(rounded[within] >= lower[within])
+    assert np.all(rounded[within] < lower[within] * (1 + 1 / 128))
+    edges = np.array([0.0, -0.0, 2.0**-24, 2.0**-25, 256 - 2.0**-16], dtype)
+    assert formulas(host, name).uncertainty_bin(edges).tolist() == [0, 0, 0, 0, 4095]
+
+
+def test_bins_of_confidence(host: ModuleType) -> None:
+    """(a, b], exactly; the ends belong to the first and the last bin."""
+    bins = 15
+    edges = (np.arange(1, bins + 1) * 2**24 / bins).astype(np.int64)  # rounded down: inside
+    assert host.f32.calibration_bin(edges, bins).tolist() == list(range(bins))
+    assert host.f32.calibration_bin(edges + 1, bins).tolist() == [*range(1, bins), bins - 1]
+    assert host.f32.calibration_bin(np.array([0, 1, 2**24 + 2**17]), bins).tolist() == [0, 0, 14]
+
+
+AXES = [(n, m) for n in (1, 2, 3, 7, 64, 97) for m in (1, 2, 3, 5, 64, 131, 256)]
+
+
+@precisions
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_interpolation_has_torch_s_coordinates(
+    host: ModuleType, name: str, dtype: type, ulp: float, align_corners: bool
+) -> None:
+    """Neighbours and weights are those of torch's formula, each coordinate rounded once."""
+    for source, size in AXES:
+        if align_corners:
+            scale, offset = dtype(source - 1) / dtype(max(size - 1, 1)) * (size > 1), 0.0
+        else:
+            scale, offset = dtype(source) / dtype(size), 0.5
+        exact = np.longdouble(scale) * (np.arange(size) + offset) - offset
+        at = np.maximum(exact.astype(dtype), 0)
+        lower, upper, weight = formulas(host, name).neighbours(source, size, align_corners)
+        assert weight.dtype == dtype
+        assert np.array_equal(lower, np.minimum(at.astype(int), source - 1))
+        assert np.array_equal(weight, np.where(lower < source - 1, at - lower, 0))
+        assert np.array_equal(upper, lower + (weight > 0))
+    values = formulas(host, name).interpolate(dtype(2), dtype(5), np.array([0, 0.25, 1], dtype))
+    assert values.tolist() == [2, 2.75, 5]
+
+
+@precisions
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_interpolation_and_its_adjoint(
+    host: ModuleType, name: str, dtype: type, ulp: float, align_corners: bool
+) -> None:
+    """A source position's share in each position is the derivative of the value, and the range of
+    positions is where it may have one: those between it and the source positions beside it."""
+    f = formulas(host, name)
+    for source, size in AXES:
+        lower, upper, weight = f.neighbours(source, size, align_corners)
+        ranges, share = f.support(source, size, align_corners)
+        for i in range(source):
+            one = (np.arange(source) == i).astype(dtype)
+            assert np.array_equal(share[i], f.interpolate(one[lower], one[upper], weight))
+            inside = np.flatnonzero((lower == i) | (lower == i - 1))
+            first, last = ranges[i]
+            assert np.array_equal(inside, np.arange(first, last))
+            assert not np.delete(share[i], inside).any()
+
+
+def test_float16_to_float_is_exact(host: ModuleType) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    actual = host.float16_to_float(bits)
+    expected = bits.view(np.float16).astype(np.float32)
+    assert np.array_equal(actual, expected, equal_nan=True)
+    assert np.array_equal(np.signbit(actual), np.signbit(expected))
+
+
+def test_bfloat16_to_float_is_exact(host: ModuleType) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    expected = (bits.astype(np.uint32) << 16).view(np.float32)
+    assert np.array_equal(host.bfloat16_to_float(bits), expected, equal_nan=True)
+
+
+def neighbours_of_halfway_points(to_float: Array) -> Array:
+    """Every finite 16-bit number, the points halfway to the next one, and their neighbours."""
+    finite = np.sort(to_float[np.isfinite(to_float)].astype(np.float64))
+    halfway = ((finite[1:] + finite[:-1]) / 2).astype(np.float32)
+    with np.errstate(over="ignore"):
+        points = [
+            finite.astype(np.float32),
+            halfway,
+            np.nextafter(halfway, np.float32(np.inf)),
+            np.nextafter(halfway, np.float32(-np.inf)),
+        ]
+    extremes = [65504, 65519.996, 65520, 65536, 3.4e38, np.inf, -np.inf, 1e-45, -1e-45, 0.0, -0.0]
+    return np.concatenate([*points, np.array(extremes, np.float32)])
+
+
+def test_float_to_float16_rounds_to_nearest_even(host: ModuleType) -> None:
+    points = neighbours_of_halfway_points(np.arange(1 << 16, dtype=np.uint16).view(np.float16))
+    with np.errstate(over="ignore"):
+        expected = points.astype(np.float16).view(np.uint16)
+    assert np.array_equal(host.float_to_float16(points), expected)
+    assert np.isnan(host.float_to_float16(np.array([np.nan], np.float32)).view(np.float16))
+
+
+def test_float_to_bfloat16_rounds_to_nearest_even(host: ModuleType) -> None:
+    every = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
+    points = neighbours_of_halfway_points(every)
+    points = points[np.isfinite(points)]
+    actual = (host.float_to_bfloat16(points).astype(np.uint32) << 16).view(np.float32)
+    # To the nearer of the two neighbours, and of two equally near ones to the even one.
+    truncated = points.view(np.uint32) & np.uint32(0xFFFF0000)
+    below = truncated.view(np.float32).astype(np.float64)
+    # An infinity stands where the next number would be, if the exponent went on.
+    away = (truncated + np.uint32(0x10000)).view(np.float32).astype(np.float64)
+    exact = points.astype(np.float64)
+    away = np.where(np.isinf(away), np.sign(exact) * 2.0**128, away)
+    near_below = np.abs(exact - below) < np.abs(away - exact)
+    tie = np.abs(exact - below) == np.abs(away - exact)
+    even = (truncated >> 16) % 2 == 0
+    expected = np.where(near_below | (tie & even), below, away)
+    expected = np.where(np.abs(expected) == 2.0**128, np.copysign(np.inf, exact), expected)
+    assert np.array_equal(actual, expected)
+    nan = host.float_to_bfloat16(np.array([np.nan], np.float32)).astype(np.uint32) << 16
+    assert np.isnan(nan.view(np.float32))

@@ -1,0 +1,254 @@
+"""Checks of arguments: which are valid, and the errors that say what was expected and what came.
+
+Checks that one family alone makes stand beside its functions.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._dtypes import LOGITS_DTYPES, TARGET_DTYPES
+
+AXES = {4: "H, W", 5: "D, H, W"}
+"""What the spatial axes of logits are called that can be interpolated, by their number of axes."""
+INTEGERS = (int, torch.SymInt)
+"""What is an integer already; a tuple, because a union would be made anew in each call."""
+# How many axes logits have that a mode interpolates.
+_UPSAMPLE_DIMS = {"bilinear": 4, "trilinear": 5}
+
+
+def describe(value: object) -> str:
+    """What a value is, for messages."""
+    return f"{type(value).__name__}" if not isinstance(value, Tensor) else str(value.dtype)
+
+
+def check_integer(name: str, value: object) -> int:
+    """What stands for an integer, such as NumPy's."""
+    if isinstance(value, INTEGERS):
+        return value  # type: ignore[return-value]
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
+
+
+def check_positive(name: str, value: object) -> int:
+    """An integer of at least 1."""
+    number = check_integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raises unless it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {describe(value)}")
+
+
+def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    """Raises unless a tensor lies with the input."""
+    if tensor.device != device:
+        raise ValueError(f"{name}: expected device {device} like input, got {tensor.device}")
+
+
+def check_logits(name: str, logits: Tensor) -> None:
+    """Raises unless it is a tensor of a type that is computed with."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {describe(logits)}")
+    if logits.dtype not in LOGITS_DTYPES:
+        raise TypeError(
+            f"{name}: expected float32, bfloat16, float16 or float64, got {logits.dtype}"
+        )
+
+
+def check_class_scores(name: str, values: Tensor) -> None:
+    """Raises unless it has a number for each class and pixel."""
+    check_logits(name, values)
+    if values.dim() < 2 or values.shape[1] == 0:
+        raise ValueError(f"{name}: expected shape (N, C, *) with C > 0, got {tuple(values.shape)}")
+
+
+def check_upsample(upsample: object, align_corners: object) -> None:
+    """Raises unless they name an interpolation, or none."""
+    if upsample is not None and (not isinstance(upsample, str) or upsample not in _UPSAMPLE_DIMS):
+        raise ValueError(
+            f"upsample: expected None or one of {tuple(_UPSAMPLE_DIMS)}, got {upsample!r}"
+        )
+    check_bool("align_corners", align_corners)
+    if align_corners and upsample is None:
+        raise ValueError("align_corners: expected False without upsample, got True")
+
+
+def check_upsampled_input(input: Tensor, upsample: str) -> None:
+    """Raises unless logits can be interpolated in that way."""
+    if input.dim() != _UPSAMPLE_DIMS[upsample] or 0 in input.shape[2:]:
+        raise ValueError(
+            f"input: expected shape (N, C, {AXES[_UPSAMPLE_DIMS[upsample]]}) with pixels for "
+            f"upsample={upsample!r}, got {tuple(input.shape)}"
+        )
+
+
+def check_size(
+    name: str, logits: Tensor, size: Sequence[int] | None, align_corners: object
+) -> tuple[int, ...] | None:
+    """The spatial sizes of what logits ``(N, C, *)`` are interpolated to; None if that is nothing.
+
+    They may be those of the logits.
+    """
+    check_bool("align_corners", align_corners)
+    if size is None:
+        if align_corners:
+            raise ValueError("align_corners: expected False without size, got True")
+        return None
+    try:
+        given = tuple(size)
+    except TypeError:
+        raise TypeError(f"size: expected a sequence of integers, got {describe(size)}") from None
+    sizes = tuple(check_integer("size", n) for n in given)
+    if logits.dim() not in AXES:
+        if sizes == tuple(logits.shape[2:]):
+            return None
+        raise ValueError(
+            f"{name}: expected shape (N, C, H, W) or (N, C, D, H, W) to be interpolated to size "
+            f"{sizes}, got {tuple(logits.shape)}"
+        )
+    if len(sizes) != logits.dim() - 2:
+        raise ValueError(
+            f"size: expected ({AXES[logits.dim()]}) for {name} of shape {tuple(logits.shape)}, "
+            f"got {sizes}"
+        )
+    empty = any(n < 1 for n in sizes)
+    if (empty or 0 in logits.shape[2:]) and sizes != tuple(logits.shape[2:]):
+        if empty:
+            raise ValueError(f"size: expected at least 1 along each axis, got {sizes}")
+        raise ValueError(
+            f"{name}: expected pixels to interpolate to size {sizes}, got {tuple(logits.shape)}"
+        )
+    return sizes
+
+
+def pixel_shape(input: Tensor, size: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """The shape ``(N, *)`` of the targets of an input ``(N, C, *)``, or ``()`` of one ``(C,)``."""
+    if input.dim() < 2:
+        return input.shape[:0]
+    return input.shape[:1] + (input.shape[2:] if size is None else size)
+
+
+def check_target(
+    input: Tensor,
+    target: Tensor,
+    upsample: str | None = None,
+    *,
+    size: tuple[int, ...] | None = None,
+    takes_size: bool = False,
+) -> None:
+    """Raises unless it has a class index for each pixel.
+
+    With `upsample`, which fits the input, targets may be of any size; else `size` or the input
+    says which. `takes_size`: whether the caller could have been given one.
+    """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target: expected a tensor, got {describe(target)}")
+    if upsample is None:
+        pixels = pixel_shape(input, size)
+        fits = target.shape == pixels
+    else:
+        fits = target.dim() == input.dim() - 1 and target.shape[0] == input.shape[0]
+        fits = fits and 0 not in target.shape[1:]
+    if not fits:
+        # Only here: text would fix the sizes of a compiled graph.
+        if upsample is None:
+            expected = str(tuple(pixels))
+        else:
+            expected = f"({input.shape[0]}, {AXES[input.dim()]}) with pixels"
+        as_logits = target.dim() == input.dim() and target.shape[:2] == input.shape[:2]
+        if as_logits and target.is_floating_point():
+            raise ValueError(
+                f"target: expected class indices of shape {expected}, got probabilities of "
+                f"shape {tuple(target.shape)}; pass target.argmax(1)"
+            )
+        if target.dim() == input.dim() > 1 and target.shape[1] == 1:
+            raise ValueError(
+                f"target: expected shape {expected}, got {tuple(target.shape)}; "
+                "pass target.squeeze(1)"
+            )
+        other_size = input.dim() in AXES and target.dim() == input.dim() - 1
+        other_size = other_size and target.shape[0] == input.shape[0]
+        if size is not None and other_size:
+            raise ValueError(
+                f"size: expected the target's {tuple(target.shape[1:])}, got {tuple(size)}"
+            )
+        advice = ""
+        if other_size and 0 not in (*input.shape[2:], *target.shape[1:]):
+            mode = "bilinear" if input.dim() == 4 else "trilinear"
+            argument = "size=target.shape[1:]" if takes_size else f"upsample={mode!r}"
+            advice = f"; pass {argument} to interpolate"
+        raise ValueError(
+            f"target: expected shape {expected} for input of shape {tuple(input.shape)}, "
+            f"got {tuple(target.shape)}{advice}"
+        )
+    check_target_dtype("target", target)
+    check_device("target", target, input.device)
+
+
+def check_target_dtype(name: str, target: Tensor) -> None:
+    """Raises unless class indices are of a type that is read as it is."""
+    if target.dtype not in TARGET_DTYPES:
+        raise TypeError(f"{name}: expected int64, int32 or uint8, got {target.dtype}")
+
+
+def check_weight(input: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Class weights ``(C,)`` as kernels read them: in the type that is computed in."""
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise TypeError(f"weight: expected a floating-point tensor, got {describe(weight)}")
+    num_classes = input.shape[1] if input.dim() > 1 else input.shape[0]
+    if weight.shape != (num_classes,):
+        raise ValueError(
+            f"weight: expected shape ({num_classes},), one per class, got {tuple(weight.shape)}"
+        )
+    check_device("weight", weight, input.device)
+    if weight.requires_grad:
+        raise ValueError(
+            "weight: expected class weights that need no gradient; pass weight.detach()"
+        )
+    return weight.to(dtype).contiguous()
+
+
+def check_pixel_weight(target: Tensor, pixel_weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pixel weights as kernels read them: of the target's shape, in the type computed in."""
+    if not isinstance(pixel_weight, Tensor) or not pixel_weight.is_floating_point():
+        raise TypeError(
+            f"pixel_weight: expected a floating-point tensor, got {describe(pixel_weight)}"
+        )
+    check_device("pixel_weight", pixel_weight, target.device)
+    if pixel_weight.shape != target.shape:
+        shape = pixel_weight.shape
+        aligned = zip(reversed(shape), reversed(target.shape), strict=False)
+        if len(shape) > target.dim() or any(p not in (1, t) for p, t in aligned):
+            raise ValueError(
+                f"pixel_weight: expected the target's shape {tuple(target.shape)} or one that "
+                f"broadcasts to it, got {tuple(shape)}"
+            )
+        # Converted before it is expanded, so that its gradient is summed before it is rounded.
+        pixel_weight = pixel_weight.to(dtype).expand(target.shape)
+    return pixel_weight.to(dtype).contiguous()
+
+
+def check_state(
+    device: torch.device, dtype: torch.dtype, **state: tuple[Tensor, tuple[int, ...]]
+) -> None:
+    """Raises unless what is updated in place has that type, those shapes and no gaps."""
+    for name, (tensor, shape) in state.items():
+        if tensor.shape != shape or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name}: expected a contiguous tensor of shape {tuple(shape)}, got shape "
+                f"{tuple(tensor.shape)} with strides {tensor.stride()}"
+            )
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}")
+        check_device(name, tensor, device)

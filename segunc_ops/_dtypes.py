@@ -1,0 +1,24 @@
+"""Which types of numbers are accepted, computed in and returned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Of logits, and of maps that are computed with as they are."""
+TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
+"""Of class indices, which are read as they are."""
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that logits of ``dtype`` are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def result_dtype(input: Tensor) -> torch.dtype:
+    """torch's for a loss: that of the input, but float32 under autocast."""
+    device = input.device.type
+    if input.dtype == torch.float64 or device == "meta":  # which autocast does not know
+        return input.dtype
+    return torch.float32 if torch.is_autocast_enabled(device) else input.dtype

@@ -1,0 +1,1 @@
+"""The native libraries: loading them, and choosing between them and the reference."""

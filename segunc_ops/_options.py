@@ -1,0 +1,46 @@
+"""What a loss is told beside its inputs, as one object from the modules down to the operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ._checks import INTEGERS, check_integer, check_upsample, describe
+from ._types import REDUCTIONS, Reduction, Upsample
+
+_NUMBERS = (int, float)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """The arguments that all losses share: see :func:`segunc_ops.functional.cross_entropy`.
+
+    None of them gets a gradient. What gets one is an input of the loss.
+    """
+
+    weight: Tensor | None = None
+    ignore_index: int = -100
+    reduction: Reduction = "mean"
+    label_smoothing: float = 0.0
+    upsample: Upsample | None = None
+    align_corners: bool = False
+
+
+def check_options(options: LossOptions) -> LossOptions:
+    """The options, if they are valid apart from what they need of an input.
+
+    Raises:
+        ValueError, TypeError: they are not.
+    """
+    check_upsample(options.upsample, options.align_corners)
+    reduction, smoothing = options.reduction, options.label_smoothing
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")
+    if not isinstance(smoothing, _NUMBERS):
+        raise TypeError(f"label_smoothing: expected a number in [0, 1], got {describe(smoothing)}")
+    if not 0.0 <= smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {smoothing}")
+    if isinstance(options.ignore_index, INTEGERS):
+        return options
+    return replace(options, ignore_index=check_integer("ignore_index", options.ignore_index))

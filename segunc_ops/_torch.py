@@ -1,0 +1,70 @@
+"""What is used of torch beyond its public interface, each with what does without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+# Without it an operator passes its autograd formula, which is there for tracing alone and slow.
+_below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
+# Without it every call is taken as if torch.func had wrapped its tensors.
+_transforms_active: Callable[[], bool] = getattr(
+    torch._C, "_are_functorch_transforms_active", lambda: True
+)
+
+# Without it torch's word is taken, which up to 2.11 is that whatever is compiled is exported.
+_has_exporting_flag = hasattr(torch.compiler, "_is_exporting_flag")
+
+keeps_graph: Callable[[], bool] = getattr(
+    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
+)
+"""Whether the backward pass that runs may run once more, and see what the first one has changed.
+
+Without torch's word it always may: gradients are scaled out of place, at twice the memory.
+"""
+
+BATCH_NORM: Any = getattr(
+    nn.modules.batchnorm,
+    "_BatchNorm",
+    (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+)
+"""What isinstance takes for any batch normalisation."""
+INSTANCE_NORM: Any = getattr(
+    nn.modules.instancenorm,
+    "_InstanceNorm",
+    (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+"""What isinstance takes for any instance normalisation."""
+
+
+def is_eager() -> bool:
+    """Whether tensors are what they seem, neither traced nor wrapped by torch.func."""
+    return not (torch.compiler.is_compiling() or _transforms_active())
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces."""
+    if _has_exporting_flag:
+        return torch.compiler._is_exporting_flag
+    return torch.compiler.is_exporting()
+
+
+def call_below_autograd(operator: Any, *args: Any) -> Any:
+    """Calls an operator, of which nothing is to be differentiated, past its autograd formula."""
+    if _below_autograd is None:
+        return operator(*args)
+    with _below_autograd():
+        return operator(*args)
+
+
+def apply_unbound(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply``, eager and of all its arguments.
+
+    Function.apply inspects signatures, which costs more than a small call itself; its base class
+    does not.
+    """
+    apply = getattr(super(torch.autograd.Function, function), "apply", function.apply)
+    return apply(*args)

@@ -1,0 +1,22 @@
+"""The native operators: what they give to tracing, what is saved for backward, what flows back.
+
+The functions here take the arguments of their namesakes in :mod:`segunc_ops.reference`, validated
+by :mod:`segunc_ops.functional`. A family's file says all that torch is told about its operators.
+"""
+
+from .components import component_mean, connected_components
+from .counts import accumulate_counts, accumulate_map_counts, accumulate_patch_counts
+from .cross_entropy import cross_entropy
+from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
+
+__all__ = [
+    "accumulate_counts",
+    "accumulate_map_counts",
+    "accumulate_patch_counts",
+    "accumulate_statistics",
+    "component_mean",
+    "connected_components",
+    "cross_entropy",
+    "finalize_statistics",
+    "predictive_statistics",
+]

@@ -1,0 +1,42 @@
+"""What the operators of several families use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._torch import call_below_autograd, is_eager
+
+# A kernel addresses three spatial axes; more are rare enough to be copied together.
+_MAX_DIMS = 5
+
+
+def addressable(logits: Tensor) -> Tensor:
+    """Logits ``(N, C, *)`` of strides that a kernel can follow."""
+    return logits.contiguous() if logits.dim() > _MAX_DIMS else logits
+
+
+def call(operator: Any, *args: Any) -> Any:
+    """Calls an operator on what is not to be differentiated, or not without an error."""
+    return call_below_autograd(operator, *args) if is_eager() else operator(*args)
+
+
+class FirstDerivative(torch.autograd.Function):
+    """Gradients as nodes of the graph whose own derivative is an error that says so."""
+
+    @staticmethod
+    def forward(op: str, tie: Tensor, upstream: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(grad.view_as(grad) for grad in grads)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.op = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"{ctx.op}: second derivatives are not implemented by the native kernels; compute "
+            "the loss inside `with segunc_ops.backend('reference')`"
+        )

@@ -1,0 +1,18 @@
+"""Samples of logits by Monte-Carlo dropout or from an ensemble, and their statistics from a stream.
+
+The samples never exist together: each is folded into a running state whose size does not depend
+on their number.
+"""
+
+from .accumulator import PredictiveAccumulator
+from .dropout import BatchNormMode, mc_dropout, sample_logits, sample_statistics
+from .ensembles import ensemble_statistics
+
+__all__ = [
+    "BatchNormMode",
+    "PredictiveAccumulator",
+    "ensemble_statistics",
+    "mc_dropout",
+    "sample_logits",
+    "sample_statistics",
+]

@@ -1,0 +1,214 @@
+"""Monte-Carlo dropout: samples of logits from one model, and their statistics."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from .._torch import BATCH_NORM, INSTANCE_NORM
+from ..functional import PredictiveStatistics
+from .accumulator import PredictiveAccumulator
+from .models import changed, check_initialized, forward, pick_logits, unwrap, without_ddp
+
+__all__ = ["BatchNormMode", "mc_dropout", "sample_logits", "sample_statistics"]
+
+BatchNormMode = Literal["batch", "running"]
+
+_DROPOUT = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+# Layers that drop inside their own forward pass, with the probability in `dropout`.
+_DROPOUT_INSIDE = (nn.MultiheadAttention, nn.RNNBase)
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether training mode makes this very module drop something."""
+    if isinstance(module, _DROPOUT):
+        return module.p > 0
+    return isinstance(module, _DROPOUT_INSIDE) and module.dropout > 0
+
+
+def _dropout_changes(model: nn.Module) -> list[tuple[nn.Module, str, object]]:
+    changes: list[tuple[nn.Module, str, object]] = [
+        (module, "training", True) for module in model.modules() if _drops(module)
+    ]
+    if not changes:
+        raise ValueError(
+            f"model: expected at least one dropout layer of torch.nn with p > 0, got none in "
+            f"{type(unwrap(model)).__name__}; torch.nn.functional.dropout cannot be switched from "
+            "outside, use a torch.nn.Dropout module instead"
+        )
+    # In eval mode this layer's fast path skips the dropout modules below it; nothing else there
+    # depends on its mode.
+    changes += [
+        (module, "training", True)
+        for module in model.modules()
+        if isinstance(module, nn.TransformerEncoderLayer)
+    ]
+    return changes
+
+
+def _normalization_changes(
+    model: nn.Module, batch_norm: BatchNormMode
+) -> Iterator[tuple[nn.Module, str, object]]:
+    model_training = unwrap(model).training
+    for module in model.modules():
+        tracking = isinstance(module, (BATCH_NORM, INSTANCE_NORM)) and module.track_running_stats
+        if not tracking and not isinstance(module, BATCH_NORM):
+            continue
+        if batch_norm == "running":
+            yield module, "training", False
+        elif model_training and not module.training:
+            continue  # frozen on purpose: the training pass does not use its batch either
+        else:
+            yield module, "training", True
+            if isinstance(module, BATCH_NORM):
+                # Without tracking it passes no running statistics to be updated.
+                yield module, "track_running_stats", False
+            else:
+                # An instance norm always passes them, so they have to be absent.
+                yield module, "running_mean", None
+                yield module, "running_var", None
+
+
+@contextmanager
+def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
+    """Makes the dropout layers of a model random inside the ``with`` block, and nothing else.
+
+    These are torch.nn's ``Dropout``, ``Dropout1d``, ``Dropout2d``, ``Dropout3d``,
+    ``AlphaDropout`` and ``FeatureAlphaDropout`` with p > 0, and the dropout inside
+    ``MultiheadAttention`` and recurrent layers. All other modules keep their mode, the model
+    itself too. Afterwards every mode is what it was, also after an exception.
+
+    Out of reach is ``torch.nn.functional.dropout`` called in a module's own ``forward``: it
+    follows that module's mode.
+
+    Args:
+        model: a module in any mode, compiled or wrapped in DistributedDataParallel or not.
+
+    Yields:
+        The model.
+
+    Raises:
+        ValueError: if no layer of the model would drop anything.
+
+    Example:
+        >>> model.eval()
+        >>> with mc_dropout(model), torch.no_grad():
+        ...     sample = model(image)
+    """
+    with changed(_dropout_changes(model)):
+        yield model
+
+
+def _draw(
+    model: nn.Module, input: Any, batch_norm: BatchNormMode, pick: Callable[[Any], Tensor]
+) -> Tensor:
+    with mc_dropout(model), changed(_normalization_changes(model, batch_norm)):
+        return forward(model, input, pick)
+
+
+def sample_logits(
+    model: nn.Module,
+    input: Any,
+    num_samples: int = 10,
+    *,
+    batch_norm: BatchNormMode = "batch",
+    output: Callable[[Any], Tensor] | None = None,
+) -> Generator[Tensor, None, None]:
+    """Logits of stochastic forward passes, one at a time and without gradients.
+
+    Every pass runs under :func:`mc_dropout`; all other modules are in the mode they are in. The
+    model is touched during a pass alone: between two samples its modes are its own, so it may be
+    trained meanwhile, and a generator that is dropped halfway leaves nothing behind. Running
+    statistics of torch.nn's batch and instance normalisation are never updated. (Other modules
+    that write to their buffers in training mode, such as spectral normalisation, still do.)
+
+    Args:
+        model: any module, in training or eval mode. A compiled model stays compiled. Of
+            DistributedDataParallel the module inside is called: no buffers are broadcast.
+        input: the argument of the model; a tuple is passed as positional, a mapping as keyword
+            arguments.
+        num_samples: how many passes.
+        batch_norm: ``"batch"``: batch normalisation uses the batch's own statistics, as it does
+            in the training pass of U-CE (Landgraf et al. 2023, Algorithm 1); layers in eval mode
+            in a model in training mode are frozen and use their running statistics.
+            ``"running"``: it uses the running statistics, as in eval mode. Instance
+            normalisation that tracks running statistics follows; SyncBatchNorm with ``"batch"``
+            synchronises, so all ranks must draw as many samples.
+        output: picks the logits from what the model returns. By default that is a tensor, or a
+            mapping with ``"out"`` (torchvision) or ``"logits"`` (transformers).
+
+    Returns:
+        A generator of `num_samples` tensors of the shape and type that the model gives.
+
+    Raises:
+        ValueError: at once, if the model has no dropout or has uninitialised lazy parameters, or
+            `num_samples` or `batch_norm` is out of range.
+        TypeError: if no logits are found in what the model returns.
+
+    Example:
+        >>> for logits in sample_logits(model, images, 10):
+        ...     accumulator.update(logits)
+    """
+    num_samples = operator.index(num_samples)
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    if batch_norm not in get_args(BatchNormMode):
+        raise ValueError(
+            f"batch_norm: expected one of {get_args(BatchNormMode)}, got {batch_norm!r}"
+        )
+    check_initialized("model", model)
+    model = without_ddp(model)
+    _dropout_changes(model)
+    pick = pick_logits if output is None else output
+    return (_draw(model, input, batch_norm, pick) for _ in range(num_samples))
+
+
+def sample_statistics(
+    model: nn.Module,
+    input: Any,
+    num_samples: int = 10,
+    *,
+    size: Sequence[int] | None = None,
+    align_corners: bool = False,
+    batch_norm: BatchNormMode = "batch",
+    return_mean: bool = False,
+    output: Callable[[Any], Tensor] | None = None,
+) -> PredictiveStatistics:
+    """Predictive statistics of Monte-Carlo dropout; memory does not grow with the samples.
+
+    The first half of a step of U-CE (Landgraf et al. 2023, Algorithm 1); its `std` is the sigma of
+    :class:`segunc_ops.losses.UncertaintyAwareCrossEntropyLoss`.
+
+    Args:
+        model, input, num_samples, batch_norm, output: as for :func:`sample_logits`.
+        size, align_corners: what each sample's logits are interpolated to, such as
+            ``labels.shape[1:]``, and how; as for :meth:`PredictiveAccumulator.update`.
+        return_mean: whether to return the mean probabilities ``(N, C, *)`` too.
+
+    Returns:
+        Maps of shape ``(N, *)``, float32 (float64 for float64 logits). With one sample `std` is
+        NaN.
+
+    Raises:
+        ValueError, TypeError: as :func:`sample_logits` and :class:`PredictiveAccumulator`.
+
+    Example:
+        >>> statistics = sample_statistics(model, images, 10)
+        >>> loss = criterion(model(images), labels, statistics)
+    """
+    accumulator = PredictiveAccumulator()
+    for logits in sample_logits(model, input, num_samples, batch_norm=batch_norm, output=output):
+        accumulator.update(logits, size, align_corners)
+        del logits  # else it would live on through the next forward pass
+    return accumulator.compute(return_mean)
