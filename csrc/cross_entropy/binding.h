@@ -15,7 +15,7 @@ struct CrossEntropyOptions {
   int64_t ignore_index;
   Reduction reduction;
   double label_smoothing;
-  bool interpolate, align_corners;     // whether logits have the target's size yet to get, and how
+  bool interpolate, align_corners;     // logits to the target's size, and how
   bool grad_input, grad_pixel_weight;  // the gradients that are wanted
 
   bool divides() const { return reduction == Reduction::mean || reduction == Reduction::mean_all; }

@@ -21,8 +21,6 @@
 // at 19 classes, two fifths more at 150 and more than twice as much in volumes.
 #include <algorithm>
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
 #include "../../common/device/integer.h"
@@ -149,15 +147,6 @@ std::optional<TileWork> make_tile_work(const CrossEntropyParams& p, const Axes<f
   work.shares = target_shares(p);
   if (work.shared_bytes > kMaxDynamicSharedBytes<Tile<float>, BlockSums>) return std::nullopt;
   return work;
-}
-
-struct PixelWork : Work {
-  TargetShares shares;
-};
-
-PixelWork make_pixel_work(const CrossEntropyParams& p) {
-  const int64_t pixels = p.map.images * result_pixels(p.map, p.interpolation);
-  return {make_work(1, pixels, Policy::kPixelThreads, Policy::kMaxBlocks), target_shares(p)};
 }
 
 // ---- tiles ----
@@ -541,7 +530,7 @@ struct SavedTerms {
 
 template <class T>
 __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
-    cross_entropy_interpolated_pixels_kernel(const CrossEntropyParams p, const PixelWork work,
+    cross_entropy_interpolated_pixels_kernel(const CrossEntropyParams p, const LossWork work,
                                              const InterpolatedPixels<accumulate_t<T>> pixels,
                                              const Divisor pixels_of_image) {
   using A = accumulate_t<T>;
@@ -658,7 +647,7 @@ void launch_tiles(const CrossEntropyParams& p, const TileWork& work, const Axes<
 }
 
 template <class T>
-void launch_pixels(const CrossEntropyParams& p, const PixelWork& work, Stream stream) {
+void launch_pixels(const CrossEntropyParams& p, const LossWork& work, Stream stream) {
   const InterpolatedPixels<accumulate_t<T>> pixels(p.map, p.interpolation);
   launch(cross_entropy_interpolated_pixels_kernel<T>, work.blocks, Policy::kPixelThreads, 0, stream,
          p, work, pixels, Divisor(pixels.count));
@@ -684,7 +673,9 @@ CrossEntropyPlan plan_tiles(const CrossEntropyParams& params, const TileWork& wo
 }
 
 CrossEntropyPlan plan_pixels(const CrossEntropyParams& params) {
-  const PixelWork work = make_pixel_work(params);
+  const int64_t pixels = params.map.images * result_pixels(params.map, params.interpolation);
+  const LossWork work =
+      make_loss_work(params, 1, pixels, Policy::kPixelThreads, Policy::kMaxBlocks);
   const bool is_double = params.dtype == Dtype::f64;
   const size_t saved = is_double ? sizeof(SavedTerms<double>) : sizeof(SavedTerms<float>);
   return {work.blocks, params.grad_input ? work.pixels * int64_t(saved) : 0,

@@ -3,6 +3,7 @@
 #pragma once
 #include "../../common/device/labels.h"
 #include "../../common/device/softmax.h"
+#include "../../common/device/work.h"
 #include "../../math/cross_entropy.h"
 #include "../params.h"
 
@@ -16,6 +17,15 @@ using TargetShares = math::TargetShares<double>;
 
 inline TargetShares target_shares(const CrossEntropyParams& p) {
   return math::target_shares(p.label_smoothing, p.map.classes);
+}
+
+struct LossWork : Work {
+  TargetShares shares;
+};
+
+inline LossWork make_loss_work(const CrossEntropyParams& p, int64_t images, int64_t pixels,
+                               int64_t tile, int64_t max_blocks) {
+  return {make_work(images, pixels, tile, max_blocks), target_shares(p)};
 }
 
 // data[first ...], or ones without data.

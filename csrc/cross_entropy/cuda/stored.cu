@@ -8,10 +8,8 @@
 //   planar_registers  a thread owns V neighbouring pixels and all of their at most 32 classes
 //   staged            a tile goes through shared memory; up to 16 threads share a pixel's classes
 //   strided           a thread a pixel, the logits read twice: whatever the others do not take
-#include <algorithm>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
+#include <utility>
 
 #include "../../common/device/class_tile.h"
 #include "../../common/device/integer.h"
@@ -57,19 +55,11 @@ constexpr int kPlanarBlocks = Values > 40   ? 3
 template <int Values>
 constexpr int kStagedBlocks = Values > 24 ? 2 : 3;
 
-struct LossWork : Work {
-  TargetShares shares;
-};
-
 // Which kernel, and how it walks over the pixels.
 struct StoredWork : LossWork {
   Strategy strategy;
   int bucket;  // registers for the classes of a pixel
 };
-
-LossWork make_loss_work(const CrossEntropyParams& p, int64_t images, int64_t pixels, int64_t tile) {
-  return {make_work(images, pixels, tile, Policy::kMaxBlocks), target_shares(p)};
-}
 
 CrossEntropyParams with_merged_images(CrossEntropyParams p) {
   if (is_one_image(p.map) && (!p.grad_input || is_one_image(p.grad_map))) {
@@ -99,17 +89,20 @@ StoredWork make_stored_work(const CrossEntropyParams& p) {
                      map.pixels >= kMinTiledPixels;
   if (tiled && map.layout == Layout::planar && map.classes <= kMaxClassesOfThread) {
     const int bucket = smallest_bucket(map.classes, PlanarBuckets());
-    return {make_loss_work(p, map.images, map.pixels, planar_tile(bucket, PlanarBuckets())),
+    return {make_loss_work(p, map.images, map.pixels, planar_tile(bucket, PlanarBuckets()),
+                           Policy::kMaxBlocks),
             Strategy::planar_registers, bucket};
   }
   if (tiled && map.classes <= kMaxTileClasses) {
     const int team = 1 << team_shift_of(map.classes, kMaxClassesOfThread);
-    return {make_loss_work(p, map.images, map.pixels, Policy::kStagedThreads / team),
+    return {make_loss_work(p, map.images, map.pixels, Policy::kStagedThreads / team,
+                           Policy::kMaxBlocks),
             Strategy::staged,
             smallest_bucket(classes_of_tile_thread(map.classes), StagedBuckets())};
   }
-  return {make_loss_work(p, 1, map.images * map.pixels, Policy::kStridedThreads), Strategy::strided,
-          0};
+  return {
+      make_loss_work(p, 1, map.images * map.pixels, Policy::kStridedThreads, Policy::kMaxBlocks),
+      Strategy::strided, 0};
 }
 
 // ---- planar_registers ----
