@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -48,16 +48,6 @@ class Operation:
     file: str  # relative to csrc
     function: str
     line: int
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """How the tests took it that an operation was broken."""
-
-    operation: Operation
-    tests: int  # that reach it
-    noticed: bool
-    seconds: float
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -115,32 +105,47 @@ class Breaker:
 
     def _break_operations(self) -> None:
         operations = self._operations()
+        rows = {
+            operation: {**asdict(operation), "tests": len(tests), "noticed": None, "seconds": 0.0}
+            for operation, tests in operations.items()
+        }
         control = list(dict.fromkeys(tests[0] for tests in operations.values()))
-        running = {_start(self._host, None, control): (None, control, time.perf_counter())}
-        attempts = []
-        waiting = list(operations.items())[:: 1 if self._all else 4]
-        while running:
+        waiting: list[Operation | None] = [None, *(operations if self._all else core(operations))]
+        running: dict[BaseProcess, tuple[Operation | None, float]] = {}
+        while waiting or running:
             while waiting and len(running) < (os.cpu_count() or 1):
-                operation, tests = waiting.pop()
-                process = _start(self._host, operation, tests)
-                running[process] = (operation, tests, time.perf_counter())
+                operation = waiting.pop(0)
+                tests = control if operation is None else operations[operation]
+                running[_start(self._host, operation, tests)] = operation, time.perf_counter()
             wait([process.sentinel for process in running], timeout=1)
-            for process, (operation, tests, start) in list(running.items()):
+            for process, (operation, start) in list(running.items()):
                 seconds = time.perf_counter() - start
                 if process.is_alive() and seconds < TIMEOUT_SECONDS:
                     continue
                 process.kill()
                 process.join()
                 del running[process]
-                status = process.exitcode
-                if status not in (NOTICED, UNNOTICED) and status > 0:
-                    raise RuntimeError(f"an attempt ended with status {status}")
-                if operation is None:
-                    if status != UNNOTICED:
-                        raise RuntimeError("a test fails when it runs again, with nothing broken")
-                    continue
-                attempts.append(Attempt(operation, len(tests), status != UNNOTICED, seconds))
-        self._report.write_text(json.dumps([asdict(attempt) for attempt in attempts], indent=1))
+                noticed = _noticed(process.exitcode)
+                if operation is not None:
+                    rows[operation] |= {"noticed": noticed, "seconds": round(seconds, 1)}
+                elif noticed:
+                    raise RuntimeError("a test fails when it runs again, with nothing broken")
+        self._report.write_text(json.dumps(list(rows.values()), indent=1))
+
+
+def core(operations: Iterable[Operation]) -> list[Operation]:
+    """A few of every family: the first of each kind in a file."""
+    first: dict[tuple[str, str, str], Operation] = {}
+    for operation in operations:
+        first.setdefault((operation.family, operation.file, operation.kind), operation)
+    return list(first.values())
+
+
+def _noticed(status: int | None) -> bool:
+    """By an attempt's exit status, which is negative after a crash or a timeout."""
+    if status not in (NOTICED, UNNOTICED) and (status is None or status > 0):
+        raise RuntimeError(f"an attempt ended with status {status}")
+    return status != UNNOTICED
 
 
 def _start(host: object, operation: Operation | None, tests: list[pytest.Item]) -> BaseProcess:

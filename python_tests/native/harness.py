@@ -249,3 +249,12 @@ def assert_close(name: str, actual: Array, expected: Array, tolerance: Array | f
             f"{name}: {int(bad.sum())} of {bad.size} wrong, worst at {place_}: got "
             f"{actual[worst]!r}, expected {expected[worst]!r}"
         )
+
+
+def shared_bytes(host: ModuleType, run: Callable[[], object]) -> int:
+    """The most shared memory that a launch of ``run`` has, static and dynamic together; where it is
+    more than a GPU grants, the host execution refuses the launch."""
+    host.set_seed(0)
+    run()
+    most: int = host.counters()["shared_bytes"]
+    return most

@@ -20,7 +20,7 @@ class Mutation:
     Attributes:
         name: what is broken.
         snippet: what to replace. It occurs once in the family's sources or, if not there, once in
-            those that all families share. A space stands for any white space.
+            the sources that all families share. A space stands for any white space.
         replacement: what by.
         tests: pytest's -k for the tests that concern it, where not all of the family's have to run
             until one fails.
@@ -39,11 +39,7 @@ def _apply(mutation: Mutation, family: str, csrc: Path) -> list[Path]:
     pattern = r"\s+".join(map(re.escape, mutation.snippet.split()))
     units = sorted((csrc / family / "cuda").glob(mutation.kernels))
     own = units + sorted((csrc / family / "cuda").glob("*.h"))
-    shared = sorted(
-        path
-        for sources in ("common/device/*.cu", "common/device/*.h", "math/*.h")
-        for path in csrc.glob(sources)
-    )
+    shared = sorted([*csrc.glob("common/device/*"), *csrc.glob("math/*")])
     for sources in (own, shared):
         found = [
             (path, match) for path in sources for match in re.finditer(pattern, path.read_text())

@@ -95,6 +95,7 @@ class TestGpuCheck:
         assert {"--suite=quick", f"--leave-out={MAX_AUTOTUNE}"} <= set(commands[-1])
         install = commands[0]
         assert {"--no-index", "--no-deps", "--target"} <= set(install)
+        assert "python_tests/cross_entropy/test_cuda.py" in commands[names.index("tests")]
         assert "--kernel-regex=kns=segunc" in commands[names.index("memcheck")]
         assert "--kernel-regex=kns=segunc" not in commands[names.index("initcheck")]
 
@@ -117,6 +118,12 @@ class TestGpuCheck:
         }
         assert skipped["memcheck"] == "compute-sanitizer was not found"
         assert "time limit" in skipped["benchmarks"]
+
+
+def test_what_needs_a_gpu_is_in_the_files_that_the_check_runs():
+    tests = Path(__file__).parents[1]
+    marked = [path for path in tests.rglob("test_*.py") if "mark.cuda" in path.read_text()]
+    assert {path.name for path in marked} - {Path(__file__).name} == {"test_cuda.py"}
 
 
 def test_sanitizer_cases_run():

@@ -10,8 +10,8 @@ from torch import Tensor
 from .._dtypes import accumulate_dtype
 from .._native.library import fake, ops, refuse_gradient
 from .._options import LossOptions
-from .._torch import apply_unbound, is_eager, keeps_graph
-from .common import FirstDerivative, addressable, call, call_in_function
+from .._torch import apply_unbound, is_eager, is_exporting, keeps_graph
+from .common import FirstDerivative, addressable, call
 
 __all__ = ["cross_entropy"]
 
@@ -89,7 +89,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Any:
         forward = ops.cross_entropy_forward.default
         now = _NOTHING if deferred else wanted
-        return call_in_function(forward, input, target, weight, pixel_weight, *settings, *now)
+        return call(forward, input, target, weight, pixel_weight, *settings, *now)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -126,7 +126,7 @@ def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> t
     """The gradients of input and pixel weight, empty where not wanted."""
     if ctx.deferred:
         backward = ops.cross_entropy_backward.default
-        grads: tuple[Tensor, ...] = call_in_function(
+        grads: tuple[Tensor, ...] = call(
             backward, grad_output.contiguous(), *saved, *ctx.settings, *ctx.wanted
         )
         return grads
@@ -136,7 +136,7 @@ def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> t
         return tuple((grad * grad_output).to(grad.dtype) for grad in grads)
     for grad in grads:
         if grad.numel():
-            call_in_function(ops.scale_.default, grad, grad_output)
+            call(ops.scale_.default, grad, grad_output)
     return grads
 
 
@@ -160,7 +160,7 @@ def cross_entropy(
     )
     # An exported program would keep the operator and lose the Function around it: the operator's
     # own formula raises when such a program is differentiated.
-    if wanted == _NOTHING or torch.compiler.is_exporting():
+    if wanted == _NOTHING or is_exporting():
         forward = ops.cross_entropy_forward.default
         loss: Tensor = call(forward, *tensors, *settings, *_NOTHING)[0]
         return loss

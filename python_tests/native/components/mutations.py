@@ -10,12 +10,14 @@ MUTATIONS = (
         "if (displaced == high) return;",
         "if (displaced <= high) return;",
         tests="noise or patterns",
+        kernels="seams.cu",
     ),
     Mutation(
         "runs meet only where both start",
         "(changes | over.changes())",
         "(changes & over.changes())",
         tests="patterns",
+        kernels="ids.cu",
     ),
     Mutation(
         "two edges at a corner of tiles imply each other",

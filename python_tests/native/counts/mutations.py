@@ -10,11 +10,13 @@ MUTATIONS = (
         "if (before + value < before) atomic_add(sum + 1, 1);",
         "",
         tests="more_tiles",
+        kernels="logits.cu",
     ),
     Mutation(
         "every thread counts for its whole warp",
         "key >= 0 && int(lane()) == find_first_set(peers) - 1",
         "key >= 0",
+        kernels="logits.cu",
     ),
     Mutation(
         "every thread of a team counts the pixel",
@@ -32,6 +34,7 @@ MUTATIONS = (
         "target >= 0 && target < classes",
         "target >= 0 && target <= classes",
         tests="bad_targets",
+        kernels="logits.cu",
     ),
     Mutation(
         "a patch beyond the last",
@@ -62,6 +65,7 @@ MUTATIONS = (
         "turn_ ^= 1;",
         "",
         tests="interpolated_kernels and counts",
+        kernels="logits.cu",
     ),
 )
 

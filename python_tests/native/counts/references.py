@@ -110,10 +110,9 @@ def patch_counts(
                     continue
                 u = uncertainty[here][valid].astype(np.float64)
                 accurate = (outcome[here][valid] == 1).mean() > accuracy_threshold
-                for k, threshold in enumerate(thresholds):
-                    if ((u >= 0) & (u < 256)).all():
-                        uncertain = (np.rint(u * UNITS) / UNITS).mean() > threshold
-                        counts[k, 2 * (not accurate) + uncertain] += 1
-                    else:
-                        counts[k, 4] += 1
+                if not ((u >= 0) & (u < 256)).all():
+                    counts[:, 4] += 1
+                    continue
+                uncertain = (np.rint(u * UNITS) / UNITS).mean() > thresholds
+                counts[np.arange(len(thresholds)), 2 * (not accurate) + uncertain] += 1
     return counts

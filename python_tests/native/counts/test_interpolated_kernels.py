@@ -18,6 +18,7 @@ from python_tests.native.harness import (
     LAYOUTS,
     SEEDS,
     TARGET_TYPES,
+    shared_bytes,
     thinned,
 )
 from python_tests.native.interpolation import (
@@ -110,3 +111,10 @@ def test_counts_of_nothing(host: ModuleType) -> None:
     case = CountsCase("f32", "planar", 3, 0, (4, 5), to=Interpolated((9, 9), False))
     results = run_counts(host, case, counts_inputs(case))
     assert not any(results[name].any() for name in TABLES)
+
+
+@pytest.mark.parametrize(("classes", "bins"), [(3, 1532), (78, 14), (256, 1535)])
+def test_the_largest_tables_fit_shared_memory(host: ModuleType, classes: int, bins: int) -> None:
+    to = Interpolated((9, 13), False)
+    case = CountsCase("f32", "planar", classes, 1, (4, 5), bins=bins, to=to)
+    assert shared_bytes(host, lambda: verify_counts(host, case)) >= 24 << 10

@@ -35,6 +35,7 @@ from python_tests.native.harness import (
     encode,
     place,
     run_under_seeds,
+    shared_bytes,
     thinned,
 )
 
@@ -81,6 +82,19 @@ def test_counts_of_more_tiles_than_blocks(
 ) -> None:
     """All tables, with sums of more than 32 bits in a block."""
     verify_counts(host, CountsCase("f32", layout, classes, 1, (size,), np.uint8, 255))
+
+
+# Tables of 24 KB, the most that a block has of its own, beside tiles of all sizes.
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize(
+    ("classes", "bins"), [(2, 1533), (32, 1279), (78, 14), (256, 1535), (512, 1535)]
+)
+def test_the_largest_tables_fit_shared_memory(
+    host: ModuleType, classes: int, bins: int, layout: str
+) -> None:
+    case = CountsCase("f32", layout, classes, 1, (70,), bins=bins)
+    shared = shared_bytes(host, lambda: verify_counts(host, case))
+    assert shared >= 24 << 10
 
 
 @pytest.mark.parametrize("probabilities", [False, True])
@@ -252,3 +266,28 @@ def test_patch_counts(host: ModuleType, dtype: str, shape: tuple[int, ...], wind
 
     expected = references.patch_counts(outcome, uncertainty, thresholds, window, 0.5)
     assert np.array_equal(run_under_seeds(host, run)["counts"], expected)
+
+
+def test_the_most_thresholds_that_fit_shared_memory(host: ModuleType) -> None:
+    outcome = np.random.default_rng(0).integers(0, 3, (1, 9, 13)).astype(np.uint8)
+    uncertainty = np.random.default_rng(1).random(outcome.shape).astype(np.float32)
+    most = host.max_shared_bytes // 20
+
+    def count(number: int) -> Array:
+        counts = np.zeros((number, 5), np.int64)
+        host.patch_counts(
+            outcome=outcome,
+            uncertainty=uncertainty,
+            thresholds=np.linspace(0, 1, number),
+            counts=counts,
+            window=2,
+            accuracy_threshold=0.5,
+            dtype="f32",
+        )
+        return counts
+
+    assert shared_bytes(host, lambda: count(most)) > host.max_shared_bytes - 20
+    expected = references.patch_counts(outcome, uncertainty, np.linspace(0, 1, most), 2, 0.5)
+    assert np.array_equal(count(most), expected)
+    with pytest.raises(ValueError, match=f"thresholds: expected at most {most}, got {most + 1}"):
+        count(most + 1)

@@ -61,9 +61,3 @@ def cross_entropy(
     gradient = np.where(valid[:, None], gradient, 0.0)
     magnitude = np.where(valid, total[:, 0] * np.abs(pixel_weight), 0.0)
     return CrossEntropy(loss, unweighted, gradient, magnitude, valid, bad)
-
-
-def normalizer(target: Array, weight: Array | None, ignore_index: int) -> float:
-    """The valid pixels' class weights, summed; their number without weights."""
-    valid = target[target != ignore_index].astype(np.int64)
-    return float(valid.size if weight is None else weight.astype(np.float64)[valid].sum())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from python_tests.native.cross_entropy.cases import Case, Inputs, check, make_inputs, run, verify
+from python_tests.native.cross_entropy.cases import Case, check, make_inputs, run, verify
 from python_tests.native.harness import (
     CLASS_COUNTS,
     DTYPES,
@@ -24,6 +24,7 @@ from python_tests.native.harness import (
     decode,
     encode,
     run_under_seeds,
+    shared_bytes,
     thinned,
 )
 from python_tests.native.interpolation import Interpolated
@@ -116,7 +117,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", thinned(CASES), ids=str)
-def test_cross_entropy(host: ModuleType, case: Case) -> None:
+def test_interpolated_cross_entropy(host: ModuleType, case: Case) -> None:
     verify(host, case)
 
 
@@ -161,15 +162,10 @@ def test_many_classes(host: ModuleType, classes: int, layout: str) -> None:
 def test_nothing(host: ModuleType, shape: tuple[int, ...]) -> None:
     images, classes, *source = shape
     case = case_of("f32", "planar", classes, tuple(source), (9, 9), images=images)
-    inputs = replace_target(make_inputs(replace(case, classes=1)), case)
+    inputs = make_inputs(replace(case, classes=1))
+    inputs.logits = np.zeros((images, classes, *source))
     results = run_under_seeds(host, lambda: run(host, case, inputs))
     assert results["partial"].sum() == 0
-
-
-def replace_target(inputs: Inputs, case: Case) -> Inputs:
-    """Logits of the case's shape, which may be empty."""
-    inputs.logits = np.zeros((case.images, case.classes, *case.source))
-    return inputs
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
@@ -246,13 +242,6 @@ def test_float16_gradients_keep_a_large_upstream(host: ModuleType) -> None:
     assert (decode(results["grad_input"], "f16") != 0).mean() > 0.95
 
 
-@pytest.mark.parametrize("width", [473, 477, 479, 481, 483])
-def test_about_as_much_shared_memory_as_there_is(host: ModuleType, width: int) -> None:
-    """A row of these logits takes about all that a block can have, static arrays included."""
-    case = case_of("f32", "planar", 19, (3, width), (5, 128))
-    verify(host, case, make_inputs(case))
-
-
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 def test_one_output_alone(host: ModuleType, dtype: str) -> None:
     base = case_of(
@@ -287,3 +276,34 @@ def test_scratch_is_of_the_size_of_the_source(
         dtype="f32",
     )
     assert gradient.nbytes < found <= at_most * gradient.nbytes
+
+
+@pytest.mark.parametrize("width", [473, 477, 479, 481, 483])
+def test_static_and_dynamic_shared_memory_fit_together(host: ModuleType, width: int) -> None:
+    """A row of these logits takes about all that a block can have, static arrays included."""
+    verify(host, case_of("f32", "planar", 19, (3, width), (5, 128)))
+
+
+@pytest.mark.parametrize("classes", thinned([1, 3, 19, 24, 25, 48, 97, 150]))
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_the_widest_rows_that_fit_shared_memory(host: ModuleType, dtype: str, classes: int) -> None:
+    """And those just beyond, which are left to another kernel."""
+
+    def case(width: int) -> Case:
+        return case_of(dtype, "planar", classes, (1, width), (1, 128), grad_pixel_weight=True)
+
+    def shared(width: int) -> int:
+        wide = case(width)
+        return shared_bytes(host, lambda: run(host, wide, make_inputs(wide)))
+
+    pitch = classes | 1
+    team = 1 << max(0, math.ceil(math.log2(classes / 24)))
+    fits, too_wide = 2, team * host.max_shared_bytes // (4 * pitch)
+    assert shared(too_wide) < 1024 < shared(fits)
+    while too_wide - fits > 1:
+        width = (fits + too_wide) // 2
+        fits, too_wide = (width, too_wide) if shared(width) > 1024 else (fits, width)
+    # A source column more for every tile, or two, and what is static beside it.
+    assert shared(fits) + 2 * 4 * (pitch + 1) + 1024 > host.max_shared_bytes
+    for width in range(fits - 3, fits + 4):
+        verify(host, case(width))

@@ -213,7 +213,7 @@ def test_operations_are_recorded_once_each(host: ModuleType) -> None:
 def test_static_and_dynamic_shared_memory_share_a_limit(host: ModuleType) -> None:
     left = host.max_shared_bytes - host.probe_static_bytes
     host.launch_of_shape(dynamic_shared_bytes=left)
-    words = f"{left + 4} bytes of dynamic, more than"
+    words = rf"{left + 4} bytes of dynamic, more than"
     with pytest.raises(host.HostExecutionError, match=words):
         host.launch_of_shape(dynamic_shared_bytes=left + 4)
     # A kernel has its arrays in every launch, not only where it reaches them.
@@ -226,6 +226,6 @@ def test_static_and_dynamic_shared_memory_share_a_limit(host: ModuleType) -> Non
     "shape", [{"threads": 0}, {"threads": 1025}, {"blocks": 0}, {"blocks": 2**31}]
 )
 def test_launches_of_no_gpu_are_refused(host: ModuleType, shape: dict[str, int]) -> None:
-    with pytest.raises(RuntimeError, match="invalid launch configuration|a grid of"):
+    with pytest.raises(RuntimeError, match=r"invalid launch configuration|a grid of"):
         host.launch_of_shape(**shape, reaches=False)
     host.launch_of_shape(threads=1024, reaches=False)

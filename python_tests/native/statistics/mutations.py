@@ -9,12 +9,14 @@ MUTATIONS = (
         "moments start as garbage",
         "moments.mean[i][j] = moments.squared_deviations[i][j] = A(0);",
         "moments.mean[i][j] = A(0);",
+        kernels="samples.cu",
     ),
     Mutation(
         "ties go to the highest class",
         "(other_mean == mean && other_label < label)",
         "(other_mean == mean && other_label > label)",
         tests="ties",
+        kernels="samples.cu",
     ),
     Mutation(
         "planar pixels go one too far",
@@ -26,6 +28,7 @@ MUTATIONS = (
         "if (entropy_sum != entropy_sum) entropy = entropy_sum;",
         "",
         tests="nan",
+        kernels="samples.cu",
     ),
     Mutation(
         "the state is read before it exists",
@@ -33,24 +36,27 @@ MUTATIONS = (
         "const A before = state.entropy_sum[index];",
         tests="accumulator",
     ),
-    Mutation("a tile without its tail", "tile[i] = data[i];", ""),
+    Mutation("a tile without its tail", "tile[i] = data[i];", "", kernels="samples.cu"),
     Mutation(
         "a share of zero spreads NaN",
         "return weight > A(0) ? math::interpolate(lower, upper, weight) : lower;",
         "return math::interpolate(lower, upper, weight);",
         tests="interpolated_kernels and infinity",
+        kernels="samples.cu",
     ),
     Mutation(
         "volumes are interpolated within their slices alone",
         "if (pixel.slice_weight > A(0)) {",
         "if (false) {",
         tests="interpolated_kernels and statistics",
+        kernels="samples.cu",
     ),
     Mutation(
         "equal means go to the last warp",
         "if (mean > best.mean) {",
         "if (mean >= best.mean) {",
         tests="interpolated_kernels and equal",
+        kernels="samples.cu",
     ),
     Mutation(
         "every warp of a team writes the entropy",

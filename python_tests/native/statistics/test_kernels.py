@@ -18,8 +18,10 @@ from python_tests.native.harness import (
     DTYPES,
     LAYOUTS,
     SIZES,
+    Array,
     drawn_spatial,
     run_under_seeds,
+    shared_bytes,
     thinned,
 )
 from python_tests.native.statistics.cases import (
@@ -98,6 +100,40 @@ def test_statistics_of_many(
     values = statistics_samples(case)
     results = run_under_seeds(host, lambda: run_statistics(host, case, values))
     check_statistics(values, "f32", results)
+
+
+# Around what teams of each size hold, up to the most.
+@pytest.mark.parametrize("layout", ["planar", "channels_last"])
+@pytest.mark.parametrize("classes", thinned([64, 65, 129, 256, 257, 511, 512, 513]))
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_the_largest_tiles_fit_shared_memory(
+    host: ModuleType, dtype: str, classes: int, layout: str
+) -> None:
+    case = StatisticsCase(dtype, layout, classes, 2, 1, (70,))
+    samples = statistics_samples(case)
+    check_statistics(samples, dtype, run_statistics(host, case, samples))
+
+
+# Two numbers of each sample stay in shared memory, for as many threads as there is room.
+@pytest.mark.parametrize(
+    ("dtype", "samples"), [("f32", 47), ("f32", 48), ("f32", 49), ("f64", 24), ("f32", 6144)]
+)
+def test_the_most_samples_that_fit_shared_memory(
+    host: ModuleType, dtype: str, samples: int
+) -> None:
+    pixels = 3 if samples > 1000 else 150
+    case = StatisticsCase(dtype, "crop", 2, samples, 1, (pixels,))
+    values = statistics_samples(case)
+    results: dict[str, Array] = {}
+    shared = shared_bytes(host, lambda: results.update(run_statistics(host, case, values)))
+    assert shared > host.max_shared_bytes * 3 // 4
+    check_statistics(values, dtype, results, 4.0)
+
+
+def test_more_samples_than_fit_are_refused(host: ModuleType) -> None:
+    case = StatisticsCase("f32", "crop", 2, 6145, 1, (3,))
+    with pytest.raises(ValueError, match="at most 6144 samples of this layout, got 6145"):
+        run_statistics(host, case, statistics_samples(case))
 
 
 def test_too_many_scattered_samples_are_refused(host: ModuleType) -> None:
