@@ -17,14 +17,11 @@ _transforms_active: Callable[[], bool] = getattr(
 
 # Without it torch's word is taken, which up to 2.11 is that whatever is compiled is exported.
 _has_exporting_flag = hasattr(torch.compiler, "_is_exporting_flag")
-
-keeps_graph: Callable[[], bool] = getattr(
+# Without it every backward pass may run once more: gradients are scaled out of place, at twice the
+# memory.
+_keep_graph: Callable[[], bool] = getattr(
     torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
 )
-"""Whether the backward pass that runs may run once more, and see what the first one has changed.
-
-Without torch's word it always may: gradients are scaled out of place, at twice the memory.
-"""
 
 BATCH_NORM: Any = getattr(
     nn.modules.batchnorm,
@@ -50,6 +47,11 @@ def is_exporting() -> bool:
     if _has_exporting_flag:
         return torch.compiler._is_exporting_flag
     return torch.compiler.is_exporting()
+
+
+def keeps_graph() -> bool:
+    """Whether the backward pass that runs may run again, and see what it has changed."""
+    return _keep_graph()
 
 
 def call_below_autograd(operator: Any, *args: Any) -> Any:

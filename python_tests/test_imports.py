@@ -1,0 +1,55 @@
+"""What import-linter cannot say: a module's private names are its own."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import segunc_ops
+
+PACKAGE = Path(segunc_ops.__file__).parent
+NAMELESS = {"argparse._ArgumentGroup"}
+"""Types that have no public name."""
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_uses(source: str) -> list[str]:
+    """Private names of other modules that a module imports, or reads off one that it imports."""
+    tree = ast.parse(source)
+    modules: set[str] = set()
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            # `from . import _module` names a module, which is the package's own.
+            found += [name for name in names if private(name) and node.module is not None]
+            modules.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            modules.update(alias.asname or alias.name.partition(".")[0] for alias in node.names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr):
+            owner = node.value
+            while isinstance(owner, ast.Attribute):
+                owner = owner.value
+            if isinstance(owner, ast.Name) and owner.id in modules:
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_private_names_stay_in_their_module():
+    modules = {path: private_uses(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    assert len(modules) > 40
+    # There all stands that is used of torch beyond its public interface.
+    assert any("torch._C" in use for use in modules.pop(PACKAGE / "_torch.py"))
+    found = {str(path.relative_to(PACKAGE)): uses for path, uses in modules.items()}
+    assert {name: uses for name, uses in found.items() if set(uses) - NAMELESS} == {}
+
+
+def test_private_uses_are_found():
+    assert private_uses("from ..a import _b, c") == ["_b"]
+    assert private_uses("import torch\ntorch._C.f()") == ["torch._C"]
+    assert private_uses("from .. import functional\nfunctional._check(1)") == ["functional._check"]
+    assert private_uses("from . import _types\nself._x = torch.f(_types.__doc__)") == []
