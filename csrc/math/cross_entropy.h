@@ -71,9 +71,9 @@ template <class A>
 SEGUNC_HD A cross_entropy_derivative(A exponential, A slope, A t_c) {
   return exponential * slope - t_c;
 }
-// The slope has the factor, t_c has it yet to get. A may be a pack of pixels, T their common share.
-template <class A, class T>
-SEGUNC_HD A cross_entropy_derivative(A exponential, A slope, A factor, T t_c) {
+// The slope has the factor, t_c has it yet to get.
+template <class A>
+SEGUNC_HD A cross_entropy_derivative(A exponential, A slope, A factor, A t_c) {
   return exponential * slope - factor * t_c;
 }
 

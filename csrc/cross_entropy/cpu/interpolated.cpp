@@ -119,11 +119,9 @@ SEGUNC_HD void unblend(const Blend<A, R>& blend, A* const (&around)[kAround],
     const Pack<A> slope = load_pack(px.slope + j), factor = load_pack(px.factor + j);
     for (int c = 0; c < C; ++c) {
       const int at = c * T + j;
-      const Pack<A> e = load_pack(tile + at);
-      const Pack<A> v =
-          keep<A>(px.valid + j,
-                  kSmooth ? math::cross_entropy_derivative(e, slope, factor, targets.smoothing(c))
-                          : math::cross_entropy_derivative(e, slope, Pack<A>{}));
+      Pack<A> v = math::cross_entropy_derivative(load_pack(tile + at), slope, Pack<A>{});
+      if (kSmooth) v -= factor * targets.smoothing(c);
+      v = keep<A>(px.valid + j, v);
       for (int r = 0; r < R; ++r) store_pack(rows[r] + at, load_pack(rows[r] + at) + share[r] * v);
     }
   }
