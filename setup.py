@@ -88,7 +88,7 @@ class CMakeBuild(build_ext):
             log = build / "build.log"
             log.write_text(compile_.stdout)
             report = [sys.executable, ROOT / "cmake" / "resource_report.py", log]
-            sources = sorted(ROOT.glob("csrc/*/cuda.cu"))
+            sources = sorted(ROOT.glob("csrc/**/*.cu"))
             subprocess.run([*report, "--sources", *sources], check=True)
         staged = build / "staged"
         shutil.rmtree(staged, ignore_errors=True)

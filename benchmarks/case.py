@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -68,14 +69,14 @@ class Case(ABC):
     # The suites. `half` names the half-precision types of the device.
 
     @classmethod
-    @abstractmethod
     def quick(cls) -> Iterable[Case]:
         """The showcase."""
+        return [cls.shown()]
 
     @classmethod
     def default(cls, half: Sequence[str]) -> Iterable[Case]:
         """What the default suite adds: types, layouts, class counts and small inputs by turns."""
-        return ()
+        return [*(cls.shown(dtype) for dtype in half), cls.shown(layout="channels_last")]
 
     @classmethod
     def studies(cls, measured: Collection[Case]) -> Iterable[Case]:
@@ -92,6 +93,13 @@ class Case(ABC):
         """The showcase, or its like of another layout."""
         shape, usual = cls.showcase
         return cls(shape, dtype, layout or usual, cls._usual_mode())
+
+    @classmethod
+    def product(cls, shapes: Iterable[Shape], half: Sequence[str]) -> Iterable[Case]:
+        """The product of all axes."""
+        modes = MODES if cls.is_loss else MODES[:1]
+        axes = itertools.product(shapes, ("fp32", *half), LAYOUTS, modes)
+        return [cls(shape, dtype, layout, mode) for shape, dtype, layout, mode in axes]
 
     @classmethod
     def _usual_mode(cls) -> Mode:

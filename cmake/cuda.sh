@@ -17,4 +17,4 @@ else
   cat "$log.new" >&2
   exit 1
 fi
-python cmake/resource_report.py "$log" --sources csrc/*/cuda.cu --output build/cuda/resources.md
+python cmake/resource_report.py "$log" --sources $(find csrc -name '*.cu') --output build/cuda/resources.md

@@ -1,13 +1,13 @@
 """Tabulates what CUDA kernels use, from the output of ``ptxas -v`` in build logs.
 
-    python cmake/resource_report.py build.log --sources csrc/*/cuda.cu
+    python cmake/resource_report.py build.log --sources csrc/*/cuda/*.cu
 
 One row a kernel and target: registers, bytes of local memory (its stack) and of spills to it,
 static shared memory, and the theoretical occupancy: the share of a multiprocessor's warps that can
 be resident with these registers and this shared memory. Dynamic shared memory is chosen at run time
 and not part of it. The block size is read from ``__launch_bounds__`` in the sources; without it
-there is no occupancy. A bound ``Policy::kName`` is looked up there as
-``constexpr int kName = <number>``.
+there is no occupancy. A bound ``Policy::kName`` is looked up there, and in the headers beside a
+source, as ``constexpr int kName = <number>``.
 
 Exit status: 0, or 1 if a kernel spills or has a stack, or 2 if the logs contain no kernel.
 """
@@ -141,7 +141,9 @@ def block_sizes(sources: Iterable[Path]) -> dict[str, int]:
     sizes = {}
     for source in sources:
         text = source.read_text()
-        constants = {name: int(value) for name, value in CONSTANT.findall(text)}
+        headers = [header.read_text() for header in sorted(source.parent.glob("*.h"))]
+        found = CONSTANT.findall("".join([*headers, text]))  # a source's own prevail
+        constants = {name: int(value) for name, value in found}
         for bound, stem in BOUNDS.findall(text):
             threads = int(bound) if bound.isdigit() else constants.get(bound)
             if threads is not None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,31 @@ def test_backend_chooses_and_is_put_back(monkeypatch):
             raise ZeroDivisionError
         sf.cross_entropy(x, target)
     assert len(called) == 1
+
+
+@needs_library
+def test_a_compiled_function_follows_the_backend():
+    """Also in a thread that has chosen none before it compiles."""
+    natives = []
+
+    def count(graph, _):
+        names = [str(node.target) for module in graph.modules() for node in module.graph.nodes]
+        natives.append(any("segunc_ops" in name for name in names))
+        return graph
+
+    def calls() -> None:
+        compiled = torch.compile(sf.cross_entropy, fullgraph=True, backend=count)
+        x, target = torch.randn(2, 3, 4), torch.zeros(2, 4, dtype=torch.long)
+        compiled(x, target)
+        with segunc_ops.backend("reference"):
+            compiled(x, target)
+        compiled(x, target)
+
+    torch.compiler.reset()
+    thread = threading.Thread(target=calls)
+    thread.start()
+    thread.join()
+    assert natives == [True, False]
 
 
 def test_native_is_insisted_on():

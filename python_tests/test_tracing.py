@@ -12,6 +12,7 @@ from python_tests.components import cases as components
 from python_tests.counts import cases as counts
 from python_tests.cross_entropy import cases as cross_entropy
 from python_tests.statistics import cases as statistics
+from segunc_ops import _torch
 
 
 def operator_calls() -> dict[str, list[tuple[object, ...]]]:
@@ -71,3 +72,18 @@ def test_export_for_any_size(strict):
     for logits, labels in (arguments, (torch.randn(2, 3, 9, 8), torch.randint(0, 3, (2, 4, 5)))):
         for a, b in zip(program(logits, labels), Evaluate()(logits, labels), strict=True):
             assert_same_bits(a, b, name=f"{tuple(logits.shape)}")
+
+
+def test_what_is_exported_is_known_by_a_flag():
+    """Beside torch 2.10 and 2.11 the public function is no help: see `_torch.is_exporting`."""
+    asked = []
+
+    class Ask(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append((_torch.is_exporting(), torch.compiler.is_exporting()))
+            return x + 1
+
+    Ask()(torch.ones(2))
+    assert asked == [(False, False)]
+    torch.export.export(Ask(), (torch.ones(2),), strict=False)
+    assert set(asked[1:]) == {(True, True)}

@@ -15,6 +15,9 @@ _transforms_active: Callable[[], bool] = getattr(
     torch._C, "_are_functorch_transforms_active", lambda: True
 )
 
+# Without it torch's word is taken, which up to 2.11 is that whatever is compiled is exported.
+_has_exporting_flag = hasattr(torch.compiler, "_is_exporting_flag")
+
 keeps_graph: Callable[[], bool] = getattr(
     torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
 )
@@ -40,6 +43,13 @@ INSTANCE_NORM: Any = getattr(
 def is_eager() -> bool:
     """Whether tensors are what they seem, neither traced nor wrapped by torch.func."""
     return not (torch.compiler.is_compiling() or _transforms_active())
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces."""
+    if _has_exporting_flag:
+        return torch.compiler._is_exporting_flag
+    return torch.compiler.is_exporting()
 
 
 def call_below_autograd(operator: Any, *args: Any) -> Any:

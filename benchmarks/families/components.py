@@ -60,10 +60,6 @@ class ComponentMean(Case):
     showcase = ((1, 1024, 2048), "street scene")
 
     @classmethod
-    def quick(cls) -> Iterable[Case]:
-        return [cls.shown()]
-
-    @classmethod
     def default(cls, half: Sequence[str]) -> Iterable[Case]:
         return [cls.shown(layout="noise"), cls((8, 360, 480), "fp32", "street scene")]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import segunc_ops.functional as sf
 from segunc_ops import reference
 
 from .. import costs
-from ..case import ENLARGEMENT, LAYOUTS, Case
+from ..case import ENLARGEMENT, Case
 from ..implementations import BLUE, EAGER, OURS, PINK, Implementation
 from ..workload import IGNORE_INDEX, Family, Workload
 
@@ -29,13 +28,7 @@ _CALIBRATION_BINS = 15
 
 
 class _Counts(Case):
-    @classmethod
-    def quick(cls) -> Iterable[Case]:
-        return [cls.shown()]
-
-    @classmethod
-    def default(cls, half: Sequence[str]) -> Iterable[Case]:
-        return [*(cls.shown(dtype) for dtype in half), cls.shown(layout="channels_last")]
+    """A batch added to the tables that metrics are computed from."""
 
     @property
     def bytes_moved(self) -> int:
@@ -56,9 +49,7 @@ class AccumulateCounts(_Counts):
 
     @classmethod
     def full(cls, half: Sequence[str]) -> Iterable[Case]:
-        shapes = ((4, 2, 512, 512), cls.showcase[0], (1, 150, 512, 512))
-        axes = itertools.product(shapes, ("fp32", *half), LAYOUTS)
-        return [cls(shape, dtype, layout) for shape, dtype, layout in axes]
+        return cls.product(((4, 2, 512, 512), cls.showcase[0], (1, 150, 512, 512)), half)
 
     def everyone(self) -> tuple[Implementation, ...]:
         peers = (TORCHMETRICS,) if importlib.util.find_spec("torchmetrics") else ()

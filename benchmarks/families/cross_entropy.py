@@ -16,7 +16,7 @@ import segunc_ops.functional as sf
 from segunc_ops import reference
 
 from .. import costs
-from ..case import BOTH, ENLARGEMENT, LAYOUTS, MODES, Case, Layout, Mode, Shape, Study
+from ..case import BOTH, ENLARGEMENT, MODES, Case, Layout, Mode, Shape, Study
 from ..implementations import (
     COMPILED,
     EAGER,
@@ -46,6 +46,8 @@ _TINY, _PATCHES, _MANY = (1, 19, 16, 16), (2, 19, 64, 64), (2, 150, 128, 128)
 
 
 class _Loss(Case):
+    """The weighted loss, and in training the gradient of the logits."""
+
     is_loss = True
     matrix_peers = (TORCH_COMPILED, TORCH)
     focal: ClassVar[tuple[Implementation, ...]] = ()  # peers of the showcase
@@ -59,6 +61,7 @@ class _Loss(Case):
         mode: Mode = BOTH,
         study: Study = "",
     ) -> Case:
+        """A case as most are: in fp32, of a training step."""
         return cls(shape, dtype, layout, mode, study)
 
     def everyone(self) -> tuple[Implementation, ...]:
@@ -142,12 +145,7 @@ class CrossEntropy(_Loss):
     @classmethod
     def full(cls, half: Sequence[str]) -> Iterable[Case]:
         return [
-            *(
-                cls.of((1, c, 768, 768), dtype, layout, mode)
-                for c, dtype, layout, mode in itertools.product(
-                    (2, 19, 150), ("fp32", *half), LAYOUTS, MODES
-                )
-            ),
+            *cls.product(((1, c, 768, 768) for c in (2, 19, 150)), half),
             *(
                 cls.of(shape, dtype, mode=mode)
                 for shape, dtype, mode in itertools.product((_TINY, _PATCHES), half, MODES)
@@ -167,15 +165,10 @@ class UpsampledCrossEntropy(_Loss):
         return (1, classes, 192, 192) if classes < 150 else _MANY
 
     @classmethod
-    def quick(cls) -> Iterable[Case]:
-        return [cls.shown()]
-
-    @classmethod
     def default(cls, half: Sequence[str]) -> Iterable[Case]:
         quarter, _ = cls.showcase
         return [
-            *(cls.shown(dtype) for dtype in half),
-            cls.shown(layout="channels_last"),
+            *super().default(half),
             cls.of(quarter, mode="forward"),
             *(cls.of(shape) for shape in ((1, 2, 192, 192), _MANY, _TINY)),
         ]
@@ -186,9 +179,7 @@ class UpsampledCrossEntropy(_Loss):
 
     @classmethod
     def full(cls, half: Sequence[str]) -> Iterable[Case]:
-        shapes = ((1, 2, 192, 192), cls.showcase[0], _MANY)
-        axes = itertools.product(shapes, ("fp32", *half), LAYOUTS, MODES)
-        return [cls.of(shape, dtype, layout, mode) for shape, dtype, layout, mode in axes]
+        return cls.product(((1, 2, 192, 192), cls.showcase[0], _MANY), half)
 
     @property
     def kernel_moves(self) -> int:
@@ -323,10 +314,8 @@ class CrossEntropyWorkload(Workload[_Inputs, _LossFunction]):
 
     def _kernel(self, inputs: _Inputs) -> tuple[Tensor, ...]:
         """The operator under the autograd function, which makes the gradient in its forward."""
-        name = "upsampled_cross_entropy" if self._upsampled else "cross_entropy"
-        operator = getattr(torch.ops.segunc_ops, f"{name}_forward")
-        align_corners = (False,) if self._upsampled else ()
-        result: tuple[Tensor, ...] = operator(
+        align_corners = False
+        result: tuple[Tensor, ...] = torch.ops.segunc_ops.cross_entropy_forward(
             inputs.logits.detach(),
             inputs.target,
             None,
@@ -334,7 +323,8 @@ class CrossEntropyWorkload(Workload[_Inputs, _LossFunction]):
             IGNORE_INDEX,
             _MEAN_ALL,
             0.0,
-            *align_corners,
+            self._upsampled,
+            align_corners,
             self._backward,
             False,
         )

@@ -37,10 +37,6 @@ class LinearCrossEntropy(Case):
     is_loss = True
 
     @classmethod
-    def quick(cls) -> Iterable[Case]:
-        return [cls.shown()]
-
-    @classmethod
     def default(cls, half: Sequence[str]) -> Iterable[Case]:
         return [cls((2, 150, 128, 128), "fp32", "channels_last", "forward+backward")]
 

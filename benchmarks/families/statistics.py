@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ import segunc_ops.functional as sf
 from segunc_ops import PredictiveAccumulator, reference
 
 from .. import costs
-from ..case import ENLARGEMENT, LAYOUTS, Case, Shape, Traffic
+from ..case import ENLARGEMENT, Case, Shape, Traffic
 from ..implementations import (
     COMPILED,
     EAGER,
@@ -37,6 +36,8 @@ _MAP_TOLERANCE = 1e-4
 
 
 class _Statistics(Case):
+    """All maps of `predictive_statistics` from S samples."""
+
     @property
     def bytes_moved(self) -> int:
         return self.logits_bytes + self.cleared
@@ -89,16 +90,8 @@ class PredictiveStatistics(_Statistics):
         return (10, 1, classes, 256, 256)
 
     @classmethod
-    def quick(cls) -> Iterable[Case]:
-        return [cls.shown()]
-
-    @classmethod
     def default(cls, half: Sequence[str]) -> Iterable[Case]:
-        return [
-            *(cls.shown(dtype) for dtype in half),
-            cls.shown(layout="channels_last"),
-            cls((10, 2, 19, 64, 64), "fp32"),
-        ]
+        return [*super().default(half), cls((10, 2, 19, 64, 64), "fp32")]
 
     @classmethod
     def studies(cls, measured: Collection[Case]) -> Iterable[Case]:
@@ -113,8 +106,7 @@ class PredictiveStatistics(_Statistics):
     @classmethod
     def full(cls, half: Sequence[str]) -> Iterable[Case]:
         shapes = ((10, 1, 2, 768, 768), cls.showcase[0], (10, 1, 150, 256, 256))
-        axes = itertools.product(shapes, ("fp32", *half), LAYOUTS)
-        return [cls(shape, dtype, layout) for shape, dtype, layout in axes]
+        return cls.product(shapes, half)
 
     def everyone(self) -> tuple[Implementation, ...]:
         if self.study == "types":
@@ -132,14 +124,6 @@ class UpsampledPredictiveStatistics(_Statistics):
     op = "upsampled_predictive_statistics"
     showcase = ((10, 1, 19, 192, 192), "nchw")
     enlargement = ENLARGEMENT
-
-    @classmethod
-    def quick(cls) -> Iterable[Case]:
-        return [cls.shown()]
-
-    @classmethod
-    def default(cls, half: Sequence[str]) -> Iterable[Case]:
-        return [*(cls.shown(dtype) for dtype in half), cls.shown(layout="channels_last")]
 
     def everyone(self) -> tuple[Implementation, ...]:
         autotuned = (MAX_AUTOTUNE,) if self.is_showcase else ()

@@ -31,6 +31,10 @@ struct Interpolation {
 };
 
 inline namespace SEGUNC_VARIANT {
+SEGUNC_HD bool is_empty(const ClassMap& map) {
+  return map.images == 0 || map.classes == 0 || map.pixels == 0;
+}
+
 // Pixels of an image of the results.
 SEGUNC_HD int64_t result_pixels(const ClassMap& map, const Interpolation& interpolation) {
   const int64_t* size = interpolation.size;

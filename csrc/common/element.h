@@ -97,6 +97,17 @@ SEGUNC_HD float16 from_accumulate<float16>(float v) {
 #endif
 }
 
+SEGUNC_HD int bytes_of(IndexType type) {
+  switch (type) {
+    case IndexType::i64:
+      return 8;
+    case IndexType::i32:
+      return 4;
+    default:
+      return 1;
+  }
+}
+
 SEGUNC_HD int64_t load_index(const void* data, IndexType type, int64_t i) {
   switch (type) {
     case IndexType::i64:

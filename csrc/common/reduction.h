@@ -13,6 +13,7 @@ struct NormalizerParams {
   const void* target;  // [count] of target_type
   const void* weight;  // [classes] of A, or null: then pixels are counted
   double* partial;     // [partials]
+  int64_t partials;    // as many as the backend asks for
   int64_t count, classes, ignore_index;
   IndexType target_type;
   Dtype dtype;  // of the logits: tells A

@@ -1,24 +1,102 @@
 // Cross-entropy as torch sees it: checks, allocation, call. A template over the backend, which
-// launches the kernels (see register_cpu.cpp and register_cuda.cpp).
+// plans and launches the kernels (see register_cpu.cpp and register_cuda.cu).
 #pragma once
-#include "../common/loss_binding.h"
+#include <tuple>
+#include <utility>
+
+#include "../common/reduction.h"
+#include "../common/tensors.h"
 #include "params.h"
 
 namespace segunc {
 
-inline ClassMap folded_map_of(const char* name, const Tensor& tensor) {
-  return class_map_of(name, tensor, true);
+// Of a call, beside its tensors.
+struct CrossEntropyOptions {
+  int64_t ignore_index;
+  Reduction reduction;
+  double label_smoothing;
+  bool interpolate, align_corners;     // logits to the target's size, and how
+  bool grad_input, grad_pixel_weight;  // the gradients that are wanted
+
+  bool divides() const { return reduction == Reduction::mean || reduction == Reduction::mean_all; }
+};
+
+inline ClassMap map_of(const char* name, const Tensor& logits, const CrossEntropyOptions& options) {
+  return options.interpolate ? unmerged_map_of(name, logits) : class_map_of(name, logits, true);
 }
 
-inline CrossEntropyParams cross_entropy_params(const Tensor& input, const Tensor& target,
-                                               const std::optional<Tensor>& weight,
-                                               const std::optional<Tensor>& pixel_weight,
-                                               int64_t ignore_index, double label_smoothing) {
+inline CrossEntropyParams params_of(const Tensor& input, const Tensor& target,
+                                    const std::optional<Tensor>& weight,
+                                    const std::optional<Tensor>& pixel_weight,
+                                    const CrossEntropyOptions& options) {
+  const ScalarType type = accumulate_type(input);
   CrossEntropyParams p{};
-  p.map = p.grad_map = folded_map_of("input", input);
-  check_shape("target", target, without_classes(input));
-  set_loss_tensors(p, input, target, weight, pixel_weight, ignore_index, label_smoothing);
+  p.map = p.grad_map = map_of("input", input, options);
+  if (options.interpolate)
+    p.interpolation =
+        interpolation_to("input", input, p.map, target.sizes(), options.align_corners);
+  else
+    check_shape("target", target, without_classes(input));
+  p.dtype = dtype_of("input", input);
+  p.target_type = index_type_of("target", target);
+  check_dense("target", target, target.sizes(), target.scalar_type(), input);
+  if (weight) check_dense("weight", *weight, {input.size(1)}, type, input);
+  if (pixel_weight) check_dense("pixel_weight", *pixel_weight, target.sizes(), type, input);
+  p.input = input.const_data_ptr();
+  p.target = target.const_data_ptr();
+  p.weight = weight ? weight->const_data_ptr() : nullptr;
+  p.pixel_weight = pixel_weight ? pixel_weight->const_data_ptr() : nullptr;
+  p.ignore_index = options.ignore_index;
+  p.label_smoothing = options.label_smoothing;
   return p;
+}
+
+// Allocates the gradients that are wanted, empty tensors for the others.
+template <class Backend>
+std::pair<Tensor, Tensor> allocate_gradients(CrossEntropyParams& p, const Tensor& input,
+                                             const Tensor& target,
+                                             const CrossEntropyOptions& options) {
+  const ScalarType type = accumulate_type(input);
+  Tensor of_input =
+      options.grad_input ? allocate_like(input) : allocate(input, {0}, input.scalar_type());
+  Tensor of_weight = options.grad_pixel_weight ? allocate(input, target.sizes(), type)
+                                               : allocate(input, {0}, type);
+  if (options.grad_input) {
+    p.grad_input = of_input.mutable_data_ptr();
+    p.grad_map = map_of("gradient", of_input, options);
+    // Kernels with a fast traversal use it for both sides or for neither.
+    if (p.grad_map.layout != p.map.layout) p.map.layout = p.grad_map.layout = Layout::strided;
+    Backend::prepare(p.grad_input, input.numel() * int64_t(input.element_size()));
+  }
+  if (options.grad_pixel_weight) p.grad_pixel_weight = of_weight.mutable_data_ptr();
+  return {of_input, of_weight};
+}
+
+// What a loss is divided by: the sum of the valid pixels' class weights, all pixels, or 1.
+template <class Backend>
+Tensor normalizer_of(const Backend& backend, const CrossEntropyParams& p, const Tensor& target,
+                     Reduction reduction) {
+  Tensor normalizer = allocate(target, {}, ScalarType::Double);
+  if (reduction == Reduction::mean) {
+    NormalizerParams n{};
+    n.target = p.target, n.target_type = p.target_type;
+    n.weight = p.weight, n.dtype = p.dtype;
+    n.count = target.numel(), n.classes = p.map.classes, n.ignore_index = p.ignore_index;
+    n.partials = backend.normalizer_partials(n);
+    Tensor partial = allocate(target, {n.partials}, ScalarType::Double);
+    n.partial = static_cast<double*>(partial.mutable_data_ptr());
+    backend.normalizer(n, static_cast<double*>(normalizer.mutable_data_ptr()));
+  } else {
+    backend.fill(normalizer, reduction == Reduction::mean_all ? double(target.numel()) : 1.0);
+  }
+  return normalizer;
+}
+
+template <class Backend, class Plan>
+void launch(const Backend& backend, const Plan& plan, CrossEntropyParams& p, const Tensor& input) {
+  const Tensor scratch = allocate(input, {plan.scratch_bytes}, ScalarType::Byte);
+  p.scratch = scratch.mutable_data_ptr();
+  backend.launch(plan, p);
 }
 
 // Returns the loss, its normalizer and the gradients of a scalar loss; where no gradient is wanted
@@ -27,33 +105,57 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
     const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
     std::optional<Tensor> pixel_weight, int64_t ignore_index, int64_t reduction,
-    double label_smoothing, bool grad_input, bool grad_pixel_weight) {
+    double label_smoothing, bool interpolate, bool align_corners, bool grad_input,
+    bool grad_pixel_weight) {
+  const CrossEntropyOptions options{ignore_index,     Reduction(reduction), label_smoothing,
+                                    interpolate,      align_corners,        grad_input,
+                                    grad_pixel_weight};
   const Backend backend(input);
-  CrossEntropyParams p =
-      cross_entropy_params(input, target, weight, pixel_weight, ignore_index, label_smoothing);
-  auto gradients =
-      allocate_gradients<Backend>(p, input, target, grad_input, grad_pixel_weight, folded_map_of);
-  return reduced_loss(
-      backend, p, input, target, Reduction(reduction), gradients,
-      [&] { return backend.cross_entropy_partials(p); }, [&] { backend.cross_entropy(p); });
+  CrossEntropyParams p = params_of(input, target, weight, pixel_weight, options);
+  auto [of_input, of_weight] = allocate_gradients<Backend>(p, input, target, options);
+  Tensor normalizer = normalizer_of(backend, p, target, options.reduction);
+  if (options.divides()) p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
+  const auto plan = backend.plan(p);
+
+  const ScalarType type = accumulate_type(input);
+  if (options.reduction == Reduction::none) {
+    Tensor loss = allocate(input, target.sizes(), type);
+    p.loss = loss.mutable_data_ptr();
+    launch(backend, plan, p, input);
+    return {loss, normalizer, of_input, of_weight};
+  }
+  Tensor loss = allocate(input, {}, type);
+  Tensor partial = allocate(input, {plan.partials}, ScalarType::Double);
+  p.partial = static_cast<double*>(partial.mutable_data_ptr());
+  launch(backend, plan, p, input);
+  backend.finish_loss(p.partial, plan.partials, p.normalizer, loss.mutable_data_ptr(), p.dtype);
+  return {loss, normalizer, of_input, of_weight};
 }
 
 // The gradients, recomputed from the logits: of a loss per pixel, or of a scalar loss of fp16.
+// grad_output is the gradient that flows into the result, normalizer what the loss was divided by.
 template <class Backend>
-std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad_output, const Tensor& input,
-                                                  const Tensor& target,
-                                                  std::optional<Tensor> weight,
-                                                  std::optional<Tensor> pixel_weight,
-                                                  const Tensor& normalizer, int64_t ignore_index,
-                                                  int64_t reduction, double label_smoothing,
-                                                  bool grad_input, bool grad_pixel_weight) {
+std::tuple<Tensor, Tensor> cross_entropy_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& target,
+    std::optional<Tensor> weight, std::optional<Tensor> pixel_weight, const Tensor& normalizer,
+    int64_t ignore_index, int64_t reduction, double label_smoothing, bool interpolate,
+    bool align_corners, bool grad_input, bool grad_pixel_weight) {
+  const CrossEntropyOptions options{ignore_index,     Reduction(reduction), label_smoothing,
+                                    interpolate,      align_corners,        grad_input,
+                                    grad_pixel_weight};
   const Backend backend(input);
-  CrossEntropyParams p =
-      cross_entropy_params(input, target, weight, pixel_weight, ignore_index, label_smoothing);
-  set_upstream(p, grad_output, normalizer, Reduction(reduction), input, target);
-  auto [of_input, of_weight] =
-      allocate_gradients<Backend>(p, input, target, grad_input, grad_pixel_weight, folded_map_of);
-  if (grad_input || grad_pixel_weight) backend.cross_entropy(p);
+  CrossEntropyParams p = params_of(input, target, weight, pixel_weight, options);
+  p.upstream_is_scalar = options.reduction != Reduction::none;
+  const std::vector<int64_t> scalar;
+  check_dense("grad_output", grad_output, p.upstream_is_scalar ? Sizes(scalar) : target.sizes(),
+              accumulate_type(input), input);
+  p.upstream = grad_output.const_data_ptr();
+  if (options.divides()) {
+    check_dense("normalizer", normalizer, scalar, ScalarType::Double, input);
+    p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
+  }
+  auto [of_input, of_weight] = allocate_gradients<Backend>(p, input, target, options);
+  if (grad_input || grad_pixel_weight) launch(backend, backend.plan(p), p, input);
   return {of_input, of_weight};
 }
 

@@ -1,34 +1,38 @@
-// What the cross-entropy kernels read and write. N images, C classes, P pixels an image.
+// What the cross-entropy kernels read and write. N images, C classes; `source` are the spatial
+// sizes of the logits, `size` those of the target. They differ only where logits are interpolated.
 #pragma once
 #include <cstdint>
 
 #include "../common/class_map.h"
 #include "../common/element.h"
-#include "../common/reduction.h"
 
 namespace segunc {
 
-// A is float, or double for double logits. The gradient of pixel p has the factor
-//   k_p = pixel_weight_p * upstream_p * scale     (absent factors are 1).
+// A is float, or double for double logits. The gradient of target pixel p, which is sent to the
+// source positions that p blends, has the factor
+//   k_p = pixel_weight_p * upstream_p / normalizer     (absent factors are 1).
 struct CrossEntropyParams {
-  const void* input;         // [N, C, P] of dtype, laid out as map
-  const void* target;        // [N, P] of target_type, contiguous
+  const void* input;         // [N, C, *source] of dtype, laid out as map
+  const void* target;        // [N, *size] of target_type, contiguous
   const void* weight;        // [C] of A, or null
-  const void* pixel_weight;  // [N, P] of A, contiguous, or null
-  const void* upstream;      // [N, P] of A, or [1] if upstream_is_scalar, or null
+  const void* pixel_weight;  // [N, *size] of A, contiguous, or null
+  const void* upstream;      // [N, *size] of A, or [1] if upstream_is_scalar, or null
   const double* normalizer;  // [1] or null: the gradient is divided by it
-  void* loss;                // [N, P] of A, or null
+  void* loss;                // [N, *size] of A, or null
   double* partial;           // [partials] sums of the loss in a fixed order, or null
-  void* grad_input;          // [N, C, P] of dtype, laid out as grad_map, or null
-  void* grad_pixel_weight;   // [N, P] of A, or null
-  ClassMap map, grad_map;
+  void* grad_input;          // [N, C, *source] of dtype, laid out as grad_map, or null
+  void* grad_pixel_weight;   // [N, *size] of A, or null
+  void* scratch;             // as many bytes as the backend asks for
+  ClassMap map, grad_map;    // of the logits
+  Interpolation interpolation;
   Dtype dtype;
   IndexType target_type;
   bool upstream_is_scalar;
   int64_t ignore_index;
   double label_smoothing;
-  // The first target outside [0, C) that is not ignore_index. CPU: its pixel's index in [0, N P),
-  // the lowest one wins. CUDA: host-mapped, {1, the value}; the pixel's loss is NaN.
+  // The first target outside [0, C) that is not ignore_index. CPU: its pixel's index in
+  // [0, N * product of size), the lowest one wins. CUDA: host-mapped, {1, the value}; the pixel's
+  // loss is NaN.
   int64_t* bad_target;
 };
 

@@ -391,20 +391,17 @@ def operator_calls() -> dict[str, list[tuple[object, ...]]]:
         last = x.contiguous(memory_format=torch.channels_last)
         weight, weights, one = torch.rand(3), u.float(), torch.ones((), dtype=torch.float64)
         for logits, wants in ((x, False), (x, True), (last, True)):
-            options = (IGNORED, reduction, 0.1, wants, wants)
-            calls.setdefault("cross_entropy_forward", []).append(
-                (logits, target, weight, weights, *options)
-            )
             upstream = torch.rand(target.shape if reduction == 0 else ())
-            calls.setdefault("cross_entropy_backward", []).append(
-                (upstream, logits, target, None, weights, one, *options)
-            )
-            small, options = logits[:, :, :3, :2], (*options[:3], True, *options[3:])
-            calls.setdefault("upsampled_cross_entropy_forward", []).append(
-                (small, target, weight, weights, *options)
-            )
-            calls.setdefault("upsampled_cross_entropy_backward", []).append(
-                (upstream, small, target, None, weights, one, *options)
-            )
+            for source, interpolation in (
+                (logits, (False, False)),
+                (logits[:, :, :3, :2], (True, True)),
+            ):
+                options = (IGNORED, reduction, 0.1, *interpolation, wants, wants)
+                calls.setdefault("cross_entropy_forward", []).append(
+                    (source, target, weight, weights, *options)
+                )
+                calls.setdefault("cross_entropy_backward", []).append(
+                    (upstream, source, target, None, weights, one, *options)
+                )
         calls.setdefault("scale_", []).append((x.clone(), torch.tensor(2.0)))
     return calls

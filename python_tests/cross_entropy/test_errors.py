@@ -358,40 +358,41 @@ def test_an_ignored_index_is_never_out_of_range():
         assert loss == 0
 
 
+# Of a bare cross-entropy: ignore_index, reduction, label_smoothing, interpolate, align_corners.
+_OPTIONS = (-100, 1, 0.0, False, False)
+
 RAW: dict[str, tuple[Callable[[Any], Any], str]] = {
     "target shape": (
         lambda ops: ops.cross_entropy_forward(
-            _x(), _t(2, 4, 6), None, None, -100, 1, 0.0, False, False
+            _x(), _t(2, 4, 6), None, None, *_OPTIONS, False, False
         ),
         "target: expected shape (2, 4, 5), got (2, 4, 6)",
     ),
     "target strides": (
         lambda ops: ops.cross_entropy_forward(
-            _x(), _t(2, 5, 4).mT, None, None, -100, 1, 0.0, False, False
+            _x(), _t(2, 5, 4).mT, None, None, *_OPTIONS, False, False
         ),
         "target: expected a contiguous tensor",
     ),
     "weight type": (
         lambda ops: ops.cross_entropy_forward(
-            _x(), _t(), torch.ones(3).double(), None, -100, 1, 0.0, False, False
+            _x(), _t(), torch.ones(3).double(), None, *_OPTIONS, False, False
         ),
         "weight: expected Float, got Double",
     ),
     "pixel weight shape": (
-        lambda ops: ops.cross_entropy_forward(
-            _x(), _t(), None, _x(2, 4), -100, 1, 0.0, False, False
-        ),
+        lambda ops: ops.cross_entropy_forward(_x(), _t(), None, _x(2, 4), *_OPTIONS, False, False),
         "pixel_weight: expected shape (2, 4, 5), got (2, 4)",
     ),
     "upstream shape": (
         lambda ops: ops.cross_entropy_backward(
-            _x(2), _x(), _t(), None, None, torch.ones(()).double(), -100, 1, 0.0, True, False
+            _x(2), _x(), _t(), None, None, torch.ones(()).double(), *_OPTIONS, True, False
         ),
         "grad_output: expected shape (), got (2)",
     ),
     "normalizer": (
         lambda ops: ops.cross_entropy_backward(
-            torch.ones(()), _x(), _t(), None, None, torch.ones(()), -100, 1, 0.0, True, False
+            torch.ones(()), _x(), _t(), None, None, torch.ones(()), *_OPTIONS, True, False
         ),
         "normalizer: expected Double, got Float",
     ),

@@ -305,14 +305,14 @@ def test_export_never_loses_the_gradient(strict):
 def test_bare_operators_are_not_differentiable_in_silence():
     x, target, _ = batch()
     loss, *_ = torch.ops.segunc_ops.cross_entropy_forward(
-        x, target, None, None, IGNORED, 1, 0.0, True, False
+        x, target, None, None, IGNORED, 1, 0.0, False, False, True, False
     )
     with pytest.raises(RuntimeError, match="segunc_ops::cross_entropy_forward is not different"):
         (loss + x.sum()).backward()
     upstream = torch.ones((), requires_grad=True)
     grad, _ = torch.ops.segunc_ops.cross_entropy_backward(
         upstream, x, target, None, None, torch.ones((), dtype=torch.float64), IGNORED, 1, 0.0,
-        True, False,
+        False, False, True, False,
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="segunc_ops::cross_entropy_backward is not different"):
         grad.sum().backward()

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+# The tests that every build runs, a folder each.
+FOLDERS = sorted(str(path.parent) for path in HERE.glob("*/binding.cpp"))
 
 
 def _library(name: str) -> str:
@@ -41,7 +43,6 @@ def start_pytest(
 
     Output is not captured by pytest, which would keep a sanitizer's last words to itself.
 
-
     Args:
         flavor: the build.
         arguments: pytest's.
@@ -54,7 +55,7 @@ def start_pytest(
     lean = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", f"--confcutdir={HERE}"]
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-s", *lean, *arguments],
-        cwd=HERE,
+        cwd=HERE.parents[1],
         env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -32,6 +32,18 @@ _THINNING = {"plain": 1, "sanitize": 5, "race": 5}[FLAVOR]
 DTYPES = ("f64", "f32", "bf16", "f16")
 LAYOUTS = ("planar", "channels_last", "crop", "class_gap", "unaligned", "forced")
 CLASS_COUNTS = (1, 2, 3, 11, 19, 21, 33, 150)
+TARGET_TYPES = (np.int64, np.int32, np.uint8)
+# Pixels of an image, around the sizes of warps, vectors, tiles and blocks, and shapes of so many.
+SIZES = (1, 31, 32, 33, 127, 129, 1031)
+SHAPES: dict[int, tuple[tuple[int, ...], ...]] = {
+    1: ((), (1,), (1, 1)),
+    31: ((31,), (1, 31)),
+    32: ((32,), (4, 8), (2, 4, 4)),
+    33: ((33,), (3, 11), (11, 3)),
+    127: ((127,), (127, 1)),
+    129: ((129,), (3, 43)),
+    1031: ((1031,), (1031, 1)),
+}
 
 _STORAGE = {"f64": np.float64, "f32": np.float32, "bf16": np.uint16, "f16": np.uint16}
 _GUARD = 64  # elements: keeps the alignment of the buffer
@@ -71,6 +83,22 @@ def thinned(cases: list[Any]) -> list[Any]:
 def accumulate_type(dtype: str) -> type[np.floating[Any]]:
     """The type that a kernel computes and returns per-pixel results in."""
     return np.float64 if dtype == "f64" else np.float32
+
+
+def epsilon(dtype: str) -> float:
+    return float(np.finfo(accumulate_type(dtype)).eps)
+
+
+def pixels_last(values: Array) -> Array:
+    """[N, C, *spatial] to [N, C, P]."""
+    return np.ascontiguousarray(values).reshape(*values.shape[:2], -1)
+
+
+def drawn_spatial(generator: np.random.Generator, most_pixels: int) -> tuple[int, ...]:
+    """One of ``SHAPES``."""
+    sizes = [size for size in SIZES if size <= most_pixels]
+    shapes = SHAPES[int(generator.choice(sizes))]
+    return shapes[int(generator.integers(len(shapes)))]
 
 
 def encode(values: Array, dtype: str) -> Array:
@@ -221,3 +249,12 @@ def assert_close(name: str, actual: Array, expected: Array, tolerance: Array | f
             f"{name}: {int(bad.sum())} of {bad.size} wrong, worst at {place_}: got "
             f"{actual[worst]!r}, expected {expected[worst]!r}"
         )
+
+
+def shared_bytes(host: ModuleType, run: Callable[[], object]) -> int:
+    """The most shared memory that a launch of ``run`` has, static and dynamic together; where it is
+    more than a GPU grants, the host execution refuses the launch."""
+    host.set_seed(0)
+    run()
+    most: int = host.counters()["shared_bytes"]
+    return most

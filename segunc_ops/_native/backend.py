@@ -20,7 +20,9 @@ _BACKENDS = ("auto", "native", "reference")
 
 
 class _Choice(threading.local):
-    backend: str | None = None
+    def __init__(self) -> None:
+        # Of the instance: torch.compile does not notice when it comes to hide a class's attribute.
+        self.backend: str | None = None
 
 
 _choice = _Choice()

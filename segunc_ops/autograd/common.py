@@ -23,15 +23,6 @@ def call(operator: Any, *args: Any) -> Any:
     return call_below_autograd(operator, *args) if is_eager() else operator(*args)
 
 
-def call_in_function(operator: Any, *args: Any) -> Any:
-    """Calls an operator inside of a Function, which alone knows its gradient."""
-    if is_eager():
-        return call_below_autograd(operator, *args)
-    # Some versions of torch trace a Function's body with its inputs' gradients, and would
-    # differentiate the operator.
-    return operator(*(arg.detach() if isinstance(arg, Tensor) else arg for arg in args))
-
-
 class FirstDerivative(torch.autograd.Function):
     """Gradients as nodes of the graph whose own derivative is an error that says so."""
 

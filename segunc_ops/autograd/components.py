@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._native.library import fake, linear_gradient, ops
+from .._torch import is_exporting
 from .common import call
 
 __all__ = ["component_mean", "connected_components"]
@@ -90,7 +91,7 @@ def component_mean(
 ) -> Tensor:
     """Means over components; see :func:`segunc_ops.functional.component_mean`."""
     values, options = values.contiguous(), (connectivity, ignore_index, bound)
-    if torch.compiler.is_exporting() or not (torch.is_grad_enabled() and values.requires_grad):
+    if is_exporting() or not (torch.is_grad_enabled() and values.requires_grad):
         mean: Tensor = call(ops.component_mean.default, values, labels, *options)
     else:
         mean = _ComponentMean.apply(values, labels, *options)

@@ -10,8 +10,8 @@ from torch import Tensor
 from .._dtypes import accumulate_dtype
 from .._native.library import fake, ops, refuse_gradient
 from .._options import LossOptions
-from .._torch import apply_unbound, is_eager, keeps_graph
-from .common import FirstDerivative, addressable, call, call_in_function
+from .._torch import apply_unbound, is_eager, is_exporting, keeps_graph
+from .common import FirstDerivative, addressable, call
 
 __all__ = ["cross_entropy"]
 
@@ -46,7 +46,7 @@ def _gradients(input: Tensor, target: Tensor, wanted: _Wanted) -> tuple[Tensor, 
     )
 
 
-@fake("cross_entropy_forward", "upsampled_cross_entropy_forward")
+@fake("cross_entropy_forward")
 def _forward(
     input: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, *others: Any
 ) -> tuple[Tensor, ...]:
@@ -59,28 +59,14 @@ def _forward(
     )
 
 
-@fake("cross_entropy_backward", "upsampled_cross_entropy_backward")
+@fake("cross_entropy_backward")
 def _backward(
     grad_output: Tensor, input: Tensor, target: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor]:
     return _gradients(input, target, _Wanted(*others[-2:]))
 
 
-refuse_gradient(
-    "cross_entropy_forward",
-    "cross_entropy_backward",
-    "upsampled_cross_entropy_forward",
-    "upsampled_cross_entropy_backward",
-)
-
-
-def _operator(direction: str, settings: _Settings) -> tuple[Any, tuple[Any, ...]]:
-    """The operator for logits that are stored or interpolated, and its settings."""
-    name = "cross_entropy"
-    told: tuple[Any, ...] = settings[:3]
-    if settings.interpolate:
-        name, told = "upsampled_cross_entropy", (*told, settings.align_corners)
-    return getattr(ops, f"{name}_{direction}").default, told
+refuse_gradient("cross_entropy_forward", "cross_entropy_backward")
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -101,9 +87,9 @@ class _CrossEntropy(torch.autograd.Function):
         pixel_weight: Tensor | None,
         settings: _Settings,
     ) -> Any:
-        forward, told = _operator("forward", settings)
+        forward = ops.cross_entropy_forward.default
         now = _NOTHING if deferred else wanted
-        return call_in_function(forward, input, target, weight, pixel_weight, *told, *now)
+        return call(forward, input, target, weight, pixel_weight, *settings, *now)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -139,9 +125,9 @@ class _CrossEntropy(torch.autograd.Function):
 def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
     """The gradients of input and pixel weight, empty where not wanted."""
     if ctx.deferred:
-        backward, told = _operator("backward", ctx.settings)
-        grads: tuple[Tensor, ...] = call_in_function(
-            backward, grad_output.contiguous(), *saved, *told, *ctx.wanted
+        backward = ops.cross_entropy_backward.default
+        grads: tuple[Tensor, ...] = call(
+            backward, grad_output.contiguous(), *saved, *ctx.settings, *ctx.wanted
         )
         return grads
     grads = saved[:2]
@@ -150,7 +136,7 @@ def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> t
         return tuple((grad * grad_output).to(grad.dtype) for grad in grads)
     for grad in grads:
         if grad.numel():
-            call_in_function(ops.scale_.default, grad, grad_output)
+            call(ops.scale_.default, grad, grad_output)
     return grads
 
 
@@ -174,9 +160,9 @@ def cross_entropy(
     )
     # An exported program would keep the operator and lose the Function around it: the operator's
     # own formula raises when such a program is differentiated.
-    if wanted == _NOTHING or torch.compiler.is_exporting():
-        forward, told = _operator("forward", settings)
-        loss: Tensor = call(forward, *tensors, *told, *_NOTHING)[0]
+    if wanted == _NOTHING or is_exporting():
+        forward = ops.cross_entropy_forward.default
+        loss: Tensor = call(forward, *tensors, *settings, *_NOTHING)[0]
         return loss
     deferred = options.reduction == "none" or input.dtype == torch.float16
     arguments = deferred, wanted, *tensors, settings

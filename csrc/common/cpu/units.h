@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../class_map.h"
+#include "../integer.h"
 
 namespace segunc {
 
@@ -12,7 +13,7 @@ namespace segunc {
 constexpr int64_t kUnitPixels = 2048;
 
 inline namespace SEGUNC_VARIANT {
-SEGUNC_HD int64_t units_of(int64_t pixels) { return (pixels + kUnitPixels - 1) / kUnitPixels; }
+SEGUNC_HD int64_t units_of(int64_t pixels) { return divide_up(pixels, kUnitPixels); }
 
 // Units of interpolated results: a band of rows in those planes that share a lower neighbour among
 // the source planes.
@@ -25,7 +26,7 @@ struct ResultBands {
     // Enough units for many threads; neighbouring bands enlarge the source rows between them twice.
     constexpr int64_t kUnits = 32, kMostRows = 32;
     rows = std::clamp<int64_t>(images * planes * height / kUnits, 1, kMostRows);
-    per_plane = (height + rows - 1) / rows;
+    per_plane = divide_up(height, rows);
   }
 
   int64_t units() const { return images * planes * per_plane; }

@@ -18,11 +18,13 @@ SEGUNC_DEVICE T warp_sum(T value) {
   return value;
 }
 
+// What block_sum keeps in static shared memory.
+using BlockSums = double[32];  // of warps
+
 // The sum over a block of full warps, valid in thread 0. Every thread calls it, any number of
 // times.
 SEGUNC_DEVICE double block_sum(double value) {
-  constexpr unsigned kMaxWarps = 32;
-  SEGUNC_SHARED(part, double[kMaxWarps]);
+  SEGUNC_SHARED(part, BlockSums);
   value = warp_sum(value);
   barrier();  // an earlier call may still be reading part
   if (lane() == 0) part[warp()] = value;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "../integer.h"
 #include "softmax.h"
 
 namespace segunc::device {
@@ -37,6 +38,11 @@ constexpr int kMaxTeam = 16;
 // What a thread can hold of a pixel in registers.
 constexpr int kMaxClassesOfThread = 32;
 constexpr int64_t kMaxTileClasses = kMaxTeam * kMaxClassesOfThread;
+
+// The most that a thread of a tile has of so many classes.
+inline int64_t classes_of_tile_thread(int64_t classes) {
+  return divide_up(classes, int64_t(1) << team_shift_of(classes, kMaxClassesOfThread));
+}
 
 // How often the busiest bank is read when a warp reads one class of each of its threads.
 inline int bank_conflicts(int team, int pixel_pitch, int class_pitch, int element_bytes) {
@@ -71,7 +77,7 @@ inline ClassTile make_class_tile(const ClassMap& map, int element_bytes, int thr
   ClassTile tile{};
   tile.layout = map.layout;
   tile.classes = int(map.classes);
-  while (tile.classes > kMaxClassesOfThread << tile.team_shift) tile.team_shift++;
+  tile.team_shift = team_shift_of(map.classes, kMaxClassesOfThread);
   tile.team = 1 << tile.team_shift;
   tile.pixels = threads / tile.team;
   const auto conflicts = [&] {
@@ -96,9 +102,8 @@ inline ClassTile make_class_tile(const ClassMap& map, int element_bytes, int thr
     tile.shared_bytes = size_t(tile.pixel_pitch) * tile.pixels * element_bytes;
   }
   if (tile.wide && !tile.single_row) tile.row_vectors /= vector;
-  tile.row_reciprocal =
-      uint32_t(((1 << kReciprocalBits) + tile.row_vectors - 1) / tile.row_vectors);
-  if (tile.shared_bytes > kMaxDynamicShared || tile.team > kMaxTeam) {
+  tile.row_reciprocal = uint32_t(divide_up(1 << kReciprocalBits, tile.row_vectors));
+  if (tile.shared_bytes > kMaxDynamicSharedBytes<BlockSums> || tile.team > kMaxTeam) {
     throw std::runtime_error("a tile of " + std::to_string(map.classes) +
                              " classes does not fit into shared memory");
   }

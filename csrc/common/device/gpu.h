@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "limits.h"
+
 #define SEGUNC_DEVICE __device__ __forceinline__
 // Variadic, because a type may contain commas.
 #define SEGUNC_SHARED(name, ...) __shared__::segunc::device::SharedType<__VA_ARGS__> name
@@ -22,8 +24,6 @@ using Stream = cudaStream_t;
 
 constexpr unsigned kFullMask = 0xffffffffu;
 constexpr unsigned kWarpSize = 32;
-// What every target grants without an opt-in.
-constexpr size_t kMaxDynamicShared = 48 << 10;
 
 // A bound that only large inputs reach. On the host it is lower, so that small tests go beyond it.
 constexpr int64_t at_scale(int64_t bound) { return bound; }

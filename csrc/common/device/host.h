@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "host_execution/host_execution.h"
+#include "limits.h"
 
 #define __global__
 #define __device__
@@ -35,7 +36,6 @@ struct Stream {};
 
 constexpr unsigned kFullMask = 0xffffffffu;
 constexpr unsigned kWarpSize = 32;
-constexpr size_t kMaxDynamicShared = 48 << 10;
 
 // A bound that only large inputs reach. Here it is lower, so that small tests go beyond it.
 constexpr int64_t at_scale(int64_t bound) { return bound < 8 ? bound : 8; }
@@ -56,7 +56,7 @@ void launch(void (*kernel)(Parameters...), Grid grid, unsigned threads, size_t d
   static_assert(sizeof...(Parameters) == sizeof...(Arguments));
   const auto run = [&] { kernel(static_cast<Parameters>(arguments)...); };
   host::launch(
-      grid.x, threads, dynamic_shared_bytes,
+      reinterpret_cast<const void*>(kernel), grid.x, threads, dynamic_shared_bytes,
       [](const void* body) { (*static_cast<const decltype(run)*>(body))(); }, &run);
 }
 
@@ -130,50 +130,52 @@ template <class T>
 using Value = typename std::enable_if<true, T>::type;
 
 template <class T>
-SEGUNC_DEVICE T atomic(host::AtomicOperation operation, T* p, T value, T expected = T()) {
+SEGUNC_DEVICE T atomic(host::AtomicOperation operation, T* p, T value, T expected, Site site) {
   static_assert(std::is_integral_v<T> && (sizeof(T) == 4 || sizeof(T) == 8),
                 "atomics take 32- and 64-bit integers: floating sums depend on their order");
-  return unpack<T>(
-      host::atomic(operation, p, sizeof(T), std::is_signed_v<T>, pack(value), pack(expected)));
+  return unpack<T>(host::atomic(operation, p, sizeof(T), std::is_signed_v<T>, pack(value),
+                                pack(expected), site));
 }
 template <class T>
-SEGUNC_DEVICE T atomic_add(T* p, Value<T> value) {
-  return atomic(host::AtomicOperation::add, p, value);
+SEGUNC_DEVICE T atomic_add(T* p, Value<T> value, Site site = Site::caller()) {
+  return atomic(host::AtomicOperation::add, p, value, T(), site);
 }
 template <class T>
-SEGUNC_DEVICE T atomic_min(T* p, Value<T> value) {
-  return atomic(host::AtomicOperation::min, p, value);
+SEGUNC_DEVICE T atomic_min(T* p, Value<T> value, Site site = Site::caller()) {
+  return atomic(host::AtomicOperation::min, p, value, T(), site);
 }
 template <class T>
-SEGUNC_DEVICE T atomic_max(T* p, Value<T> value) {
-  return atomic(host::AtomicOperation::max, p, value);
+SEGUNC_DEVICE T atomic_max(T* p, Value<T> value, Site site = Site::caller()) {
+  return atomic(host::AtomicOperation::max, p, value, T(), site);
 }
 template <class T>
-SEGUNC_DEVICE T atomic_exchange(T* p, Value<T> value) {
-  return atomic(host::AtomicOperation::exchange, p, value);
+SEGUNC_DEVICE T atomic_exchange(T* p, Value<T> value, Site site = Site::caller()) {
+  return atomic(host::AtomicOperation::exchange, p, value, T(), site);
 }
 template <class T>
-SEGUNC_DEVICE T atomic_compare_exchange(T* p, Value<T> expected, Value<T> desired) {
-  return atomic(host::AtomicOperation::compare_exchange, p, desired, expected);
+SEGUNC_DEVICE T atomic_compare_exchange(T* p, Value<T> expected, Value<T> desired,
+                                        Site site = Site::caller()) {
+  return atomic(host::AtomicOperation::compare_exchange, p, desired, expected, site);
 }
 
 template <class T>
-SEGUNC_DEVICE T load_relaxed(const T* p) {
+SEGUNC_DEVICE T load_relaxed(const T* p, Site site = Site::caller()) {
   return unpack<T>(host::atomic(host::AtomicOperation::load, const_cast<T*>(p), sizeof(T),
-                                std::is_signed_v<T>, 0, 0));
+                                std::is_signed_v<T>, 0, 0, site));
 }
 template <class T>
-SEGUNC_DEVICE void store_relaxed(T* p, Value<T> value) {
-  host::atomic(host::AtomicOperation::store, p, sizeof(T), std::is_signed_v<T>, pack(value), 0);
+SEGUNC_DEVICE void store_relaxed(T* p, Value<T> value, Site site = Site::caller()) {
+  host::atomic(host::AtomicOperation::store, p, sizeof(T), std::is_signed_v<T>, pack(value), 0,
+               site);
 }
 template <class T>
 SEGUNC_DEVICE T load_read_only(const T* p) {
   return *p;
 }
 // mapped[1] = value, then mapped[0] = 1. Of several callers one's value stays.
-SEGUNC_DEVICE void store_host_flag(int64_t* mapped, int64_t value) {
-  store_relaxed(mapped + 1, value);
-  store_relaxed(mapped, 1);
+SEGUNC_DEVICE void store_host_flag(int64_t* mapped, int64_t value, Site site = Site::caller()) {
+  store_relaxed(mapped + 1, value, site);
+  store_relaxed(mapped, 1, site);
 }
 
 SEGUNC_DEVICE int count_leading_zeros(unsigned v) { return v ? __builtin_clz(v) : 32; }

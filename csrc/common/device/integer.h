@@ -1,6 +1,7 @@
 // Integers that compilers would otherwise handle badly in a kernel.
 #pragma once
 #include "../class_map.h"
+#include "../integer.h"
 #include "device.h"
 
 namespace segunc::device {

@@ -50,6 +50,13 @@ struct Alone {
   }
 };
 
+// log2 of the threads that share a pixel of so many classes, each with at most `most` of them.
+inline int team_shift_of(int64_t classes, int64_t most) {
+  int shift = 0;
+  while (classes > most << shift) shift++;
+  return shift;
+}
+
 // `size` neighbouring threads of a warp, a power of two, share a pixel: register i of thread `part`
 // is class part + i * size. The reductions need the whole warp and give every thread the same bits.
 struct Team {

@@ -1,5 +1,6 @@
 // Neighbouring elements that move together.
 #pragma once
+#include <algorithm>
 #include <cstring>
 
 #ifdef SEGUNC_HOST_EXECUTION
@@ -27,6 +28,11 @@ struct VectorWords {
   static constexpr int kCount = kBytes / kWordBytes;
   using type = typename Word<kWordBytes>::type;
 };
+
+// Whether vectors of so many bytes may start at data.
+inline bool is_vector_aligned(const void* data, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % std::min<int64_t>(bytes, 16) == 0;
+}
 
 // p is aligned to the vector, or to 16 bytes where it is larger.
 template <int N, class T>

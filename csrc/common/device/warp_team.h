@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "softmax.h"
+#include "work.h"
 
 namespace segunc::device {
 
@@ -24,17 +25,28 @@ struct WarpTeams {
 inline std::optional<WarpTeams> make_warp_teams(int64_t classes) {
   // More than 24 leave fewer threads resident: for single warps and for the most classes alone.
   constexpr int kClassesOfTeams = 24, kWarps = 4;
-  const auto divide_up = [](int64_t a, int64_t b) { return int((a + b - 1) / b); };
   if (classes > WarpTeams::kMaxWarps * WarpTeams::kMaxClasses) return std::nullopt;
   WarpTeams teams{};
   teams.classes = int(classes);
   teams.team = 1;
   if (classes > WarpTeams::kMaxClasses) {
-    teams.team = std::min(divide_up(classes, kClassesOfTeams), WarpTeams::kMaxWarps);
+    teams.team = std::min(int(divide_up(classes, kClassesOfTeams)), WarpTeams::kMaxWarps);
   }
-  teams.classes_of_warp = divide_up(classes, teams.team);
+  teams.classes_of_warp = int(divide_up(classes, teams.team));
   teams.teams = std::max(1, kWarps / teams.team);
   return teams;
+}
+
+// Calls launch_bucket(bucket, work, teams) for a launch over the pixels of p's results whose teams
+// take them; false where the classes are too many.
+template <class Params, class Buckets, class Launch>
+bool with_warp_teams(const Params& p, Buckets buckets, int64_t max_blocks, Launch launch_bucket) {
+  const std::optional<WarpTeams> teams = make_warp_teams(p.map.classes);
+  if (!teams) return false;
+  const Work work =
+      make_work(p.map.images, result_pixels(p.map, p.interpolation), teams->pixels(), max_blocks);
+  return with_bucket(teams->classes_of_warp, buckets,
+                     [&](auto bucket) { launch_bucket(bucket, work, *teams); });
 }
 
 // Register i of a thread of warp `part` of a team is class first + i. The reductions need the whole

@@ -20,10 +20,13 @@ struct Work {
   int64_t blocks;
 };
 
+// Tiles do not span images: on smaller ones most of their threads would idle.
+constexpr int64_t kMinTiledPixels = 32;
+
 inline Work make_work(int64_t images, int64_t pixels, int64_t tile, int64_t max_blocks) {
   Work work{};
   work.tile = tile;
-  work.tiles_per_image = Divisor((pixels + tile - 1) / tile);
+  work.tiles_per_image = Divisor(divide_up(pixels, tile));
   work.tiles = work.tiles_per_image.value * images;
   work.pixels = pixels * images;
   work.blocks = std::min(work.tiles, max_blocks);
@@ -44,6 +47,24 @@ inline void merge_images(ClassMap& map) {
 // Of a tile that starts `left` pixels before the end of its image.
 SEGUNC_DEVICE int tile_pixels(const Work& work, int64_t left) {
   return int(left < work.tile ? left : work.tile);
+}
+
+// Whether every V neighbouring pixels are one aligned vector: of a map of T, and of indices.
+template <class T, int V>
+bool fits_vectors(const void* data, const ClassMap& map) {
+  return is_vector_aligned(data, V * sizeof(T)) && map.pixels % V == 0 &&
+         map.class_stride % V == 0 && map.image_stride % V == 0;
+}
+template <int V>
+bool fits_vectors(const void* data, IndexType type) {
+  return is_vector_aligned(data, V * bytes_of(type));
+}
+
+// What a launch without a kernel ends with.
+[[noreturn]] inline void no_kernel(const char* kernel, Dtype dtype, int64_t classes) {
+  static const char* const kDtypes[] = {"float64", "float32", "bfloat16", "float16"};
+  throw std::runtime_error(std::string("no kernel ") + kernel + " of " + kDtypes[int(dtype)] +
+                           " and " + std::to_string(classes) + " classes");
 }
 
 // What call gives for a value of the type that a dtype stands for. kernel: the name for an error.

@@ -48,10 +48,13 @@ void BlockMemory::reset(size_t dynamic_bytes, Random& random) {
   dynamic_ = carve(dynamic_bytes, 16, random);
 }
 
-void* BlockMemory::array(const void* tag, size_t bytes, size_t alignment, Random& random) {
+void* BlockMemory::find(const void* tag) const {
   const auto found = std::find_if(arrays_.begin(), arrays_.end(),
                                   [&](const Array& array) { return array.tag == tag; });
-  if (found != arrays_.end()) return found->data;
+  return found != arrays_.end() ? found->data : nullptr;
+}
+
+void* BlockMemory::add(const void* tag, size_t bytes, size_t alignment, Random& random) {
   arrays_.push_back({tag, carve(bytes, alignment, random)});
   return arrays_.back().data;
 }

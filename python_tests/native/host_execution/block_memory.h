@@ -11,7 +11,7 @@ namespace segunc::host {
 class BlockMemory {
  public:
   static constexpr size_t kStackBytes = 64 << 10;
-  static constexpr size_t kSharedBytes = 100 << 10;
+  static constexpr size_t kSharedBytes = 100 << 10;  // with red zones
 
   explicit BlockMemory(unsigned threads);
   ~BlockMemory();
@@ -25,9 +25,10 @@ class BlockMemory {
   // A new block moves in: no arrays but the dynamic one.
   void reset(size_t dynamic_bytes, Random& random);
   void* dynamic() const { return dynamic_; }
-  // The array of this tag, on its first use filled with garbage, NaN as a double, and followed by a
-  // red zone. Throws Error beyond kSharedBytes.
-  void* array(const void* tag, size_t bytes, size_t alignment, Random& random);
+  // The array of this tag, null where there is none yet.
+  void* find(const void* tag) const;
+  // A new one, filled with garbage, NaN as a double, and followed by a red zone.
+  void* add(const void* tag, size_t bytes, size_t alignment, Random& random);
   const char* shared() const { return shared_.get(); }
   // Error reports of AddressSanitizer may need to read what a finished launch left poisoned.
   void unpoison() const;

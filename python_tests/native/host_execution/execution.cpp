@@ -1,13 +1,20 @@
+#include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "address_sanitizer.h"
 #include "block_memory.h"
+#include "common/device/limits.h"
 #include "context_switch.h"
+#include "controls.h"
+#include "faults.h"
 #include "host_execution.h"
 #include "memory_access.h"
 #include "operations.h"
@@ -25,8 +32,7 @@ constexpr bool kDetectRaces = false;
 #endif
 
 constexpr unsigned kWarpSize = 32;
-constexpr unsigned kMaxThreads = 1024;
-constexpr size_t kMaxDynamicShared = 48 << 10;
+constexpr unsigned kMaxThreads = device::kMaxBlockThreads;
 constexpr unsigned kMaxResident = 3;  // blocks in flight
 // Scheduling decisions without a thread finishing or a barrier or warp operation completing, after
 // which the kernel is taken to wait for what never comes.
@@ -81,23 +87,31 @@ std::string describe(unsigned block, unsigned thread) {
 }
 std::string describe(const Fiber& fiber) { return describe(fiber.block->index, fiber.thread); }
 
+size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// The static shared arrays that launches of a kernel were seen to use. On a GPU a kernel has all of
+// its arrays in every launch, whether that reaches them or not.
+struct StaticShared {
+  std::set<const void*> tags;
+  size_t bytes = 0;
+};
+
 class Execution {
  public:
-  void launch(unsigned blocks, unsigned threads, size_t dynamic_shared_bytes,
+  void launch(const void* kernel, unsigned blocks, unsigned threads, size_t dynamic_shared_bytes,
               void (*body)(const void*), const void* arguments);
   int barrier_count(bool predicate, Site site);
   uint64_t warp_operation(WarpOperation operation, uint32_t mask, uint64_t value, unsigned argument,
                           Site site);
   uint64_t atomic(AtomicOperation operation, void* p, int bytes, bool is_signed, uint64_t value,
-                  uint64_t expected, const void* code);
+                  uint64_t expected, Site site, const void* code);
   void plain_access(const void* p, size_t bytes, bool write, const void* code);
-  void* shared_array(const void* tag, size_t bytes, size_t alignment) {
-    return current_->block->memory.array(tag, bytes, alignment, random_);
-  }
+  void* shared_array(const void* tag, size_t bytes, size_t alignment);
   [[noreturn]] void fail(const std::string& message, Site site) const {
     throw Error(describe(*current_) + ": " + message + " at " + describe(site));
   }
 
+  Faults& faults() { return faults_; }
   const Fiber& current() const { return *current_; }
   unsigned blocks() const { return blocks_; }
   unsigned threads() const { return threads_; }
@@ -105,6 +119,7 @@ class Execution {
   void set_seed(uint64_t seed) {
     seed_ = seed;
     launches_since_seed_ = 0;
+    counters_.shared_bytes = 0;
   }
 
  private:
@@ -133,6 +148,9 @@ class Execution {
   }
   void record(const std::string& message) { record(std::make_exception_ptr(Error(message))); }
   void record_deadlock();
+  uint64_t exchange(WarpOperation operation, uint32_t mask, uint64_t value, unsigned argument,
+                    Site site);
+  void check_shared();
   void check_access(const void* p, size_t bytes, bool write, bool atomic, const void* code);
 
   uint64_t seed_ = 0, launches_since_seed_ = 0;
@@ -158,6 +176,11 @@ class Execution {
   size_t launch_stack_bytes_ = 0;
   bool left_launch_ = false;
 
+  std::map<const void*, StaticShared> static_shared_;  // by kernel
+  StaticShared* static_of_kernel_ = nullptr;
+  size_t dynamic_bytes_ = 0;
+
+  Faults faults_;
   RaceDetector races_;
   Counters counters_{};
 };
@@ -166,16 +189,17 @@ Execution execution;
 
 // ---- Launch
 
-void Execution::launch(unsigned blocks, unsigned threads, size_t dynamic_shared_bytes,
-                       void (*body)(const void*), const void* arguments) {
+void Execution::launch(const void* kernel, unsigned blocks, unsigned threads,
+                       size_t dynamic_shared_bytes, void (*body)(const void*),
+                       const void* arguments) {
   if (running_) throw Error("a launch inside a kernel");
   if (threads == 0 || threads > kMaxThreads || blocks == 0) {
     throw Error("invalid launch configuration: " + std::to_string(blocks) + " blocks of " +
                 std::to_string(threads) + " threads");
   }
-  if (dynamic_shared_bytes > kMaxDynamicShared) {
-    throw Error("more than 48 KiB of dynamic shared memory");
-  }
+  static_of_kernel_ = &static_shared_[kernel];
+  dynamic_bytes_ = dynamic_shared_bytes;
+  check_shared();
   while (slots_.size() < kMaxResident) {
     slots_.push_back(std::make_unique<Block>(unsigned(slots_.size())));
   }
@@ -214,6 +238,27 @@ void Execution::launch(unsigned blocks, unsigned threads, size_t dynamic_shared_
   current_ = nullptr;
   for (const auto& slot : slots_) slot->memory.unpoison();
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+}
+
+void Execution::check_shared() {
+  const size_t bytes = round_up(static_of_kernel_->bytes, 16) + dynamic_bytes_;
+  counters_.shared_bytes = std::max<uint64_t>(counters_.shared_bytes, bytes);
+  if (bytes <= device::kMaxSharedBytes) return;
+  throw Error("the kernel has " + std::to_string(static_of_kernel_->bytes) +
+              " bytes of static shared memory and is launched with " +
+              std::to_string(dynamic_bytes_) + " bytes of dynamic, more than " +
+              std::to_string(device::kMaxSharedBytes) + " bytes together");
+}
+
+void* Execution::shared_array(const void* tag, size_t bytes, size_t alignment) {
+  BlockMemory& memory = current_->block->memory;
+  if (void* const known = memory.find(tag)) return known;
+  StaticShared& of_kernel = *static_of_kernel_;
+  if (of_kernel.tags.insert(tag).second) {
+    of_kernel.bytes = round_up(of_kernel.bytes, alignment) + bytes;
+    check_shared();
+  }
+  return memory.add(tag, bytes, alignment, random_);
 }
 
 void Execution::choose_policy() {
@@ -394,6 +439,10 @@ void Execution::record_deadlock() {
 int Execution::barrier_count(bool predicate, Site site) {
   Fiber& self = *current_;
   Block& block = *self.block;
+  if (faults_.strikes(Operation::barrier, site)) {
+    maybe_reschedule(switch_one_in_);
+    return predicate ? int(threads_) : 0;
+  }
   if (block.live < threads_) fail("a barrier after some threads have returned", site);
   if (block.waiting > 0 && !(block.barrier == site)) {
     fail("a divergent barrier: others wait at " + describe(block.barrier), site);
@@ -426,6 +475,20 @@ void Execution::finish_barrier(Block& block) {
 
 uint64_t Execution::warp_operation(WarpOperation operation, uint32_t mask, uint64_t value,
                                    unsigned argument, Site site) {
+  if (operation == WarpOperation::sync) {
+    if (!faults_.strikes(Operation::warp_sync, site)) {
+      return exchange(operation, mask, value, argument, site);
+    }
+    maybe_reschedule(switch_one_in_);
+    return 0;
+  }
+  const bool alone = faults_.strikes(Operation::exchange, site);
+  const uint64_t result = exchange(operation, mask, value, argument, site);
+  return alone ? result_of_lane_alone(operation, current_->lane(), value) : result;
+}
+
+uint64_t Execution::exchange(WarpOperation operation, uint32_t mask, uint64_t value,
+                             unsigned argument, Site site) {
   Fiber& self = *current_;
   Fiber* const lanes = &self.block->fibers[self.warp() * kWarpSize];
   Warp& warp = self.block->warps[self.warp()];
@@ -475,15 +538,26 @@ uint64_t Execution::warp_operation(WarpOperation operation, uint32_t mask, uint6
 // ---- Memory
 
 uint64_t Execution::atomic(AtomicOperation operation, void* p, int bytes, bool is_signed,
-                           uint64_t value, uint64_t expected, const void* code) {
+                           uint64_t value, uint64_t expected, Site site, const void* code) {
   if (reinterpret_cast<uintptr_t>(p) % unsigned(bytes) != 0) {
     throw Error(describe(*current_) + ": a misaligned atomic");
   }
+  const bool loads = operation == AtomicOperation::load;
+  const bool relaxed = loads || operation == AtomicOperation::store;
+  const bool broken = faults_.strikes(relaxed ? Operation::relaxed : Operation::atomic, site);
   maybe_reschedule(switch_one_in_);
-  if (kDetectRaces) {
-    check_access(p, size_t(bytes), operation != AtomicOperation::load, true, code);
+  if (!broken || relaxed) {
+    if (kDetectRaces) check_access(p, size_t(bytes), !loads, !broken, code);
+    return apply_atomic(operation, p, bytes, is_signed, value, expected);
   }
-  return apply_atomic(operation, p, bytes, is_signed, value, expected);
+  if (kDetectRaces) check_access(p, size_t(bytes), false, false, code);
+  uint64_t word = 0;
+  std::memcpy(&word, p, size_t(bytes));
+  const uint64_t old = apply_atomic(operation, &word, bytes, is_signed, value, expected);
+  reschedule();
+  if (kDetectRaces) check_access(p, size_t(bytes), true, false, code);
+  std::memcpy(p, &word, size_t(bytes));
+  return old;
 }
 
 void Execution::plain_access(const void* p, size_t bytes, bool write, const void* code) {
@@ -514,9 +588,9 @@ void Execution::check_access(const void* p, size_t bytes, bool write, bool atomi
 
 // ---- The interface
 
-void launch(unsigned blocks, unsigned threads, size_t dynamic_shared_bytes,
+void launch(const void* kernel, unsigned blocks, unsigned threads, size_t dynamic_shared_bytes,
             void (*body)(const void*), const void* arguments) {
-  execution.launch(blocks, threads, dynamic_shared_bytes, body, arguments);
+  execution.launch(kernel, blocks, threads, dynamic_shared_bytes, body, arguments);
 }
 
 unsigned thread_index() { return execution.current().thread; }
@@ -537,8 +611,8 @@ uint64_t warp_operation(WarpOperation operation, uint32_t mask, uint64_t value, 
 }
 
 uint64_t atomic(AtomicOperation operation, void* p, int bytes, bool is_signed, uint64_t value,
-                uint64_t expected) {
-  return execution.atomic(operation, p, bytes, is_signed, value, expected,
+                uint64_t expected, Site site) {
+  return execution.atomic(operation, p, bytes, is_signed, value, expected, site,
                           __builtin_return_address(0));
 }
 
@@ -549,6 +623,12 @@ void plain_access(const void* p, size_t bytes, bool write, const void* code) {
 void fail(const char* message, Site site) { execution.fail(message, site); }
 
 void set_seed(uint64_t seed) { execution.set_seed(seed); }
+
+void inject_fault(const Fault& fault) { execution.faults().inject(fault); }
+void clear_fault() { execution.faults().clear(); }
+void record_operations() { execution.faults().record(); }
+const std::vector<OperationSite>& recorded_operations() { return execution.faults().sites(); }
+
 Counters counters() { return execution.counters(); }
 
 }  // namespace segunc::host

@@ -2,7 +2,7 @@
 // once, and a seeded scheduler interleaves them at barriers, warp operations and atomics (in the
 // race build at every memory access). One operating-system thread; not re-entrant.
 //
-// What csrc/common/device/host.h calls, and the controls of the tests.
+// What csrc/common/device/host.h calls; the tests' controls are in controls.h.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -19,16 +19,20 @@ struct Error : std::runtime_error {
 // A place in a kernel's source.
 struct Site {
   const char* file = "";
+  const char* function = "";
   int line = 0;
-  static constexpr Site caller(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-    return {file, line};
+  static constexpr Site caller(const char* file = __builtin_FILE(),
+                               const char* function = __builtin_FUNCTION(),
+                               int line = __builtin_LINE()) {
+    return {file, function, line};
   }
   bool operator==(const Site& other) const {
     return line == other.line && std::strcmp(file, other.file) == 0;
   }
 };
 
-void launch(unsigned blocks, unsigned threads, size_t dynamic_shared_bytes,
+// kernel: the identity of what body runs. Throws Error where a GPU would refuse the launch.
+void launch(const void* kernel, unsigned blocks, unsigned threads, size_t dynamic_shared_bytes,
             void (*body)(const void*), const void* arguments);
 
 // Constant for as long as a frame of a kernel lives, since a fiber never becomes another thread.
@@ -58,17 +62,8 @@ uint64_t warp_operation(WarpOperation operation, uint32_t mask, uint64_t value, 
 
 enum class AtomicOperation : uint8_t { add, min, max, exchange, compare_exchange, load, store };
 uint64_t atomic(AtomicOperation operation, void* p, int bytes, bool is_signed, uint64_t value,
-                uint64_t expected);
+                uint64_t expected, Site site);
 
 [[noreturn]] void fail(const char* message, Site site);
-
-// The launches that follow are scheduled by this seed: 0 runs threads in order, 1 in reverse, every
-// other one draws its order, its switch points and the number of resident blocks.
-void set_seed(uint64_t seed);
-
-struct Counters {
-  uint64_t launches, threads, switches, accesses;
-};
-Counters counters();
 
 }  // namespace segunc::host

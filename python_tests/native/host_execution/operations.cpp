@@ -84,6 +84,12 @@ uint64_t warp_result(WarpOperation operation, unsigned lane, uint32_t mask,
   return (mask >> source & 1) != 0 ? operands[source].value : random();
 }
 
+uint64_t result_of_lane_alone(WarpOperation operation, unsigned lane, uint64_t value) {
+  const uint64_t bit = uint64_t(1) << lane;
+  if (operation == WarpOperation::ballot) return value != 0 ? bit : 0;
+  return operation == WarpOperation::match_any ? bit : value;
+}
+
 uint64_t apply_atomic(AtomicOperation operation, void* p, int bytes, bool is_signed, uint64_t value,
                       uint64_t expected) {
   switch (bytes) {

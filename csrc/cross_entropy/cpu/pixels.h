@@ -1,0 +1,184 @@
+// Cross-entropy of a tile of pixels whose logits are rows in scratch memory (tile.h): the algebra
+// of math/cross_entropy.h, a loop over pixels each. `at` is the index of the tile's first pixel in
+// the target.
+#pragma once
+#include "../../common/cpu/class_indices.h"
+#include "../../common/cpu/exponentials.h"
+#include "../../math/cross_entropy.h"
+#include "../params.h"
+
+namespace segunc {
+inline namespace SEGUNC_VARIANT {
+namespace tiles {
+
+// What a tile of pixels holds beside its logits.
+template <class A, int T>
+struct Pixels {
+  alignas(kAlignment) int32_t label[T];  // 0 where ignored
+  alignas(kAlignment) int32_t valid[T];  // all bits where the pixel counts, else 0
+  alignas(kAlignment) A on_target[T];    // a
+  alignas(kAlignment) A weight[T];       // the pixel weight
+  alignas(kAlignment) A upstream[T];     // upstream gradient times the call's scale
+  alignas(kAlignment) A maximum[T], sum[T], target_shifted[T];
+  alignas(kAlignment) A smooth[T];            // sum_c b_c d_c
+  alignas(kAlignment) A factor[T], slope[T];  // of the gradient
+  alignas(kAlignment) A target_exponential[T];
+};
+
+// What all pixels of a call share.
+template <class A>
+struct Targets {
+  const A* class_weight;
+  math::TargetShares<A> shares;
+  A smooth_total = 0;  // sum_c b_c
+  A scale;             // of the gradient: 1 / normalizer, times an upstream scalar
+
+  SEGUNC_HD explicit Targets(const CrossEntropyParams& p)
+      : class_weight(static_cast<const A*>(p.weight)) {
+    const auto exact = math::target_shares(p.label_smoothing, p.map.classes);
+    shares = {A(exact.on), A(exact.off)};
+    if (shares.smooths())
+      for (int64_t c = 0; c < p.map.classes; ++c) smooth_total += smoothing(int(c));
+    double factor = p.normalizer ? 1 / *p.normalizer : 1;
+    if (p.upstream && p.upstream_is_scalar) factor *= double(*static_cast<const A*>(p.upstream));
+    scale = A(factor);
+  }
+
+  // b_c
+  SEGUNC_HD A smoothing(int c) const {
+    return class_weight ? shares.smoothing(class_weight[c]) : shares.off;
+  }
+};
+
+template <class A>
+SEGUNC_HD A where_valid(int32_t valid, A v) {
+  return valid ? v : A(0);
+}
+
+// NaN at an ignored pixel must not survive, so the bits are cleared instead of multiplied.
+SEGUNC_HD float clear_unless(int32_t valid, float v) {
+  return bit_cast<float>(bit_cast<int32_t>(v) & valid);
+}
+SEGUNC_HD double clear_unless(int32_t valid, double v) {
+  return bit_cast<double>(bit_cast<int64_t>(v) & int64_t(valid));
+}
+
+// Returns whether every valid target is a class.
+template <class Y, class A, int T>
+SEGUNC_HD bool read_labels(const CrossEntropyParams& p, const Targets<A>& targets, int64_t at,
+                           int n, Pixels<A, T>& px) {
+  const Y* __restrict target = static_cast<const Y*>(p.target) + at;
+  const int64_t classes = p.map.classes;
+  int32_t outside = 0;
+  for (int j = 0; j < n; ++j) {
+    const int64_t y = int64_t(target[j]);
+    const int32_t valid = -int32_t(y != p.ignore_index);
+    const int32_t inside = -int32_t(y >= 0 && y < classes);
+    outside |= valid & ~inside;
+    px.valid[j] = valid;
+    px.label[j] = int32_t(y) & valid & inside;
+  }
+  const A* __restrict weight = targets.class_weight;
+  if (weight)
+    for (int j = 0; j < n; ++j) px.on_target[j] = targets.shares.on_target(weight[px.label[j]]);
+  else
+    for (int j = 0; j < n; ++j) px.on_target[j] = targets.shares.on;
+  return outside == 0;
+}
+
+// Targets, weights and upstream gradients of n pixels.
+template <class A, int T>
+SEGUNC_HD void read_pixels(const CrossEntropyParams& p, const Targets<A>& targets, int64_t at,
+                           int n, Pixels<A, T>& px) {
+  with_index_type(p.target_type, [&](auto y) __attribute__((always_inline)) {
+    using Y = decltype(y);
+    if (!read_labels<Y>(p, targets, at, n, px))
+      record_bad_class<Y>(p.target, at, n, p.map.classes, p.ignore_index, p.bad_target);
+    prefetch(static_cast<const Y*>(p.target) + at + T, T * int(sizeof(Y)));
+  });
+  const A* __restrict weight = static_cast<const A*>(p.pixel_weight);
+  const A* __restrict upstream = static_cast<const A*>(p.upstream);
+  for (int j = 0; j < n; ++j) px.weight[j] = weight ? weight[at + j] : A(1);
+  if (weight) prefetch(weight + at + T, T * int(sizeof(A)));
+  if (upstream && !p.upstream_is_scalar)
+    for (int j = 0; j < n; ++j) px.upstream[j] = upstream[at + j] * targets.scale;
+  else
+    for (int j = 0; j < n; ++j) px.upstream[j] = targets.scale;
+}
+
+template <class A>
+struct Sum {
+  A* sums;  // [T]
+  Pack<A> sum = {};
+
+  SEGUNC_HD void add(Pack<A> e, Pack<A>) { sum += e; }
+  SEGUNC_HD void store(int j) const { store_pack(sums + j, sum); }
+};
+
+// What is needed of the logits of a tile before they become exponentials: the target's and, where
+// labels are smoothed, sum_c b_c d_c.
+template <class A, int T>
+SEGUNC_HD void read_logits(const Targets<A>& targets, int C, int n, const A* __restrict tile,
+                           Pixels<A, T>& px) {
+  if (C <= kFewClasses)
+    for (int j = 0; j < n; j += kLanes<A>) {
+      const Pack<A> logit = choose<T>(C, tile + j, load_indices<A>(px.label + j));
+      store_pack(px.target_shifted + j, logit - load_pack(px.maximum + j));
+    }
+  else
+    for (int j = 0; j < n; ++j) px.target_shifted[j] = tile[px.label[j] * T + j] - px.maximum[j];
+  for (int j = 0; j < n; ++j) px.smooth[j] = A(0);
+  if (targets.shares.smooths())
+    for (int c = 0; c < C; ++c) {
+      const A b = targets.smoothing(c);
+      for (int j = 0; j < n; ++j) px.smooth[j] += b * (tile[c * T + j] - px.maximum[j]);
+    }
+}
+
+// Of the sums of exponentials: writes the losses and the gradients of the pixel weights, as far as
+// they are wanted, adds the losses to `lane`, and readies px.factor for the gradient.
+template <class A, int T, class Lane>
+SEGUNC_HD void write_losses(const CrossEntropyParams& p, const Targets<A>& targets, int64_t at,
+                            int n, Pixels<A, T>& px, Lane* __restrict lane) {
+  A* __restrict loss = static_cast<A*>(p.loss);
+  A* __restrict grad_weight = static_cast<A*>(p.grad_pixel_weight);
+  for (int j = 0; j < n; ++j) {
+    const math::SoftmaxTerms<A> softmax{px.sum[j], px.target_shifted[j], targets.smooth_total,
+                                        px.smooth[j]};
+    const A value = math::cross_entropy(px.on_target[j], softmax);
+    const auto weighted = math::weighted(value, px.weight[j], px.upstream[j]);
+    const A valid_loss = where_valid(px.valid[j], weighted.loss);
+    lane[j] += Lane(valid_loss);
+    px.factor[j] = weighted.factor;
+    if (loss) loss[at + j] = valid_loss;
+    if (grad_weight) grad_weight[at + j] = where_valid(px.valid[j], weighted.weight_gradient);
+  }
+}
+
+// Takes the target's term off the tile of exponentials, and readies px.slope. The gradient of pixel
+// j in class c is then clear_unless(px.valid[j], v) with
+//   v = cross_entropy_derivative(tile[c * T + j], px.slope[j], px.factor[j] * b_c).
+template <class A, int T>
+SEGUNC_HD void take_targets_off(const Targets<A>& targets, int C, int n, A* __restrict tile,
+                                Pixels<A, T>& px) {
+  for (int j = 0; j < n; ++j) {
+    const A total = px.on_target[j] + targets.smooth_total;
+    px.target_exponential[j] = math::target_exponential(px.on_target[j], total, px.sum[j]);
+    px.slope[j] = px.factor[j] * (total / px.sum[j]);
+  }
+  if (C <= kFewClasses)
+    for (int j = 0; j < n; j += kLanes<A>) {
+      const IndexPack<A> label = load_indices<A>(px.label + j);
+      const Pack<A> part = load_pack(px.target_exponential + j);
+      for (int c = 0; c < C; ++c) {
+        A* const row = tile + c * T + j;
+        store_pack(row, load_pack(row) - (label == c ? part : Pack<A>{}));
+      }
+    }
+  else
+    for (int j = 0; j < n; ++j) tile[px.label[j] * T + j] -= px.target_exponential[j];
+}
+
+}  // namespace tiles
+}  // namespace SEGUNC_VARIANT
+}  // namespace segunc

@@ -1,0 +1,60 @@
+// Cross-entropy: its schemas, and who implements it on a CPU.
+#include "../common/cpu/loss_backend.h"
+#include "../common/plan.h"
+#include "binding.h"
+#include "cpu/bands.h"
+
+SEGUNC_CPU_ENTRY(cross_entropy_stored, CrossEntropyParams)
+SEGUNC_CPU_FUNCTION(cross_entropy_interpolated,
+                    (const CrossEntropyParams& params, const Bands& bands,
+                     const Parallel& parallel),
+                    (params, bands, parallel))
+
+namespace segunc {
+namespace {
+
+struct Cpu : cpu::LossBackend {
+  using LossBackend::LossBackend;
+
+  static Plan<CrossEntropyParams> plan(const CrossEntropyParams& params) {
+    if (params.interpolation.used) {
+      const Bands bands = make_bands(params);
+      return {bands.units, bands.scratch_bytes, [bands](const CrossEntropyParams& p) {
+                cpu::cross_entropy_interpolated(p, bands, cpu::kThreads);
+              }};
+    }
+    const int64_t units = params.map.images * units_of(params.map.pixels);
+    return {units, 0, [units](const CrossEntropyParams& p) {
+              cpu::parallel(units, cpu::cross_entropy_stored, p);
+            }};
+  }
+
+  static void launch(const Plan<CrossEntropyParams>& plan, CrossEntropyParams& p) {
+    cpu::BadClass bad_target;
+    p.bad_target = &bad_target.pixel;
+    plan.launch(p);
+    bad_target.raise("target", p.target, p.target_type, p.map.classes, p.ignore_index);
+  }
+};
+
+}  // namespace
+}  // namespace segunc
+
+STABLE_TORCH_LIBRARY_FRAGMENT(segunc_ops, m) {
+  m.def(
+      "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight, "
+      "SymInt ignore_index, int reduction, float label_smoothing, bool interpolate, "
+      "bool align_corners, bool grad_input, bool grad_pixel_weight) -> (Tensor loss, "
+      "Tensor normalizer, Tensor grad_input, Tensor grad_pixel_weight)");
+  m.def(
+      "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, "
+      "Tensor? pixel_weight, Tensor normalizer, SymInt ignore_index, int reduction, "
+      "float label_smoothing, bool interpolate, bool align_corners, bool grad_input, "
+      "bool grad_pixel_weight) -> (Tensor grad_input, Tensor grad_pixel_weight)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CPU, m) {
+  using namespace segunc;
+  m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy_forward<Cpu>));
+  m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward<Cpu>));
+}

@@ -1,0 +1,379 @@
+// Predictive statistics on a GPU: a few maps from one read of S samples' logits.
+//
+// With p_s = softmax(z_s) and m = mean_s p_s, a pixel needs the running mean and the running sum of
+// squared deviations of every class (Welford), and the sum of the samples' entropies
+//   H[p_s] = log sum_c exp d_c - sum_c d_c exp d_c / sum_c exp d_c,   d = z - max z.
+// Only when all samples are in, the predicted class, its std and H[m] are known.
+//
+//   planar_registers  a thread owns V neighbouring pixels and all of their at most 32 classes
+//   staged            a tile a sample goes through shared memory; threads share a pixel's classes
+//   interpolated      a thread a pixel of the results, blending its logits from their neighbours
+//                     in memory; warps share the classes where these are many
+//   strided           a thread a pixel, the logits read twice: whatever the others do not take,
+//                     interpolated or not
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "../../common/device/class_tile.h"
+#include "../../common/device/integer.h"
+#include "../../common/device/interpolation.h"
+#include "../../common/device/warp_team.h"
+#include "../../common/device/work.h"
+#include "kernels.h"
+#include "pixel.h"
+#include "policy.h"
+
+namespace segunc::cuda {
+namespace {
+
+using namespace statistics;
+
+// ---- Launch policy ----
+
+constexpr int kStridedThreads = 128;
+
+// Pixels a thread of planar_registers.
+template <int K>
+constexpr int kPlanarWidth = K <= 8    ? 4
+                             : K <= 16 ? 2
+                                       : 1;
+
+using PlanarBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
+using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
+using InterpolatedBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
+
+// ---- Samples ----
+
+// The samples' addresses: equally spaced, or one by one.
+struct Samples {
+  const char* base;
+  int64_t stride;  // in bytes; 0 if they are not equally spaced
+  int64_t count;
+  const void* scattered[kMaxScatteredSamples];
+
+  template <class T>
+  SEGUNC_DEVICE const T* operator()(int64_t s) const {
+    return static_cast<const T*>(stride || s == 0 ? static_cast<const void*>(base + s * stride)
+                                                  : scattered[s]);
+  }
+};
+
+Samples make_samples(const StatisticsParams& p) {
+  Samples samples{};
+  samples.count = p.count;
+  samples.base = static_cast<const char*>(p.samples[0]);
+  if (p.count > 1) samples.stride = static_cast<const char*>(p.samples[1]) - samples.base;
+  for (int64_t s = 1; s < p.count && samples.stride; s++) {
+    if (p.samples[s] != samples.base + s * samples.stride) samples.stride = 0;
+  }
+  if (!samples.stride) {
+    if (p.count > kMaxScatteredSamples) {
+      throw std::invalid_argument(
+          "predictive_statistics: expected equally spaced samples or at most " +
+          std::to_string(kMaxScatteredSamples) + ", got " + std::to_string(p.count));
+    }
+    std::copy(p.samples, p.samples + p.count, samples.scattered);
+  }
+  return samples;
+}
+
+// ---- predictive_statistics, planar_registers ----
+
+template <class T, int K, int V>
+__global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K * V>)
+    statistics_planar_registers_kernel(const Samples samples, const ClassMap map,
+                                       const StatisticsMaps maps, accumulate_t<T>* mean,
+                                       const Work work) {
+  using A = accumulate_t<T>;
+  const Pixel owner(int(map.classes));
+  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
+    int64_t start;
+    const int64_t image = work.tiles_per_image.divide(tile, start);
+    start = start * work.tile + thread() * V;
+    if (start >= map.pixels) continue;
+    const int64_t offset = image * map.image_stride + start;
+    Moments<A, K, V> moments;
+    clear(moments);
+#pragma unroll 1
+    for (int64_t s = 0; s < samples.count; s++) {
+      A value[K][V];
+      load_logits(samples.template operator()<T>(s) + offset, rematerialized(map.class_stride),
+                  owner.owned, value);
+      add_sample(owner, inverse(A(s + 1)), value, moments);
+    }
+    const int64_t index = image * map.pixels + start;
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      int label;
+      const PixelMaps<A> pixel = finish_pixel(owner, moments, j, A(samples.count), label);
+      store_maps(maps, index + j, label, pixel);
+    }
+    if (mean) {
+      A* mean_of_pixel = mean + image * map.classes * map.pixels + start;
+      const int64_t class_stride = rematerialized(map.pixels);
+#pragma unroll
+      for (int c = 0; c < K; c++) {
+        if (c < owner.owned) {
+          Vector<A, V> result;
+#pragma unroll
+          for (int j = 0; j < V; j++) result[j] = moments.mean[c][j];
+          store_vector(mean_of_pixel + c * class_stride, result);
+        }
+      }
+    }
+  }
+}
+
+// ---- predictive_statistics, staged ----
+
+template <class T, int K>
+__global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K>)
+    statistics_staged_kernel(const Samples samples, const ClassMap map, const StatisticsMaps maps,
+                             accumulate_t<T>* mean, const Work work, const ClassTile shape) {
+  using A = accumulate_t<T>;
+  T* tile_data = dynamic_shared<T>();
+  const int pixel = int(thread()) >> shape.team_shift;
+  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
+    int64_t start;
+    const int64_t image = work.tiles_per_image.divide(tile, start);
+    start *= work.tile;
+    const int count = tile_pixels(work, map.pixels - start);
+    const int64_t offset = image * map.image_stride + start * map.stride[2];
+    const bool inside = pixel < count;
+    const PixelTeam owner(shape.classes, shape.team_shift,
+                          rematerialized(int(thread()) & (shape.team - 1)));
+    const T* const mine = tile_data + pixel * shape.pixel_pitch + owner.part * shape.class_pitch;
+    Moments<A, K, 1> moments;
+    clear(moments);
+#pragma unroll 1
+    for (int64_t s = 0; s < samples.count; s++) {
+      barrier();  // the sample before may still be in use
+      load_tile(shape, map, count, samples.template operator()<T>(s) + offset, tile_data);
+      barrier();
+      const int step = rematerialized(shape.class_pitch << shape.team_shift);
+      A value[K][1];
+#pragma unroll
+      for (int i = 0; i < K; i++) {
+        value[i][0] = inside && i < owner.owned ? to_accumulate(mine[i * step]) : -kInfinity<A>;
+      }
+      add_sample(owner, inverse(A(s + 1)), value, moments);
+    }
+    int label;
+    const PixelMaps<A> result = finish_pixel(owner, moments, 0, A(samples.count), label);
+    const int64_t in_image = start + pixel;
+    if (inside && owner.part == 0) {
+      store_maps(maps, image * map.pixels + in_image, label, result);
+    }
+    if (inside && mean) {
+      A* mean_of_pixel = mean + image * map.classes * map.pixels + in_image;
+      const int64_t class_stride = rematerialized(map.pixels);
+#pragma unroll
+      for (int i = 0; i < K; i++) {
+        if (i < owner.owned) mean_of_pixel[owner.class_of(i) * class_stride] = moments.mean[i][0];
+      }
+    }
+  }
+}
+
+// ---- predictive_statistics, interpolated ----
+
+template <class T, int K>
+__global__ void __launch_bounds__(Policy::kInterpolatedThreads, kInterpolatedBlocks<K>)
+    statistics_interpolated_kernel(const Samples samples,
+                                   const InterpolatedPixels<accumulate_t<T>> pixels,
+                                   const StatisticsMaps maps, accumulate_t<T>* mean,
+                                   const Work work, const WarpTeams teams) {
+  using A = accumulate_t<T>;
+  SEGUNC_SHARED(words, WarpTeam::Words);
+  const PixelWarps owner(teams, words);
+  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
+    int64_t pixel;
+    const int64_t image = work.tiles_per_image.divide(tile, pixel);
+    pixel = pixel * work.tile + owner.pixel();
+    const bool inside = pixel < pixels.count;
+    const auto blended = pixels.at(image, pixel);
+    const int64_t class_stride = pixels.map.class_stride, offset = owner.first * class_stride;
+    Moments<A, K, 1> moments;
+    clear(moments);
+#pragma unroll 1
+    for (int64_t s = 0; s < samples.count; s++) {
+      A value[K][1];
+      load_logits(blended, samples.template operator()<T>(s) + offset, rematerialized(class_stride),
+                  inside ? owner.owned : 0, value);
+      add_sample(owner, inverse(A(s + 1)), value, moments);
+    }
+    int label;
+    const PixelMaps<A> result = finish_pixel(owner, moments, 0, A(samples.count), label);
+    if (inside && owner.leads()) store_maps(maps, image * pixels.count + pixel, label, result);
+    if (inside && mean) {
+      A* const mean_of_pixel = mean + (image * teams.classes + owner.first) * pixels.count + pixel;
+      const int64_t stride = rematerialized(pixels.count);
+#pragma unroll
+      for (int i = 0; i < K; i++) {
+        if (i < owner.owned) mean_of_pixel[i * stride] = moments.mean[i][0];
+      }
+    }
+  }
+}
+
+// ---- predictive_statistics, strided ----
+
+// First every sample's maximum and sum, kept in shared memory; then class by class the mean over
+// the samples; at last the deviations of the predicted class, about a mean that is known.
+template <class T, class Pixels>
+__global__ void __launch_bounds__(kStridedThreads, 4)
+    statistics_strided_kernel(const Samples samples, const Pixels pixels, const int64_t classes,
+                              const int64_t class_stride, const StatisticsMaps maps,
+                              accumulate_t<T>* mean, const Work work,
+                              const Divisor pixels_of_image) {
+  using A = accumulate_t<T>;
+  // [2, S, threads]: no thread reads another's.
+  A* maximum = dynamic_shared<A>() + thread();
+  A* inverse_sum = maximum + samples.count * block_size();
+  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
+    const int64_t index = tile * work.tile + thread();
+    if (index >= work.pixels) continue;
+    int64_t in_image;
+    const int64_t image = pixels_of_image.divide(index, in_image);
+    const auto pixel = pixels.at(image, in_image);
+    const auto logit = [&](int64_t s, int64_t c) {
+      return pixel.logit(samples.template operator()<T>(s) + c * class_stride);
+    };
+    A entropy_sum = 0;
+    for (int64_t s = 0; s < samples.count; s++) {
+      const auto softmax = online_softmax<A>(classes, [&](int64_t c) { return logit(s, c); });
+      maximum[s * block_size()] = softmax.maximum;
+      inverse_sum[s * block_size()] = inverse(softmax.sum);
+      entropy_sum += math::log_positive(softmax.sum);
+    }
+    const A inverse_count = inverse(A(samples.count));
+    Prediction<A> best{A(0), A(0), 0};
+    A entropy = 0;
+    for (int64_t c = 0; c < classes; c++) {
+      A sum = 0;
+#pragma unroll 2
+      for (int64_t s = 0; s < samples.count; s++) {
+        const int64_t slot = s * block_size();
+        const A d = logit(s, c) - maximum[slot];
+        const A exponential = math::exp_nonpositive(d);
+        sum += rounded_product(exponential, inverse_sum[slot]);
+        entropy_sum -= math::weighted_exponent(exponential, d) * inverse_sum[slot];
+      }
+      const A class_mean = sum * inverse_count;
+      entropy += math::entropy_term(class_mean);
+      if (c == 0) best.mean = class_mean;
+      best.consider(class_mean, A(0), int(c));
+      if (mean) mean[(image * classes + c) * pixels.count + in_image] = class_mean;
+    }
+    for (int64_t s = 0; s < samples.count; s++) {
+      const int64_t slot = s * block_size();
+      const A exponential = math::exp_nonpositive(logit(s, best.label) - maximum[slot]);
+      const A deviation = rounded_product(exponential, inverse_sum[slot]) - best.mean;
+      best.squared_deviations += deviation * deviation;
+    }
+    store_maps(
+        maps, index, best.label,
+        pixel_maps(best.mean, best.squared_deviations, entropy, entropy_sum, A(samples.count)));
+  }
+}
+
+// ---- launch and dispatch ----
+
+// Whether every V neighbouring pixels are one aligned vector in every sample and in the means.
+template <class T, int V>
+bool pixels_fit_vectors(const StatisticsParams& p) {
+  bool fit = is_vector_aligned(p.mean, V * sizeof(accumulate_t<T>));
+  for (int64_t s = 0; s < p.count; s++) fit = fit && fits_vectors<T, V>(p.samples[s], p.map);
+  return fit;
+}
+
+template <class T, int K, int V>
+void launch_statistics_planar_registers(const StatisticsParams& p, Stream stream) {
+  const Work work = make_work(p.map.images, p.map.pixels, int64_t(Policy::kRegisterThreads) * V,
+                              Policy::kMaxBlocks);
+  launch(statistics_planar_registers_kernel<T, K, V>, work.blocks, Policy::kRegisterThreads, 0,
+         stream, make_samples(p), p.map, p.maps, static_cast<accumulate_t<T>*>(p.mean), work);
+}
+
+template <class T, int K>
+void launch_statistics_staged(const StatisticsParams& p, Stream stream) {
+  bool aligned = true;
+  for (int64_t s = 0; s < p.count; s++) {
+    aligned = aligned && vectors_are_aligned(p.samples[s], p.map, sizeof(T));
+  }
+  const ClassTile tile = make_class_tile(p.map, sizeof(T), Policy::kRegisterThreads, aligned);
+  const Work work = make_work(p.map.images, p.map.pixels, tile.pixels, Policy::kMaxBlocks);
+  launch(statistics_staged_kernel<T, K>, work.blocks, Policy::kRegisterThreads, tile.shared_bytes,
+         stream, make_samples(p), p.map, p.maps, static_cast<accumulate_t<T>*>(p.mean), work, tile);
+}
+
+template <class T>
+void launch_statistics_strided(const StatisticsParams& p, Stream stream) {
+  using A = accumulate_t<T>;
+  // With many samples a block has fewer threads, so that what they keep of each fits.
+  const int64_t bytes = 2 * int64_t(sizeof(A)) * p.count;
+  const int64_t most = int64_t(kMaxDynamicSharedBytes<>) / bytes;
+  if (most == 0) {
+    throw std::invalid_argument("predictive_statistics: expected at most " +
+                                std::to_string(kMaxDynamicSharedBytes<> / (2 * sizeof(A))) +
+                                " samples of this layout, got " + std::to_string(p.count));
+  }
+  const int64_t threads =
+      std::min<int64_t>(most >= kWarpSize ? most / kWarpSize * kWarpSize : most, kStridedThreads);
+  with_pixels<A>(p, [&](auto pixels) {
+    const Work work = make_work(1, p.map.images * pixels.count, threads, Policy::kMaxBlocks);
+    launch(statistics_strided_kernel<T, decltype(pixels)>, work.blocks, unsigned(threads),
+           size_t(threads * bytes), stream, make_samples(p), pixels, p.map.classes,
+           p.map.class_stride, p.maps, static_cast<A*>(p.mean), work, Divisor(pixels.count));
+  });
+}
+
+template <class T>
+void launch_statistics(const StatisticsParams& p, Stream stream) {
+  const Strategy strategy = strategy_of(p.map, p.interpolation, p.dtype);
+  bool done = false;
+  if (strategy == Strategy::strided) {
+    launch_statistics_strided<T>(p, stream);
+    done = true;
+  } else if constexpr (!std::is_same_v<T, double>) {
+    if (strategy == Strategy::planar_registers) {
+      done = with_bucket(p.map.classes, PlanarBuckets(), [&](auto bucket) {
+        constexpr int kWidth = kPlanarWidth<bucket()>;
+        if (kWidth > 1 && pixels_fit_vectors<T, kWidth>(p)) {
+          launch_statistics_planar_registers<T, bucket(), kWidth>(p, stream);
+        } else {
+          with_bucket(p.map.classes, NarrowBuckets(), [&](auto narrow) {
+            launch_statistics_planar_registers<T, narrow(), 1>(p, stream);
+          });
+        }
+      });
+    } else if (strategy == Strategy::interpolated) {
+      const InterpolatedPixels<float> pixels(p.map, p.interpolation);
+      done = with_warp_teams(p, InterpolatedBuckets(), Policy::kMaxBlocks,
+                             [&](auto bucket, const Work& work, const WarpTeams& teams) {
+                               launch(statistics_interpolated_kernel<T, bucket()>, work.blocks,
+                                      teams.threads(), 0, stream, make_samples(p), pixels, p.maps,
+                                      static_cast<float*>(p.mean), work, teams);
+                             });
+    } else {
+      done = with_bucket(classes_of_tile_thread(p.map.classes), StagedBuckets(),
+                         [&](auto bucket) { launch_statistics_staged<T, bucket()>(p, stream); });
+    }
+  }
+  if (!done) no_kernel("predictive_statistics", p.dtype, p.map.classes);
+}
+
+}  // namespace
+
+void predictive_statistics(const StatisticsParams& params, Stream stream) {
+  if (params.count < 1) {
+    throw std::invalid_argument("predictive_statistics: expected at least one sample, got none");
+  }
+  if (is_empty(params.map)) return;
+  with_dtype("predictive_statistics", params.dtype,
+             [&](auto t) { launch_statistics<decltype(t)>(params, stream); });
+}
+
+}  // namespace segunc::cuda

@@ -1,0 +1,169 @@
+"""A pytest plugin of the native tests: do they notice when one operation of a kernel is broken?
+
+Tests are watched for the barriers, warp operations, atomics and relaxed accesses of the kernels
+that they run. When all have passed, one operation after the other is broken (host_execution.h says
+how), and the tests that reach it run again, the quickest first, until one fails. Operations are
+found where they run, so a new kernel's are broken without anyone listing them.
+
+An attempt is a process, forked from this one: what it breaks may crash it, and nothing has to be
+imported or collected again.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from python_tests.native import harness
+
+TIMEOUT_SECONDS = 120  # of an attempt: a kernel that never ends is noticed, too
+NOTICED, UNNOTICED = 10, 0  # exit statuses of an attempt
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One call in the kernels' sources, as one family's tests reach it.
+
+    Attributes:
+        family: the tests' folder.
+        name: file, function, kind and number among those of the function, in the order of lines.
+    """
+
+    family: str
+    name: str
+    kind: str
+    file: str  # relative to csrc
+    function: str
+    line: int
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--break-operations", choices=("core", "all"), help="which, after the tests")
+    parser.addoption("--break-report", type=Path, help="where to write the attempts, as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--break-operations"):
+        config.pluginmanager.register(Breaker(config), "breaker")
+
+
+class Breaker:
+    def __init__(self, config: pytest.Config) -> None:
+        self._host = harness.load_module(harness.FLAVOR)
+        self._all = config.getoption("--break-operations") == "all"
+        self._report: Path = config.getoption("--break-report")
+        # By family and place: the tests that reach it, and how long each takes.
+        self._reached: dict[tuple[str, str, str, str, int], dict[pytest.Item, float]] = defaultdict(
+            dict
+        )
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        self._host.record_operations()
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        for kind, file, function, line in self._host.recorded_operations():
+            path = Path(os.path.normpath(file))
+            if path.is_relative_to(CSRC):
+                place = (item.path.parent.name, kind, str(path.relative_to(CSRC)), function, line)
+                self._reached[place][item] = seconds
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Iterator[object]:
+        result = yield
+        if session.testsfailed == 0:
+            self._break_operations()
+        return result
+
+    def _operations(self) -> dict[Operation, list[pytest.Item]]:
+        """What was reached, with the tests that did, the quickest first."""
+        number: Counter[tuple[str, ...]] = Counter()
+        operations = {}
+        for place in sorted(self._reached):
+            family, kind, file, function, line = place
+            number[place[:-1]] += 1
+            name = f"{file}: {function}, {kind} {number[place[:-1]]}"
+            tests = self._reached[place]
+            operations[Operation(family, name, kind, file, function, line)] = sorted(
+                tests, key=tests.__getitem__
+            )
+        return operations
+
+    def _break_operations(self) -> None:
+        operations = self._operations()
+        rows = {
+            operation: {**asdict(operation), "tests": len(tests), "noticed": None, "seconds": 0.0}
+            for operation, tests in operations.items()
+        }
+        control = list(dict.fromkeys(tests[0] for tests in operations.values()))
+        waiting: list[Operation | None] = [None, *(operations if self._all else core(operations))]
+        running: dict[BaseProcess, tuple[Operation | None, float]] = {}
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                operation = waiting.pop(0)
+                tests = control if operation is None else operations[operation]
+                running[_start(self._host, operation, tests)] = operation, time.perf_counter()
+            wait([process.sentinel for process in running], timeout=1)
+            for process, (operation, start) in list(running.items()):
+                seconds = time.perf_counter() - start
+                if process.is_alive() and seconds < TIMEOUT_SECONDS:
+                    continue
+                process.kill()
+                process.join()
+                del running[process]
+                noticed = _noticed(process.exitcode)
+                if operation is not None:
+                    rows[operation] |= {"noticed": noticed, "seconds": round(seconds, 1)}
+                elif noticed:
+                    raise RuntimeError("a test fails when it runs again, with nothing broken")
+        self._report.write_text(json.dumps(list(rows.values()), indent=1))
+
+
+def core(operations: Iterable[Operation]) -> list[Operation]:
+    """A few of every family: the first of each kind in a file."""
+    first: dict[tuple[str, str, str], Operation] = {}
+    for operation in operations:
+        first.setdefault((operation.family, operation.file, operation.kind), operation)
+    return list(first.values())
+
+
+def _noticed(status: int | None) -> bool:
+    """By an attempt's exit status, which is negative after a crash or a timeout."""
+    if status not in (NOTICED, UNNOTICED) and (status is None or status > 0):
+        raise RuntimeError(f"an attempt ended with status {status}")
+    return status != UNNOTICED
+
+
+def _start(host: object, operation: Operation | None, tests: list[pytest.Item]) -> BaseProcess:
+    process = multiprocessing.get_context("fork").Process(
+        target=_attempt, args=(host, operation, tests)
+    )
+    process.start()
+    return process
+
+
+def _attempt(host: object, operation: Operation | None, tests: list[pytest.Item]) -> None:
+    faulthandler.disable()
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    if operation is not None:
+        host.inject_fault(operation.kind, operation.file, operation.line)
+    for test in tests:
+        if any(report.failed for report in runtestprotocol(test, log=False, nextitem=None)):
+            os._exit(NOTICED)
+    os._exit(UNNOTICED)

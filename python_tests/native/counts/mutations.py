@@ -1,0 +1,73 @@
+"""Broken copies of the counting kernels: what the host execution cannot break by itself."""
+
+from __future__ import annotations
+
+from python_tests.native.mutation import Mutation
+
+MUTATIONS = (
+    Mutation(
+        "carries are lost",
+        "if (before + value < before) atomic_add(sum + 1, 1);",
+        "",
+        tests="more_tiles",
+        kernels="logits.cu",
+    ),
+    Mutation(
+        "every thread counts for its whole warp",
+        "key >= 0 && int(lane()) == find_first_set(peers) - 1",
+        "key >= 0",
+        kernels="logits.cu",
+    ),
+    Mutation(
+        "every thread of a team counts the pixel",
+        "owner.part == 0 ? label[0] : kOutside",
+        "label[0]",
+    ),
+    Mutation(
+        "NaN hides larger values",
+        "larger(value[i][j], maximum[j])",
+        "larger(maximum[j], value[i][j])",
+        tests="nan",
+    ),
+    Mutation(
+        "the number of classes is a class",
+        "target >= 0 && target < classes",
+        "target >= 0 && target <= classes",
+        tests="bad_targets",
+        kernels="logits.cu",
+    ),
+    Mutation(
+        "a patch beyond the last",
+        "if (index >= patches) continue;",
+        "if (index > patches) continue;",
+        tests="patch",
+    ),
+    Mutation(
+        "every warp of a team counts the pixel",
+        "owner.leads() ? label[0] : kOutside",
+        "label[0]",
+        tests="interpolated_kernels and counts",
+    ),
+    Mutation(
+        "the target's logit is of one slice",
+        "blended.logit(data + label[0] * class_stride)",
+        "blended.in_slice(data + label[0] * class_stride)",
+        tests="interpolated_kernels and counts",
+    ),
+    Mutation(
+        "images of interpolated pixels are merged",
+        "if (!p.interpolation.used && is_one_image(p.map))",
+        "if (is_one_image(p.map))",
+        tests="interpolated_kernels and counts",
+    ),
+    Mutation(
+        "warps overwrite what others have yet to read",
+        "turn_ ^= 1;",
+        "",
+        tests="interpolated_kernels and counts",
+        kernels="logits.cu",
+    ),
+)
+
+# Operations that may break, by their names in broken_operations.py, and why nobody notices.
+HARMLESS: dict[str, str] = {}

@@ -1,0 +1,257 @@
+"""csrc/cross_entropy/cuda/kernels.h, run on the host, against float64 NumPy: stored logits.
+
+Each case runs under several schedules, which must agree bit for bit. Outputs start as garbage, and
+nothing around them may change.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from python_tests.native.cross_entropy import references
+from python_tests.native.cross_entropy.cases import Case, check, make_inputs, run, verify
+from python_tests.native.harness import (
+    CLASS_COUNTS,
+    DTYPES,
+    LAYOUTS,
+    SEEDS,
+    SIZES,
+    TARGET_TYPES,
+    assert_close,
+    decode,
+    drawn_spatial,
+    encode,
+    epsilon,
+    rounding,
+    run_under_seeds,
+    thinned,
+)
+
+
+def random_case(dtype: str, layout: str, classes: int, seed: int) -> Case:
+    """The options that a grid of dtype, layout and classes leaves open, drawn."""
+    generator = np.random.default_rng([seed, classes, DTYPES.index(dtype), LAYOUTS.index(layout)])
+
+    def either(p: float = 0.5) -> bool:
+        return bool(generator.random() < p)
+
+    spatial = drawn_spatial(generator, 1031 * 21 // classes)
+    target_type = TARGET_TYPES[int(generator.integers(3))]
+    ignore_index = int(
+        generator.choice(
+            [255, 0, classes - 1] if target_type is np.uint8 else [-100, 255, 0, classes - 1, -1]
+        )
+    )
+    return Case(
+        dtype,
+        layout,
+        classes,
+        images=int(generator.integers(1, 4)) if math.prod(spatial) < 1000 else 1,
+        spatial=spatial,
+        target_type=target_type,
+        weight=either(),
+        pixel_weight=either(),
+        smoothing=float(generator.choice([0.0, 0.0, 0.1, 1.0])),
+        ignore_index=ignore_index,
+        ignored=float(generator.choice([0.0, 0.2, 0.2, 1.0], p=[0.3, 0.3, 0.35, 0.05])),
+        upstream=str(generator.choice(["none", "scalar", "map"])),
+        divided=either(),
+        grad_layout="channels_last" if layout == "planar" and either(0.15) else None,
+        loss=either(),
+        partial=either(),
+        grad_input=either(0.8),
+        grad_pixel_weight=either(),
+        seed=seed,
+    )
+
+
+CASES = [
+    random_case(dtype, layout, classes, seed)
+    for seed, dtype in enumerate(DTYPES)
+    for layout in LAYOUTS
+    for classes in CLASS_COUNTS
+]
+
+
+@pytest.mark.parametrize("case", thinned(CASES), ids=str)
+def test_cross_entropy(host: ModuleType, case: Case) -> None:
+    verify(host, case)
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_cross_entropy_of_ragged_sizes(
+    host: ModuleType, dtype: str, size: int, layout: str
+) -> None:
+    """Everything asked for at once, at sizes around those of tiles."""
+    case = Case(
+        dtype,
+        layout,
+        5,
+        2,
+        (size,),
+        np.uint8,
+        True,
+        True,
+        0.1,
+        255,
+        0.2,
+        "map",
+        True,
+        grad_pixel_weight=True,
+        seed=size,
+    )
+    verify(host, case)
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_cross_entropy_of_many_classes(host: ModuleType, dtype: str, layout: str) -> None:
+    case = Case(dtype, layout, 700, 1, (37,), weight=True, ignored=0.1, smoothing=0.1)
+    verify(host, case)
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize(("classes", "size"), [(2, 9001), (40, 3000)])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_cross_entropy_of_more_tiles_than_blocks(
+    host: ModuleType, dtype: str, classes: int, size: int, layout: str
+) -> None:
+    case = Case(dtype, layout, classes, 1, (size,), np.uint8, ignored=0.1)
+    verify(host, case)
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+def test_cross_entropy_of_volumes(host: ModuleType, layout: str) -> None:
+    verify(host, Case("f32", layout, 4, 2, (3, 5, 7), ignored=0.2))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 3, 0)])
+def test_cross_entropy_of_nothing(host: ModuleType, shape: tuple[int, ...]) -> None:
+    images, classes, *spatial = shape
+    case = Case("f32", "planar", classes, images, tuple(spatial))
+    results = run_under_seeds(host, lambda: run(host, case, make_inputs(case)))
+    assert results["partial"].sum() == 0
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("classes", [3, 21, 150])
+@pytest.mark.parametrize("target_type", TARGET_TYPES)
+def test_bad_targets_are_flagged(
+    host: ModuleType, target_type: type, classes: int, layout: str
+) -> None:
+    """Their loss is NaN, every other pixel's is right, nothing is read or written out of bounds."""
+    case = Case(
+        "f32",
+        layout,
+        classes,
+        2,
+        (67,),
+        target_type,
+        True,
+        True,
+        0.1,
+        255,
+        0.2,
+        "map",
+        grad_pixel_weight=True,
+    )
+    inputs = make_inputs(case)
+    beyond = [classes, 254] if target_type is np.uint8 else [classes, 1000, -1, -(2**31)]
+    if target_type is np.int64:
+        beyond += [2**40, -(2**40), 2**32]
+    inputs.target[:, 3 : 3 + len(beyond)] = beyond
+    for factors in (inputs.pixel_weight, inputs.upstream):
+        assert factors is not None
+        factors[:, 3 : 3 + len(beyond)] = 1
+    inputs.logits[..., 3 : 3 + len(beyond)] = 0.5
+    for seed in SEEDS:  # whose value the flag holds depends on the schedule
+        host.set_seed(seed)
+        check(case, inputs, run(host, case, inputs))
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("classes", [3, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extreme_logits(host: ModuleType, dtype: str, classes: int, layout: str) -> None:
+    """Large logits do not overflow; infinite and NaN ones behave as torch's formula does."""
+    case = Case(dtype, layout, classes, 1, (40,), partial=False)
+    inputs = make_inputs(case)
+    large = 3e4
+    inputs.target[0, :12] = 1
+    inputs.logits[0, :, :4] = large
+    inputs.logits[0, 1, 0] = -large
+    inputs.logits[0, 0, 1] = -large
+    inputs.logits[0, :, 2] = -large
+    inputs.logits[0, 0, 4] = -np.inf
+    inputs.logits[0, 1, 5] = -np.inf
+    inputs.logits[0, 1, 6] = np.inf
+    inputs.logits[0, 0, 7] = np.inf
+    inputs.logits[0, :, 8] = -np.inf
+    inputs.logits[0, 2, 9] = np.nan
+    inputs.logits = decode(encode(inputs.logits, dtype), dtype)
+    results = run_under_seeds(host, lambda: run(host, case, inputs))
+    expected = references.cross_entropy(inputs.logits, inputs.target, None, None, -100, 0.0)
+    loss = results["loss"][0]
+    assert loss[5] == np.inf
+    assert np.isnan(loss[6:10]).all()
+    finite = np.r_[0:5, 10:40]
+    assert_close(
+        "loss",
+        loss[finite],
+        expected.loss[0, finite],
+        64 * epsilon(dtype) * np.maximum(1, expected.loss[0, finite]),
+    )
+    gradient = decode(results["grad_input"], dtype)[0]
+    assert np.isnan(gradient[:, 6:10]).any(0).all()
+    assert_close(
+        "grad_input",
+        gradient[:, finite],
+        expected.gradient[0][:, finite],
+        rounding(dtype)[0] + 64 * epsilon(dtype),
+    )
+
+
+def test_float16_gradients_keep_a_large_upstream(host: ModuleType) -> None:
+    """A GradScaler's factor arrives before the gradient is rounded, so nothing underflows."""
+    case = Case("f16", "planar", 19, 1, (129,), upstream="scalar", divided=True)
+    inputs = make_inputs(case)
+    inputs.upstream = np.array(65536.0, np.float32)
+    inputs.normalizer = np.array([589824.0])
+    results = verify(host, case, inputs)
+    gradient = decode(results["grad_input"], "f16")
+    assert (gradient != 0).mean() > 0.95
+
+
+def test_one_gradient_alone(host: ModuleType) -> None:
+    """Nothing but one output, for each output."""
+    base = Case(
+        "f32",
+        "planar",
+        19,
+        2,
+        (129,),
+        pixel_weight=True,
+        loss=False,
+        partial=False,
+        grad_input=False,
+    )
+    for output in ("loss", "partial", "grad_input", "grad_pixel_weight"):
+        for layout in LAYOUTS:
+            verify(host, replace(base, layout=layout, **{output: True}))
+
+
+# Around what teams of each size hold, up to the most.
+@pytest.mark.parametrize("layout", ["planar", "channels_last"])
+@pytest.mark.parametrize("classes", thinned([63, 64, 65, 128, 129, 255, 256, 257, 511, 512, 513]))
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_the_largest_tiles_fit_shared_memory(
+    host: ModuleType, dtype: str, classes: int, layout: str
+) -> None:
+    verify(host, Case(dtype, layout, classes, 1, (70,), ignored=0.1))

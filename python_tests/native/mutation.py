@@ -1,0 +1,93 @@
+"""Copies of kernels with one thing broken in their source, built for the race build."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from python_tests.native.harness import native_directory
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A broken copy of a family's kernels.
+
+    Attributes:
+        name: what is broken.
+        snippet: what to replace. It occurs once in the family's sources or, if not there, once in
+            the sources that all families share. A space stands for any white space.
+        replacement: what by.
+        tests: pytest's -k for the tests that concern it, where not all of the family's have to run
+            until one fails.
+        kernels: a pattern for the family's .cu files that are meant and compiled.
+    """
+
+    name: str
+    snippet: str
+    replacement: str
+    tests: str = ""
+    kernels: str = "*.cu"
+
+
+def _apply(mutation: Mutation, family: str, csrc: Path) -> list[Path]:
+    """Changes the sources under csrc; returns those to compile."""
+    pattern = r"\s+".join(map(re.escape, mutation.snippet.split()))
+    units = sorted((csrc / family / "cuda").glob(mutation.kernels))
+    own = units + sorted((csrc / family / "cuda").glob("*.h"))
+    shared = sorted([*csrc.glob("common/device/*"), *csrc.glob("math/*")])
+    for sources in (own, shared):
+        found = [
+            (path, match) for path in sources for match in re.finditer(pattern, path.read_text())
+        ]
+        if len(found) > 1:
+            break
+        if found:
+            path, match = found[0]
+            text = path.read_text()
+            path.write_text(text[: match.start()] + mutation.replacement + text[match.end() :])
+            return [path] if path.suffix == ".cu" else units
+    raise LookupError(
+        f"{family}, {mutation.name}: the snippet occurs {len(found)} times, not once:\n"
+        f"{mutation.snippet}"
+    )
+
+
+def build(mutation: Mutation | None, family: str, directory: Path) -> None:
+    """Compiles a family's copy, changed or not, and links the race module into ``directory``.
+
+    Raises:
+        LookupError: the kernels have changed, so that the mutation has to be written anew.
+        RuntimeError: the copy does not compile.
+    """
+    recipe: dict[str, Any] = json.loads((native_directory() / "race_build.json").read_text())
+    csrc = directory / "csrc"
+    shutil.copytree(recipe["csrc"], csrc, ignore=shutil.ignore_patterns("*.cpp", ".*"))
+    if mutation is None:
+        units = sorted((csrc / family / "cuda").glob("*.cu"))
+    else:
+        units = _apply(mutation, family, csrc)
+    includes = [f"-I{csrc}", f"-I{recipe['include_directory']}"]
+    # Less optimised, which takes half the time; a mutation may leave things unused.
+    options = [*recipe["options"], "-O1", "-w", *includes, "-x", "c++", "-c"]
+    objects = list(recipe["objects"])
+    commands = []
+    for unit in units:
+        broken = directory / f"{unit.stem}.o"
+        original = f"/csrc/{unit.relative_to(csrc)}.o"
+        replaced = [path for path in objects if path.endswith(original)]
+        if len(replaced) != 1:
+            raise LookupError(f"no single object of the race build ends in {original}")
+        objects[objects.index(replaced[0])] = str(broken)
+        commands.append([recipe["compiler"], *options, str(unit), "-o", str(broken)])
+    module = directory / "segunc_host_race.so"
+    commands.append([recipe["compiler"], "-shared", "-o", str(module), *objects, "-ldl"])
+    for command in commands:
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            what = mutation.name if mutation else "unchanged"
+            raise RuntimeError(f"{family}, {what}: does not build:\n{result.stderr[-4000:]}")

@@ -1,0 +1,210 @@
+"""csrc/statistics/cuda/kernels.h, run on the host, against float64 NumPy: stored logits.
+
+Each case runs under several schedules, which must agree bit for bit. Outputs start as garbage, and
+nothing around them may change.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from python_tests.native.harness import (
+    CLASS_COUNTS,
+    DTYPES,
+    LAYOUTS,
+    SIZES,
+    Array,
+    drawn_spatial,
+    run_under_seeds,
+    shared_bytes,
+    thinned,
+)
+from python_tests.native.statistics.cases import (
+    MAPS,
+    StatisticsCase,
+    check_statistics,
+    run_accumulator,
+    run_statistics,
+    statistics_samples,
+)
+
+
+def random_statistics_case(dtype: str, layout: str, classes: int, seed: int) -> StatisticsCase:
+    generator = np.random.default_rng([seed, classes, DTYPES.index(dtype), LAYOUTS.index(layout)])
+    spatial = drawn_spatial(generator, 1031 * 5 // classes)
+    return StatisticsCase(
+        dtype,
+        layout,
+        classes,
+        samples=int(generator.choice([1, 2, 3, 10])),
+        images=int(generator.integers(1, 3)) if math.prod(spatial) < 1000 else 1,
+        spatial=spatial,
+        return_mean=bool(generator.random() < 0.5),
+        spaced=bool(generator.random() < 0.5),
+        seed=seed,
+    )
+
+
+STATISTICS_CASES = [
+    random_statistics_case(dtype, layout, classes, seed)
+    for seed, dtype in enumerate(DTYPES)
+    for layout in LAYOUTS
+    for classes in CLASS_COUNTS
+]
+
+
+@pytest.mark.parametrize("case", thinned(STATISTICS_CASES), ids=str)
+def test_predictive_statistics(host: ModuleType, case: StatisticsCase) -> None:
+    samples = statistics_samples(case)
+    results = run_under_seeds(host, lambda: run_statistics(host, case, samples))
+    check_statistics(samples, case.dtype, results)
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_statistics_of_ragged_sizes(host: ModuleType, dtype: str, size: int, layout: str) -> None:
+    case = StatisticsCase(dtype, layout, 5, 3, 2, (size,), seed=size)
+    samples = statistics_samples(case)
+    results = run_under_seeds(host, lambda: run_statistics(host, case, samples))
+    check_statistics(samples, dtype, results)
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize(("classes", "size"), [(2, 6001), (19, 3001), (40, 2001)])
+def test_statistics_of_more_tiles_than_blocks(
+    host: ModuleType, classes: int, size: int, layout: str
+) -> None:
+    case = StatisticsCase("f32", layout, classes, 2, 1, (size,))
+    samples = statistics_samples(case)
+    results = run_under_seeds(host, lambda: run_statistics(host, case, samples))
+    check_statistics(samples, "f32", results)
+    results = run_under_seeds(host, lambda: run_accumulator(host, case, samples))
+    check_statistics(samples, "f32", results)
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last"])
+@pytest.mark.parametrize(
+    ("classes", "samples", "spaced"), [(3, 130, True), (3, 128, False), (700, 2, False)]
+)
+def test_statistics_of_many(
+    host: ModuleType, classes: int, samples: int, spaced: bool, layout: str
+) -> None:
+    """More samples than addresses fit into a launch's arguments; more classes than fit a thread."""
+    case = StatisticsCase("f32", layout, classes, samples, 1, (35,), spaced=spaced)
+    values = statistics_samples(case)
+    results = run_under_seeds(host, lambda: run_statistics(host, case, values))
+    check_statistics(values, "f32", results)
+
+
+# Around what teams of each size hold, up to the most.
+@pytest.mark.parametrize("layout", ["planar", "channels_last"])
+@pytest.mark.parametrize("classes", thinned([64, 65, 129, 256, 257, 511, 512, 513]))
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_the_largest_tiles_fit_shared_memory(
+    host: ModuleType, dtype: str, classes: int, layout: str
+) -> None:
+    case = StatisticsCase(dtype, layout, classes, 2, 1, (70,))
+    samples = statistics_samples(case)
+    check_statistics(samples, dtype, run_statistics(host, case, samples))
+
+
+# Two numbers of each sample stay in shared memory, for as many threads as there is room.
+@pytest.mark.parametrize(
+    ("dtype", "samples"), [("f32", 47), ("f32", 48), ("f32", 49), ("f64", 24), ("f32", 6144)]
+)
+def test_the_most_samples_that_fit_shared_memory(
+    host: ModuleType, dtype: str, samples: int
+) -> None:
+    pixels = 3 if samples > 1000 else 150
+    case = StatisticsCase(dtype, "crop", 2, samples, 1, (pixels,))
+    values = statistics_samples(case)
+    results: dict[str, Array] = {}
+    shared = shared_bytes(host, lambda: results.update(run_statistics(host, case, values)))
+    assert shared > host.max_shared_bytes * 3 // 4
+    check_statistics(values, dtype, results, 4.0)
+
+
+def test_more_samples_than_fit_are_refused(host: ModuleType) -> None:
+    case = StatisticsCase("f32", "crop", 2, 6145, 1, (3,))
+    with pytest.raises(ValueError, match="at most 6144 samples of this layout, got 6145"):
+        run_statistics(host, case, statistics_samples(case))
+
+
+def test_too_many_scattered_samples_are_refused(host: ModuleType) -> None:
+    case = StatisticsCase("f32", "planar", 2, host.max_scattered_samples + 1, 1, (3,), spaced=False)
+    with pytest.raises((RuntimeError, ValueError), match="samples"):
+        run_statistics(host, case, statistics_samples(case))
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("classes", [3, 21, 150])
+def test_ties_go_to_the_lowest_class(host: ModuleType, classes: int, layout: str) -> None:
+    case = StatisticsCase("f32", layout, classes, 2, 1, (37,))
+    samples = statistics_samples(case)
+    for sample in samples:
+        sample[:, :, :5] = 0.25
+        sample[:, 1:3, 5:9] = 20.0
+    results = run_under_seeds(host, lambda: run_statistics(host, case, samples))
+    assert results["prediction"][0, :5].tolist() == [0] * 5
+    assert results["prediction"][0, 5:9].tolist() == [1] * 4
+    assert results["std"][0, :5].max() < 1e-6
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("classes", [3, 40])
+def test_statistics_of_nan_and_infinity(host: ModuleType, classes: int, layout: str) -> None:
+    """NaN in any sample makes the pixel's maps NaN; a class of logit -inf has no mass."""
+    case = StatisticsCase("f32", layout, classes, 3, 1, (40,))
+    samples = statistics_samples(case)
+    samples[1][0, 2, 3] = np.nan
+    samples[0][0, :, 4] = np.nan
+    samples[2][0, 1, 5] = np.inf
+    for sample in samples:
+        sample[0, 0, 6] = -np.inf
+        sample[0, :, 7] = 1e4
+    results = run_under_seeds(host, lambda: run_statistics(host, case, samples))
+    for name in MAPS:
+        assert np.isnan(results[name][0, 3:6]).all(), name
+        assert np.isfinite(np.delete(results[name][0], [3, 4, 5])).all(), name
+    assert not np.isin(results["prediction"][0, 6], 0)
+    keep = np.r_[0:3, 6:40]
+    check_statistics(
+        [sample[:, :, keep] for sample in samples],
+        "f32",
+        {name: value[..., keep] for name, value in results.items()},
+    )
+
+
+ACCUMULATOR_CASES = [
+    replace(case, return_mean=True, samples=min(case.samples, 4)) for case in STATISTICS_CASES[::2]
+]
+
+
+@pytest.mark.parametrize("case", thinned(ACCUMULATOR_CASES), ids=str)
+def test_accumulator(host: ModuleType, case: StatisticsCase) -> None:
+    samples = statistics_samples(case)
+    results = run_under_seeds(host, lambda: run_accumulator(host, case, samples))
+    check_statistics(samples, case.dtype, results)
+
+
+def test_accumulator_of_nan(host: ModuleType) -> None:
+    case = StatisticsCase("f32", "planar", 5, 3, 1, (33,))
+    samples = statistics_samples(case)
+    samples[1][0, 2, 3] = np.nan
+    results = run_under_seeds(host, lambda: run_accumulator(host, case, samples))
+    for name in MAPS:
+        assert np.flatnonzero(np.isnan(results[name][0])).tolist() == [3], name
+
+
+def test_statistics_of_nothing(host: ModuleType) -> None:
+    for images, spatial in ((0, (5,)), (2, (0,))):
+        case = StatisticsCase("f32", "planar", 3, 2, images, spatial)
+        samples = statistics_samples(case)
+        run_statistics(host, case, samples)
+        run_accumulator(host, case, samples)
