@@ -12,9 +12,11 @@ imported or collected again.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import multiprocessing
 import os
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -22,6 +24,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
@@ -167,3 +170,55 @@ def _attempt(host: object, operation: Operation | None, tests: list[pytest.Item]
         if any(report.failed for report in runtestprotocol(test, log=False, nextitem=None)):
             os._exit(NOTICED)
     os._exit(UNNOTICED)
+
+
+# ---- What the report has to say
+
+# Calls in the sources of kernels.
+_CALL = re.compile(
+    r"\b(barrier|barrier_count|warp_sync|ballot|match_any|shuffle(_up|_down|_xor)?|atomic_\w+"
+    r"|(load|store)_relaxed|store_host_flag)\(.*?;",
+    re.DOTALL,
+)
+
+
+def _calls() -> Iterator[tuple[str, range]]:
+    """File and lines of each."""
+    vocabulary = {"device.h", "gpu.h", "host.h"}
+    shared = [p for p in CSRC.glob("common/device/*") if p.name not in vocabulary]
+    for path in (*shared, *CSRC.glob("*/cuda/*")):
+        text = re.sub(r"//.*", "", path.read_text())
+        for call in _CALL.finditer(text):
+            first = text.count("\n", 0, call.start()) + 1
+            yield str(path.relative_to(CSRC)), range(first, first + call[0].count("\n") + 1)
+
+
+def unreached(operations: list[dict[str, Any]]) -> list[str]:
+    """Operations in the kernels' sources that no test runs."""
+    reached = {(operation["file"], operation["line"]) for operation in operations}
+    return [
+        f"{file}:{lines[0]}"
+        for file, lines in _calls()
+        if not any((file, line) in reached for line in lines)
+    ]
+
+
+def _harmless(family: str) -> dict[str, str]:
+    """The operations whose fault a family's tests cannot notice, by name, and why."""
+    if not (Path(__file__).parent / family / "mutations.py").exists():
+        return {}
+    module = importlib.import_module(f"python_tests.native.{family}.mutations")
+    names: dict[str, str] = module.HARMLESS
+    return names
+
+
+def check_noticed(operations: list[dict[str, Any]]) -> None:
+    """Fails unless what broke was noticed, but for what its family calls harmless."""
+    assert any(operation["noticed"] for operation in operations), "no operation was broken"
+    for family in {operation["family"] for operation in operations}:
+        noticed = {o["name"]: o["noticed"] for o in operations if o["family"] == family}
+        known = _harmless(family)
+        missed = [name for name in noticed if noticed[name] is False and name not in known]
+        assert not missed, f"{family}'s tests do not notice that these break: {missed}"
+        stale = [name for name in known if noticed.get(name, True)]
+        assert not stale, f"called harmless by {family}, but noticed or gone: {stale}"
