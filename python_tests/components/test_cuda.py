@@ -17,20 +17,25 @@ pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("native_kernels")]
 
 
 def compare(labels: Tensor, values: Tensor, name: str, **options: object) -> None:
-    """Components, their means and the gradient of these, with the CPU's of float64 values."""
+    """Components, their means and the gradient of these, with the CPU's of float64 values.
+
+    A GPU sums in fixed point: to 2^-62 of the pixels times the largest value.
+    """
     found = sf.connected_components(labels.cuda(), **options)
     for kind, a, b in zip(
         ("ids", "counts"), found, sf.connected_components(labels, **options), strict=True
     ):
         assert_same_bits(a.cpu(), b, name=f"{name}: {kind}")
+    upstream = torch.randn(values.shape).to(values.dtype)
     on_gpu = values.cuda().requires_grad_()
-    exact = values.double().requires_grad_()
+    exact = values.to(torch.float64, copy=True).requires_grad_()
     means = sf.component_mean(on_gpu, labels.cuda(), **options)
     truth = sf.component_mean(exact, labels, **options)
-    upstream = torch.randn(values.shape).to(values.dtype)
     means.backward(upstream.cuda())
     truth.backward(upstream.double())
-    scale = float(max(values.abs().max(), upstream.abs().max()))
+    largest = float(max(values.abs().max(), upstream.abs().max()))
+    fixed_point = 2.0**-62 * labels[0].numel() / torch.finfo(torch.float64).eps
+    scale = largest * max(1.0, fixed_point)
     for kind, a, b in (("means", means, truth.detach()), ("gradient", on_gpu.grad, exact.grad)):
         assert_close(a, b, name=f"{name}: {kind}", scale=scale, bias=False)
 
