@@ -75,6 +75,9 @@ class Breaker:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        if not (item.path.parent / "mutations.py").exists():  # tests of no kernels
+            yield
+            return
         self._host.record_operations()
         start = time.perf_counter()
         yield
@@ -84,7 +87,8 @@ class Breaker:
             parts = Path(os.path.normpath(file)).parts
             if CSRC.name in parts:
                 in_csrc = Path(*parts[parts.index(CSRC.name) + 1 :])
-                place = (item.path.parent.name, kind, str(in_csrc), function, line)
+                template = function.split("<")[0]
+                place = (item.path.parent.name, kind, str(in_csrc), template, line)
                 self._reached[place][item] = seconds
 
     @pytest.hookimpl(wrapper=True)
@@ -209,8 +213,6 @@ def unreached(operations: list[dict[str, Any]]) -> list[str]:
 
 def _harmless(family: str) -> dict[str, str]:
     """The operations whose fault a family's tests cannot notice, by name, and why."""
-    if not (Path(__file__).parent / family / "mutations.py").exists():
-        return {}
     module = importlib.import_module(f"python_tests.native.{family}.mutations")
     names: dict[str, str] = module.HARMLESS
     return names
