@@ -8,7 +8,8 @@ NATIVE := build/native
 HEADERS = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torch/include
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-thorough native-tests bench wheel cuda lint format gpu-check clean
+.PHONY: help setup build demo test test-thorough native-tests bench wheel cuda lint format \
+	compatibility gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -57,19 +58,22 @@ wheel: setup ## one wheel in dist/, with CUDA code where nvcc is found, smoke-te
 cuda: setup ## compile the CUDA library for every target and print what its kernels use
 	$(RUN) sh cmake/cuda.sh "$(HEADERS)"
 
-lint: setup ## ruff, mypy, clang-format, import-linter
+lint: $(VENV)/.installed ## ruff, mypy, clang-format, import-linter
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) clang-format --dry-run --Werror $(CXX_FILES)
 	$(RUN) lint-imports
 
-format: setup ## let ruff and clang-format rewrite the files
+format: $(VENV)/.installed ## let ruff and clang-format rewrite the files
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 	$(RUN) clang-format -i $(CXX_FILES)
 
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu')
+
+compatibility: wheel ## tests of the wheel beside torch 2.10, 2.11, 2.13 and the newest; downloads 8 GB
+	$(RUN) python -m tools.compatibility
 
 gpu-check: ## on a machine with a GPU: install the wheel, test, sanitize, benchmark; one JSON
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.gpu_check

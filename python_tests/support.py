@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,8 +125,28 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+RESULTS = Path(__file__).parent.parent / "docs" / "compatibility.json"
+"""What `make compatibility` has found, a row for each version of torch."""
+
+
+def versions(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The table of what the tests came to beside versions of torch."""
+    lines = [
+        "| torch | its CUDA | Python | CPU library | CUDA library | passed | skipped | failed |",
+        "|---|---|---|---|---|--:|--:|---|",
+    ]
+    for row in rows:
+        failed = ", ".join(f"`{name}`" for name in row["failed"])
+        lines.append(
+            f"| {row['torch']} | {row['cuda']} | {row['python']} | {row['cpu_library']} | "
+            f"{row['cuda_library']} | {row['passed']} | {row['skipped']} | "
+            f"{len(row['failed'])}{': ' if failed else ''}{failed} |"
+        )
+    return lines
+
+
 def markdown() -> str:
-    """The table as docs/support.md prints it."""
+    """The page docs/support.md."""
     lines = [
         "# What is supported",
         "",
@@ -154,6 +176,18 @@ def markdown() -> str:
         "| layout of the logits | traversal |",
         "|---|---|",
         *(f"| {name} | {layout.traversal} |" for name, layout in LAYOUTS.items()),
+        "",
+        "## Versions",
+        "",
+        "One wheel serves every Python >= 3.10 and every torch >= 2.10. `make compatibility` puts",
+        "it beside the CUDA builds of several versions of torch and runs the tests that need no",
+        "GPU; *native* says that the library is loaded. Skipped are tests of other hardware.",
+        "",
+        *versions(json.loads(RESULTS.read_text())),
+        "",
+        "The CUDA library holds code for the compute capabilities that `segunc info` lists, and",
+        "PTX for later ones. Compiled by CUDA 13, as by `make wheel`, it needs an NVIDIA driver",
+        "580 or later, also beside a torch for CUDA 12.",
         "",
     ]
     return "\n".join(lines)

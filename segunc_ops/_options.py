@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -25,6 +26,16 @@ class LossOptions:
     label_smoothing: float = 0.0
     upsample: Upsample | None = None
     align_corners: bool = False
+
+
+class LossArguments(TypedDict, total=False):
+    """The fields of :class:`LossOptions` that are keyword arguments wherever there is one."""
+
+    ignore_index: int
+    reduction: Reduction
+    label_smoothing: float
+    upsample: Upsample | None
+    align_corners: bool
 
 
 def check_options(options: LossOptions) -> LossOptions:

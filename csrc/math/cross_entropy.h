@@ -65,10 +65,16 @@ SEGUNC_HD Weighted<A> weighted(A loss, A weight, A upstream) {
   return {weight * loss, loss * upstream, weight * upstream};
 }
 
-// exponential is exp(z_c - m), slope is total / s, and t_c as above; or both times a factor.
+// exponential is exp(z_c - m), slope is total / s, and t_c as above; or the last two times a
+// factor.
 template <class A>
 SEGUNC_HD A cross_entropy_derivative(A exponential, A slope, A t_c) {
   return exponential * slope - t_c;
+}
+// The slope has the factor, t_c has it yet to get. A may be a pack of pixels, T their common share.
+template <class A, class T>
+SEGUNC_HD A cross_entropy_derivative(A exponential, A slope, A factor, T t_c) {
+  return exponential * slope - factor * t_c;
 }
 
 // What of the target's exponential is worth a: taken off it, a is no longer part of t_y.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
+from dataclasses import fields
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from segunc_ops import (
     PredictiveStatistics,
     UncertaintyAwareCrossEntropyLoss,
 )
+from segunc_ops._options import LossArguments, LossOptions
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -104,6 +107,20 @@ def test_weights_are_buffers(loss_class):
 def test_an_observation_is_no_state(loss, batch):
     loss.observe(batch.std)
     assert not loss.state_dict()
+
+
+@pytest.mark.parametrize("loss_class", LOSSES)
+def test_signatures_name_every_option(loss_class):
+    """Constructors take them as keyword arguments of any name; help() and editors show them."""
+    parameters = inspect.signature(loss_class).parameters
+    defaults = {field.name: field.default for field in fields(LossOptions)}
+    assert set(LossArguments.__annotations__) == set(defaults) - {"weight"}
+    if loss_class in UNCERTAINTY_LOSSES:
+        defaults["reduction"] = "mean_all"
+    assert {name: parameters[name].default for name in defaults} == defaults
+    assert {name: getattr(loss_class(), name) for name in defaults} == defaults
+    with pytest.raises(TypeError, match=f"^{loss_class.__name__}.* unexpected .* 'smoothing'$"):
+        loss_class(smoothing=0.1)
 
 
 def test_repr_tells_the_configuration():

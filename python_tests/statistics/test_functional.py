@@ -64,6 +64,14 @@ def test_samples_of_different_layouts():
     compare(sf.predictive_statistics(iter_of(mixed)), torch.stack(samples), "a tuple")
 
 
+def test_samples_whose_strides_differ_where_nothing_is():
+    """An axis of one element may have any stride: a slice keeps that of what it was cut from."""
+    samples = [torch.randn(1, 5, 3, 7), torch.randn(2, 9, 3, 7)[:1, :5]]
+    assert samples[0].stride() != samples[1].stride()
+    assert samples[1].is_contiguous()
+    compare(sf.predictive_statistics(samples), torch.stack(samples), "a slice of a batch")
+
+
 def iter_of(samples: list[Tensor]) -> tuple[Tensor, ...]:
     return tuple(samples)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import fields
 from numbers import Real
-from typing import Generic, Literal, TypeVar, cast, get_args
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .._checks import check_device, check_target, check_upsampled_input, pixel_shape
 from .._dtypes import accumulate_dtype
-from .._options import LossOptions, check_options
+from .._options import LossArguments, LossOptions, check_options
 from ..functional import PredictiveStatistics, Reduction, Upsample
 from ..functional.cross_entropy import cross_entropy_with
 from ..sampling import PredictiveAccumulator
@@ -24,12 +25,18 @@ Observation = TypeVar("Observation")
 OR_STATISTICS = ", PredictiveStatistics or PredictiveAccumulator"
 """What else than a tensor an uncertainty may be, for messages."""
 
-_OPTIONS = tuple(field.name for field in fields(LossOptions))
+_OPTIONS = {field.name: field for field in fields(LossOptions)}
 
 
 class ClassWeightedLoss(nn.Module):
-    """Holds the options that every loss has: class weights as a buffer, the others as they are."""
+    """Holds the options that every loss has: class weights as a buffer, the others as they are.
 
+    Constructors take them as ``**options``, by whatever names :class:`LossOptions` has. What shows
+    as the signature of a loss names them all.
+    """
+
+    __signature__: ClassVar[inspect.Signature]
+    default_reduction: ClassVar[Reduction] = "mean"
     weight: Tensor | None
     ignore_index: int
     reduction: Reduction
@@ -37,16 +44,25 @@ class ClassWeightedLoss(nn.Module):
     upsample: Upsample | None
     align_corners: bool
 
-    def __init__(self, options: LossOptions) -> None:
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls.__signature__ = _explicit(inspect.signature(cls.__init__), cls.default_reduction)
+
+    def __init__(self, weight: Tensor | None, options: LossArguments) -> None:
         super().__init__()
-        weight = options.weight
+        for name in options:
+            if name not in _OPTIONS:
+                raise TypeError(
+                    f"{type(self).__name__}() got an unexpected keyword argument {name!r}"
+                )
         if weight is not None and not isinstance(weight, Tensor):
             raise TypeError(f"weight: expected a tensor or None, got {type(weight).__name__}")
-        options = check_options(options)
+        given: LossArguments = {"reduction": self.default_reduction, **options}
+        checked = check_options(LossOptions(weight, **given))
         self.register_buffer("weight", weight)
         for name in _OPTIONS:
             if name != "weight":
-                setattr(self, name, getattr(options, name))
+                setattr(self, name, getattr(checked, name))
 
     def _cross_entropy(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> Tensor:
         options = LossOptions(*[getattr(self, name) for name in _OPTIONS])
@@ -76,6 +92,26 @@ class ClassWeightedLoss(nn.Module):
         )
 
 
+def _explicit(signature: inspect.Signature, reduction: Reduction) -> inspect.Signature:
+    """The signature of a constructor for users: without self, with the options by name."""
+    _, *parameters = signature.parameters.values()
+    if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+        return signature.replace(parameters=parameters)
+    own = {parameter.name for parameter in parameters}
+    defaults = {name: option.default for name, option in _OPTIONS.items()}
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=_OPTIONS[name].type,
+        )
+        for name, default in (defaults | {"reduction": reduction}).items()
+        if name not in own
+    ]
+    return signature.replace(parameters=[*parameters[:-1], *options])
+
+
 def _check_maps(input: Tensor, pixels: tuple[int, ...], maps: dict[str, Tensor]) -> None:
     for name, value in maps.items():
         if value.shape != pixels:
@@ -92,8 +128,10 @@ class UncertaintyWeightedLoss(ClassWeightedLoss, Generic[Observation]):
     A subclass says what an observation is, and makes the uncertainty map of it.
     """
 
-    def __init__(self, options: LossOptions, missing: Missing) -> None:
-        super().__init__(options)
+    default_reduction: ClassVar[Reduction] = "mean_all"
+
+    def __init__(self, weight: Tensor | None, missing: Missing, options: LossArguments) -> None:
+        super().__init__(weight, options)
         if missing not in get_args(Missing):
             raise ValueError(f"missing: expected one of {get_args(Missing)}, got {missing!r}")
         self.missing = missing

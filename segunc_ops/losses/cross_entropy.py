@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from .._options import LossOptions
-from ..functional import Reduction, Upsample
 from ._base import ClassWeightedLoss
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._options import LossArguments
 
 __all__ = ["CrossEntropyLoss"]
 
@@ -47,20 +52,8 @@ class CrossEntropyLoss(ClassWeightedLoss):
         >>> loss(model(images), labels).backward()
     """
 
-    def __init__(
-        self,
-        weight: Tensor | None = None,
-        *,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        label_smoothing: float = 0.0,
-        upsample: Upsample | None = None,
-        align_corners: bool = False,
-    ) -> None:
-        options = LossOptions(
-            weight, ignore_index, reduction, label_smoothing, upsample, align_corners
-        )
-        super().__init__(options)
+    def __init__(self, weight: Tensor | None = None, **options: Unpack[LossArguments]) -> None:
+        super().__init__(weight, options)
 
     def forward(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
         return self._cross_entropy(input, target, pixel_weight)

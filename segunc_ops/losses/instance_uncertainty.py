@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
 from .._dtypes import accumulate_dtype
-from .._options import LossOptions
-from ..functional import PredictiveStatistics, Reduction, Upsample, component_mean
+from ..functional import PredictiveStatistics, component_mean
 from ..sampling import PredictiveAccumulator
 from ._base import (
     OR_STATISTICS,
@@ -20,6 +19,11 @@ from ._base import (
     check_uncertainty,
     power_weight,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._options import LossArguments
 
 __all__ = ["Components", "InstanceUncertaintyCrossEntropyLoss", "instance_uncertainty"]
 
@@ -147,17 +151,10 @@ class InstanceUncertaintyCrossEntropyLoss(UncertaintyWeightedLoss[_Observed]):
         *,
         components: Components = "target",
         connectivity: int | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean_all",
-        label_smoothing: float = 0.0,
-        upsample: Upsample | None = None,
-        align_corners: bool = False,
         missing: Missing = "error",
+        **options: Unpack[LossArguments],
     ) -> None:
-        options = LossOptions(
-            weight, ignore_index, reduction, label_smoothing, upsample, align_corners
-        )
-        super().__init__(options, missing)
+        super().__init__(weight, missing, options)
         self.exponent = check_exponent("exponent", exponent)
         if components not in get_args(Components):
             raise ValueError(

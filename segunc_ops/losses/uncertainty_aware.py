@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from .._options import LossOptions
-from ..functional import PredictiveStatistics, Reduction, Upsample
+from ..functional import PredictiveStatistics
 from ..sampling import PredictiveAccumulator
 from ._base import (
     OR_STATISTICS,
@@ -16,6 +17,11 @@ from ._base import (
     check_uncertainty,
     power_weight,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._options import LossArguments
 
 __all__ = ["UncertaintyAwareCrossEntropyLoss"]
 
@@ -103,17 +109,10 @@ class UncertaintyAwareCrossEntropyLoss(UncertaintyWeightedLoss[Tensor]):
         alpha: float = 10.0,
         weight: Tensor | None = None,
         *,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean_all",
-        label_smoothing: float = 0.0,
-        upsample: Upsample | None = None,
-        align_corners: bool = False,
         missing: Missing = "error",
+        **options: Unpack[LossArguments],
     ) -> None:
-        options = LossOptions(
-            weight, ignore_index, reduction, label_smoothing, upsample, align_corners
-        )
-        super().__init__(options, missing)
+        super().__init__(weight, missing, options)
         self.alpha = check_exponent("alpha", alpha)
 
     def observe(self, uncertainty: Uncertainty) -> None:

@@ -119,9 +119,11 @@ SEGUNC_HD void unblend(const Blend<A, R>& blend, A* const (&around)[kAround],
     const Pack<A> slope = load_pack(px.slope + j), factor = load_pack(px.factor + j);
     for (int c = 0; c < C; ++c) {
       const int at = c * T + j;
-      const Pack<A> t = kSmooth ? factor * targets.smoothing(c) : Pack<A>{};
-      const Pack<A> v = keep<A>(
-          px.valid + j, math::cross_entropy_derivative<Pack<A>>(load_pack(tile + at), slope, t));
+      const Pack<A> e = load_pack(tile + at);
+      const Pack<A> v =
+          keep<A>(px.valid + j,
+                  kSmooth ? math::cross_entropy_derivative(e, slope, factor, targets.smoothing(c))
+                          : math::cross_entropy_derivative(e, slope, Pack<A>{}));
       for (int r = 0; r < R; ++r) store_pack(rows[r] + at, load_pack(rows[r] + at) + share[r] * v);
     }
   }

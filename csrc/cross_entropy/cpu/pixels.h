@@ -157,7 +157,7 @@ SEGUNC_HD void write_losses(const CrossEntropyParams& p, const Targets<A>& targe
 
 // Takes the target's term off the tile of exponentials, and readies px.slope. The gradient of pixel
 // j in class c is then clear_unless(px.valid[j], v) with
-//   v = cross_entropy_derivative(tile[c * T + j], px.slope[j], px.factor[j] * b_c).
+//   v = cross_entropy_derivative(tile[c * T + j], px.slope[j], px.factor[j], b_c).
 template <class A, int T>
 SEGUNC_HD void take_targets_off(const Targets<A>& targets, int C, int n, A* __restrict tile,
                                 Pixels<A, T>& px) {

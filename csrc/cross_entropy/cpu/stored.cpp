@@ -38,9 +38,9 @@ void run_units(const CrossEntropyParams& p, int64_t begin, int64_t end) {
     if (targets.shares.smooths())
       write_tile<T>(p.grad_map, grad, image, pixel, n, tile, buffer,
                     [&](int c, int j, A e) __attribute__((always_inline)) {
-                      return clear_unless(px.valid[j],
-                                          math::cross_entropy_derivative(
-                                              e, px.slope[j], px.factor[j] * targets.smoothing(c)));
+                      return clear_unless(
+                          px.valid[j], math::cross_entropy_derivative(e, px.slope[j], px.factor[j],
+                                                                      targets.smoothing(c)));
                     });
     else
       write_tile<T>(p.grad_map, grad, image, pixel, n, tile, buffer,
