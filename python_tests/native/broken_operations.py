@@ -75,14 +75,20 @@ class Breaker:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        if not (item.path.parent / "mutations.py").exists():  # tests of no kernels
+            yield
+            return
         self._host.record_operations()
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
         for kind, file, function, line in self._host.recorded_operations():
-            path = Path(os.path.normpath(file))
-            if path.is_relative_to(CSRC):
-                place = (item.path.parent.name, kind, str(path.relative_to(CSRC)), function, line)
+            # The compiler's path may be relative to a folder that we do not know.
+            parts = Path(os.path.normpath(file)).parts
+            if CSRC.name in parts:
+                in_csrc = Path(*parts[parts.index(CSRC.name) + 1 :])
+                template = function.split("<")[0]
+                place = (item.path.parent.name, kind, str(in_csrc), template, line)
                 self._reached[place][item] = seconds
 
     @pytest.hookimpl(wrapper=True)
@@ -112,6 +118,8 @@ class Breaker:
             operation: {**asdict(operation), "tests": len(tests), "noticed": None, "seconds": 0.0}
             for operation, tests in operations.items()
         }
+        if not operations:
+            raise RuntimeError("the tests run no operation of a kernel")
         control = list(dict.fromkeys(tests[0] for tests in operations.values()))
         waiting: list[Operation | None] = [None, *(operations if self._all else core(operations))]
         running: dict[BaseProcess, tuple[Operation | None, float]] = {}
@@ -205,8 +213,6 @@ def unreached(operations: list[dict[str, Any]]) -> list[str]:
 
 def _harmless(family: str) -> dict[str, str]:
     """The operations whose fault a family's tests cannot notice, by name, and why."""
-    if not (Path(__file__).parent / family / "mutations.py").exists():
-        return {}
     module = importlib.import_module(f"python_tests.native.{family}.mutations")
     names: dict[str, str] = module.HARMLESS
     return names

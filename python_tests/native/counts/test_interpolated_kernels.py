@@ -113,8 +113,8 @@ def test_counts_of_nothing(host: ModuleType) -> None:
     assert not any(results[name].any() for name in TABLES)
 
 
-@pytest.mark.parametrize(("classes", "bins"), [(3, 1532), (78, 14), (256, 1535)])
+@pytest.mark.parametrize(("classes", "bins"), [(3, 1526), (78, 14), (256, 1535)])
 def test_the_largest_tables_fit_shared_memory(host: ModuleType, classes: int, bins: int) -> None:
     to = Interpolated((9, 13), False)
     case = CountsCase("f32", "planar", classes, 1, (4, 5), bins=bins, to=to)
-    assert shared_bytes(host, lambda: verify_counts(host, case)) >= 24 << 10
+    assert shared_bytes(host, lambda: verify_counts(host, case)) > 24 << 10

@@ -207,6 +207,18 @@ def test_operations_are_recorded_once_each(host: ModuleType) -> None:
     assert operations(host, "misaligned_vector") == []
 
 
+@pytest.mark.usefixtures("intact")
+@pytest.mark.skipif(FLAVOR != "race", reason="elsewhere a sum is seldom late")
+def test_a_block_may_sum_again_at_once(host: ModuleType) -> None:
+    """What block_sum promises and no kernel makes use of yet: that needs both of its barriers."""
+    barriers = [place for place in operations(host, "sum_elsewhere") if place[0] == "barrier"]
+    assert [function for _, _, function, _ in barriers] == ["block_sum", "block_sum"]
+    expected = run(host, "sum_elsewhere", 0, correct=True)
+    for kind, file, _, line in barriers:
+        host.inject_fault(kind, file, line)
+        assert outcomes(host, "sum_elsewhere", correct=True, expected=expected)["refused"]
+
+
 # ---- Launches that a GPU refuses
 
 

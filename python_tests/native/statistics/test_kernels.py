@@ -122,7 +122,7 @@ def test_the_most_samples_that_fit_shared_memory(
     host: ModuleType, dtype: str, samples: int
 ) -> None:
     pixels = 3 if samples > 1000 else 150
-    case = StatisticsCase(dtype, "crop", 2, samples, 1, (pixels,))
+    case = StatisticsCase(dtype, "forced", 2, samples, 1, (pixels,))
     values = statistics_samples(case)
     results: dict[str, Array] = {}
     shared = shared_bytes(host, lambda: results.update(run_statistics(host, case, values)))
@@ -131,7 +131,7 @@ def test_the_most_samples_that_fit_shared_memory(
 
 
 def test_more_samples_than_fit_are_refused(host: ModuleType) -> None:
-    case = StatisticsCase("f32", "crop", 2, 6145, 1, (3,))
+    case = StatisticsCase("f32", "forced", 2, 6145, 1, (3,))
     with pytest.raises(ValueError, match="at most 6144 samples of this layout, got 6145"):
         run_statistics(host, case, statistics_samples(case))
 
