@@ -2,8 +2,9 @@
 
 Tests are watched for the barriers, warp operations, atomics and relaxed accesses of the kernels
 that they run. When all have passed, one operation after the other is broken (host_execution.h says
-how), and the tests that reach it run again, the quickest first, until one fails. Operations are
-found where they run, so a new kernel's are broken without anyone listing them.
+how), and the tests that reach it run again until one fails: by turns the quickest of them and the
+one that runs it most often. Operations are found where they run, so a new kernel's are broken
+without anyone listing them.
 
 An attempt is a process, forked from this one: what it breaks may crash it, and nothing has to be
 imported or collected again.
@@ -21,6 +22,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -31,7 +33,7 @@ from _pytest.runner import runtestprotocol
 
 from python_tests.native import harness
 
-TIMEOUT_SECONDS = 120  # of an attempt: a kernel that never ends is noticed, too
+TIMEOUT_SECONDS = 300  # of an attempt
 NOTICED, UNNOTICED = 10, 0  # exit statuses of an attempt
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
@@ -68,10 +70,9 @@ class Breaker:
         self._host = harness.load_module(harness.FLAVOR)
         self._all = config.getoption("--break-operations") == "all"
         self._report: Path = config.getoption("--break-report")
-        # By family and place: the tests that reach it, and how long each takes.
-        self._reached: dict[tuple[str, str, str, str, int], dict[pytest.Item, float]] = defaultdict(
-            dict
-        )
+        # By family and place: the tests that reach it, how often and how long each takes.
+        self._reached: dict[tuple[str, str, str, str, int], dict[pytest.Item, tuple[int, float]]]
+        self._reached = defaultdict(dict)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
@@ -82,14 +83,15 @@ class Breaker:
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
-        for kind, file, function, line in self._host.recorded_operations():
+        for kind, file, function, line, runs in self._host.recorded_operations():
             # The compiler's path may be relative to a folder that we do not know.
             parts = Path(os.path.normpath(file)).parts
             if CSRC.name in parts:
                 in_csrc = Path(*parts[parts.index(CSRC.name) + 1 :])
                 template = function.split("<")[0]
                 place = (item.path.parent.name, kind, str(in_csrc), template, line)
-                self._reached[place][item] = seconds
+                before, _ = self._reached[place].get(item, (0, 0.0))
+                self._reached[place][item] = before + runs, seconds
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Iterator[object]:
@@ -99,17 +101,15 @@ class Breaker:
         return result
 
     def _operations(self) -> dict[Operation, list[pytest.Item]]:
-        """What was reached, with the tests that did, the quickest first."""
+        """What was reached, with the tests that did, in the order of an attempt."""
         number: Counter[tuple[str, ...]] = Counter()
         operations = {}
         for place in sorted(self._reached):
             family, kind, file, function, line = place
             number[place[:-1]] += 1
             name = f"{file}: {function}, {kind} {number[place[:-1]]}"
-            tests = self._reached[place]
-            operations[Operation(family, name, kind, file, function, line)] = sorted(
-                tests, key=tests.__getitem__
-            )
+            operation = Operation(family, name, kind, file, function, line)
+            operations[operation] = by_turns(self._reached[place])
         return operations
 
     def _break_operations(self) -> None:
@@ -136,12 +136,21 @@ class Breaker:
                 process.kill()
                 process.join()
                 del running[process]
+                if seconds >= TIMEOUT_SECONDS:
+                    raise RuntimeError(f"no end within {TIMEOUT_SECONDS} s: {operation}")
                 noticed = _noticed(process.exitcode)
                 if operation is not None:
                     rows[operation] |= {"noticed": noticed, "seconds": round(seconds, 1)}
                 elif noticed:
                     raise RuntimeError("a test fails when it runs again, with nothing broken")
         self._report.write_text(json.dumps(list(rows.values()), indent=1))
+
+
+def by_turns(tests: dict[pytest.Item, tuple[int, float]]) -> list[pytest.Item]:
+    """tests: how often each runs an operation, and how long it takes."""
+    quickest = sorted(tests, key=lambda test: tests[test][1])
+    busiest = sorted(tests, key=lambda test: -tests[test][0])
+    return list(dict.fromkeys(chain.from_iterable(zip(quickest, busiest, strict=True))))
 
 
 def core(operations: Iterable[Operation]) -> list[Operation]:
@@ -153,7 +162,7 @@ def core(operations: Iterable[Operation]) -> list[Operation]:
 
 
 def _noticed(status: int | None) -> bool:
-    """By an attempt's exit status, which is negative after a crash or a timeout."""
+    """By an attempt's exit status, which is negative after a crash."""
     if status not in (NOTICED, UNNOTICED) and (status is None or status > 0):
         raise RuntimeError(f"an attempt ended with status {status}")
     return status != UNNOTICED

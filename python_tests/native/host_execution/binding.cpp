@@ -22,12 +22,12 @@ std::string name_of(host::Operation operation) {
   throw std::logic_error("an operation without a name");
 }
 
-// (operation, file, function, line) of each.
+// (operation, file, function, line, runs) of each.
 py::list recorded_operations() {
   py::list result;
   for (const host::OperationSite& at : host::recorded_operations()) {
-    result.append(
-        py::make_tuple(name_of(at.operation), at.site.file, at.site.function, at.site.line));
+    result.append(py::make_tuple(name_of(at.operation), at.site.file, at.site.function,
+                                 at.site.line, at.runs));
   }
   return result;
 }

@@ -32,6 +32,7 @@ void clear_fault();
 struct OperationSite {
   Operation operation;
   Site site;
+  uint64_t runs;  // by threads
 };
 // From now on operations are noted where they run; forgets those noted before.
 void record_operations();

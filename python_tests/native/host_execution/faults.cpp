@@ -9,10 +9,11 @@ void Faults::note(Operation operation, const Site& site) {
     return known.site.line == site.line && known.operation == operation && known.site == site;
   };
   // Mostly it is the one that ran before.
-  if (!sites_.empty() && is_it(sites_[last_])) return;
-  const auto found = std::find_if(sites_.begin(), sites_.end(), is_it);
-  last_ = size_t(found - sites_.begin());
-  if (found == sites_.end()) sites_.push_back({operation, site});
+  if (last_ == sites_.size() || !is_it(sites_[last_])) {
+    last_ = size_t(std::find_if(sites_.begin(), sites_.end(), is_it) - sites_.begin());
+    if (last_ == sites_.size()) sites_.push_back({operation, site, 0});
+  }
+  sites_[last_].runs++;
 }
 
 bool Faults::matches(Operation operation, const Site& site) const {

@@ -173,11 +173,11 @@ def intact(host: ModuleType) -> Iterator[None]:
     host.clear_fault()
 
 
-def operations(host: ModuleType, probe: str) -> list[tuple[str, str, str, int]]:
-    """Kind, file, function and line of those that a probe runs."""
+def operations(host: ModuleType, probe: str) -> list[tuple[str, str, str, int, int]]:
+    """Kind, file, function, line and number of runs of those that a probe runs."""
     host.record_operations()
     run(host, probe, 0, correct=True)
-    recorded: list[tuple[str, str, str, int]] = host.recorded_operations()
+    recorded: list[tuple[str, str, str, int, int]] = host.recorded_operations()
     return recorded
 
 
@@ -189,7 +189,7 @@ def test_broken_operations_are_noticed(host: ModuleType, probe: str, kind: str) 
     expected = run(host, probe, 0, correct=True)
     if probe in ENDS_PROCESS:
         pytest.skip("ends the process")
-    for _, file, function, line in places:
+    for _, file, function, line, _ in places:
         assert function.startswith((f"{probe}_kernel", "operator()"))
         host.inject_fault(kind, file, line)
         counts = outcomes(host, probe, correct=True, expected=expected)
@@ -203,6 +203,7 @@ def test_operations_are_recorded_once_each(host: ModuleType) -> None:
     recorded = operations(host, "reused_buffer")
     assert [place[0] for place in recorded] == ["barrier", "barrier"]
     assert len({place[3] for place in recorded}) == 2
+    assert {place[4] for place in recorded} == {4 * 4 * 256}  # rounds, blocks, threads
     assert all(place[1].endswith("host_execution/probes.cu") for place in recorded)
     assert operations(host, "misaligned_vector") == []
 
@@ -212,9 +213,9 @@ def test_operations_are_recorded_once_each(host: ModuleType) -> None:
 def test_a_block_may_sum_again_at_once(host: ModuleType) -> None:
     """What block_sum promises and no kernel makes use of yet: that needs both of its barriers."""
     barriers = [place for place in operations(host, "sum_elsewhere") if place[0] == "barrier"]
-    assert [function for _, _, function, _ in barriers] == ["block_sum", "block_sum"]
+    assert [function for _, _, function, *_ in barriers] == ["block_sum", "block_sum"]
     expected = run(host, "sum_elsewhere", 0, correct=True)
-    for kind, file, _, line in barriers:
+    for kind, file, _, line, _ in barriers:
         host.inject_fault(kind, file, line)
         assert outcomes(host, "sum_elsewhere", correct=True, expected=expected)["refused"]
 

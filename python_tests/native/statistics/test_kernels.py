@@ -111,7 +111,8 @@ def test_the_largest_tiles_fit_shared_memory(
 ) -> None:
     case = StatisticsCase(dtype, layout, classes, 2, 1, (70,))
     samples = statistics_samples(case)
-    check_statistics(samples, dtype, run_statistics(host, case, samples))
+    # Entropies of so many classes are larger, and so are their errors.
+    check_statistics(samples, dtype, run_statistics(host, case, samples), 2.0)
 
 
 # Two numbers of each sample stay in shared memory, for as many threads as there is room.
