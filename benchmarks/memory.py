@@ -27,7 +27,9 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    # One cycle is all there is: acc_events keeps torch 2.11 from warning that others are lost.
+    cpu = [ProfilerActivity.CPU]
+    with profile(activities=cpu, profile_memory=True, acc_events=True) as recorded:
         run()
     # The raw events: profile.events() attributes allocations to operators and loses their order.
     results = recorded.profiler.kineto_results
