@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
-NATIVE := build/native
 HEADERS = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torch/include
+
+# pip installs while the compilers work, which ninja runs as it finds best.
+MAKEFLAGS += --jobs=3
+unexport MAKEFLAGS
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-thorough native-tests bench wheel cuda lint format \
@@ -14,22 +17,26 @@ HEADERS = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-$(VENV)/.installed: constraints.txt pyproject.toml
+# What the compilers need. Modules are byte-compiled when they are first imported, a small part of all.
+$(VENV)/.tools: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt torch setuptools cmake ninja
-	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt \
+	$(PIP) install --quiet --no-compile -c constraints.txt torch setuptools cmake ninja pybind11
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.tools
+	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-compile --no-build-isolation -c constraints.txt \
 		-e ".[experiments,test,lint]"
 	touch $@
 
-build: $(VENV)/.installed # the native libraries, in place; only what changed is compiled
+build: $(VENV)/.tools # the native libraries, in place; only what changed is compiled
 	$(RUN) python setup.py --quiet build_ext --inplace
 
-setup: build ## virtual environment, pinned requirements, native build
+setup: build $(VENV)/.installed ## virtual environment, pinned requirements, native build
 
 demo: setup ## train on generated street scenes by CE, U-CE and IU; tables and pictures in runs/demo
 	$(RUN) segunc demo
 
-native-tests: setup # the CUDA kernels and the math headers, built for the host
+native-tests: $(VENV)/.tools # the CUDA kernels and the math headers, built for the host
 	$(RUN) cmake -S . -B build/tests -G Ninja -DSEGUNC_CPU=OFF -DSEGUNC_BUILD_TESTS=ON \
 		-DSEGUNC_TORCH_INCLUDE="$(HEADERS)" -DSEGUNC_PYTHON="$(CURDIR)/$(BIN)/python" \
 		--log-level=WARNING

@@ -13,7 +13,8 @@ NAMELESS = {"argparse._ArgumentGroup"}
 
 
 def private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__")
+    of_named_tuples = ("_asdict", "_fields", "_make", "_replace")
+    return name.startswith("_") and not name.startswith("__") and name not in of_named_tuples
 
 
 def private_uses(source: str) -> list[str]:

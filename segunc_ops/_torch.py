@@ -62,11 +62,13 @@ def call_below_autograd(operator: Any, *args: Any) -> Any:
         return operator(*args)
 
 
-def apply_unbound(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply``, eager and of all its arguments.
+def eager_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` for eager calls with all arguments by position.
 
-    Function.apply inspects signatures, which costs more than a small call itself; its base class
-    does not.
+    Function.apply inspects signatures, which costs more than a small call itself; that of its base
+    class does not.
     """
-    apply = getattr(super(torch.autograd.Function, function), "apply", function.apply)
-    return apply(*args)
+    apply: Callable[..., Any] = getattr(
+        super(torch.autograd.Function, function), "apply", function.apply
+    )
+    return apply

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._dtypes import accumulate_dtype
 from .._native.library import fake, ops, refuse_gradient
 from .._options import LossOptions
-from .._torch import apply_unbound, is_eager, is_exporting, keeps_graph
+from .._torch import eager_apply, is_eager, is_exporting, keeps_graph
 from .common import FirstDerivative, addressable, call
 
 __all__ = ["cross_entropy"]
@@ -122,6 +122,9 @@ class _CrossEntropy(torch.autograd.Function):
         return None, None, of_input, None, None, of_pixel_weight, None
 
 
+_eager_apply = eager_apply(_CrossEntropy)
+
+
 def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
     """The gradients of input and pixel weight, empty where not wanted."""
     if ctx.deferred:
@@ -165,9 +168,6 @@ def cross_entropy(
         loss: Tensor = call(forward, *tensors, *settings, *_NOTHING)[0]
         return loss
     deferred = options.reduction == "none" or input.dtype == torch.float16
-    arguments = deferred, wanted, *tensors, settings
-    if is_eager():
-        losses = apply_unbound(_CrossEntropy, *arguments)
-    else:
-        losses = _CrossEntropy.apply(*arguments)
+    apply = _eager_apply if is_eager() else _CrossEntropy.apply
+    losses = apply(deferred, wanted, *tensors, settings)
     return losses[0]

@@ -189,4 +189,4 @@ def finalize_statistics(
     maps = implementation(mean.device).finalize_statistics(
         mean, squared_deviations, entropy_sum, count
     )
-    return PredictiveStatistics(*maps, mean.clone() if return_mean else None)
+    return PredictiveStatistics._make([*maps, mean.clone() if return_mean else None])
