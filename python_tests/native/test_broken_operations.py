@@ -40,10 +40,12 @@ def test_calls_that_no_test_runs_are_found() -> None:
     assert missed[0] not in unreached([{"file": file, "line": int(line)}])
 
 
-def test_the_core_has_each_kind_of_a_file_once() -> None:
+def test_the_core_has_each_kind_of_a_file_once(monkeypatch: pytest.MonkeyPatch) -> None:
     operations = [
         Operation("scale", f"{kind} {line}", kind, "a.cu", "f", line)
         for kind in ("barrier", "atomic")
         for line in (1, 2)
     ]
     assert [operation.name for operation in core(operations)] == ["barrier 1", "atomic 1"]
+    monkeypatch.setattr(broken_operations, "_harmless", lambda family: {"barrier 1": "a reason"})
+    assert [operation.name for operation in core(operations)] == ["barrier 2", "atomic 1"]

@@ -20,8 +20,8 @@ inline void record_lowest(int64_t pixel, int64_t* lowest) {
 // Of n pixels from `at` on, of which at least one has an index of Y that is neither a class nor
 // ignored. bad: as *lowest.
 template <class Y>
-[[gnu::noinline, gnu::cold]] void record_bad_class(const void* indices, int64_t at, int n,
-                                                   int64_t classes, int64_t ignored, int64_t* bad) {
+void record_bad_class(const void* indices, int64_t at, int n, int64_t classes, int64_t ignored,
+                      int64_t* bad) {
   const Y* index = static_cast<const Y*>(indices) + at;
   for (int j = 0; j < n; ++j) {
     const int64_t y = int64_t(index[j]);

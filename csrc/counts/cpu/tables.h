@@ -10,6 +10,13 @@ namespace counting {
 
 constexpr int32_t kIgnored = -1;
 
+// Out of line, for the registers of the loops that it would stand in.
+template <class Y>
+[[gnu::noinline, gnu::cold]] void record_outside(const void* data, int64_t at, int n,
+                                                 int64_t classes, int64_t ignored, int64_t* bad) {
+  tiles::record_bad_class<Y>(data, at, n, classes, ignored, bad);
+}
+
 // Class indices, kIgnored where the pixel does not count; those that are none are recorded.
 template <class Y>
 SEGUNC_HD void read_classes(const void* data, int64_t at, int n, int64_t classes, int64_t ignored,
@@ -22,7 +29,7 @@ SEGUNC_HD void read_classes(const void* data, int64_t at, int n, int64_t classes
     outside |= valid & ~inside;
     label[j] = (int32_t(y) & valid & inside) | ~(valid & inside);
   }
-  if (outside) tiles::record_bad_class<Y>(data, at, n, classes, ignored, bad);
+  if (outside) record_outside<Y>(data, at, n, classes, ignored, bad);
 }
 
 // Adds a pixel to what is wanted of the tables that a prediction has.
