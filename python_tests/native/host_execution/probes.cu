@@ -24,26 +24,26 @@ __global__ void missing_barrier_kernel(int* data, bool correct) {
 // A buffer is written again while others may still read it.
 __global__ void reused_buffer_kernel(int* data, bool correct) {
   SEGUNC_SHARED(values, int[kThreads]);
-  int sum = 0;
+  unsigned sum = 0;  // of what may be garbage
   for (int i = 0; i < 4; i++) {
     values[thread()] = int(thread()) * (i + 1);
     barrier();
-    sum += values[(thread() + 97) % kThreads];
+    sum += unsigned(values[(thread() + 97) % kThreads]);
     if (correct) barrier();
   }
-  data[global_thread()] = sum;
+  data[global_thread()] = int(sum);
 }
 
 // The lanes of a warp are taken to run in lockstep.
 __global__ void assumed_lockstep_kernel(int* data, bool correct) {
-  SEGUNC_SHARED(values, int[kThreads]);
-  values[thread()] = int(thread());
+  SEGUNC_SHARED(values, unsigned[kThreads]);
+  values[thread()] = thread();
   if (correct) warp_sync();
   for (unsigned delta = kWarpSize / 2; delta > 0; delta /= 2) {
     if (lane() < delta) values[thread()] += values[thread() + delta];
     if (correct) warp_sync();
   }
-  if (lane() == 0) data[global_thread()] = values[thread()];
+  if (lane() == 0) data[global_thread()] = int(values[thread()]);
 }
 
 // A shuffle orders no memory.
