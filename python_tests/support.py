@@ -131,6 +131,8 @@ RESULTS = Path(__file__).parent.parent / "docs" / "compatibility.json"
 
 def versions(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The table of what the tests came to beside versions of torch."""
+    if not rows:
+        return ["No such run is on record yet."]
     lines = [
         "| torch | its CUDA | Python | CPU library | CUDA library | passed | skipped | failed |",
         "|---|---|---|---|---|--:|--:|---|",
