@@ -81,9 +81,15 @@ def test_norms_normalise_as_asked_and_keep_their_statistics(images, norm, batch_
     torch.manual_seed(7)
     drawn = list(sample_logits(model, images, 2, batch_norm=batch_norm))
     torch.manual_seed(7)
+    twin_before = snapshot(twin)
     # The training pass may compute an instance norm with statistics in another order.
     for logits in drawn:
         torch.testing.assert_close(logits, twin(images), rtol=1e-5, atol=1e-6)
+    if batch_norm == "running":
+        # Beside torch 2.10 an instance norm counts reading its statistics as writing them.
+        reads = [a[1] - b[1] for a, b in zip(snapshot(twin)[1], twin_before[1], strict=True)]
+        entries = zip(before[1], reads, strict=True)
+        before = before[0], [(tensor, v + n, value) for (tensor, v, value), n in entries]
     assert_untouched(model, before)
 
 
