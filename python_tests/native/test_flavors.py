@@ -16,8 +16,8 @@ from python_tests.native.flavors import FOLDERS, start_pytest
 from python_tests.native.harness import FLAVOR
 
 INSTRUMENTED = ("race", "sanitize")
-TIMEOUT_SECONDS = 400
-THOROUGH_TIMEOUT_SECONDS = 900
+TIMEOUT_SECONDS = 1200
+THOROUGH_TIMEOUT_SECONDS = 1800
 
 pytestmark = [
     pytest.mark.slow,
