@@ -8,10 +8,14 @@ no larger than the peer's, up to the same rounding.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 
+import pytest
 import torch
 from torch import Tensor
+
+import segunc_ops
 
 # Units in the last place of the accumulate type, at the scale of the terms that are summed: the
 # exponential and the logarithm are within 1.5 each, the rest sums and products of rounded terms.
@@ -195,3 +199,15 @@ def assert_same_bits_on_every_run(
         torch.set_num_threads(1 + number % 3)
         for index, (again, before) in enumerate(zip(run(), first, strict=True)):
             assert_same_bits(again, before, name=f"{name}: run {number}, result {index}")
+
+
+def assert_raises(
+    call: Callable[[], object], exception: type[Exception], message: str, *, backend: str
+) -> None:
+    """Fails unless a call raises this very type, with a text that starts by `message`."""
+    with (
+        segunc_ops.backend(backend),
+        pytest.raises(exception, match="^" + re.escape(message)) as caught,
+    ):
+        call()
+    assert caught.type is exception
