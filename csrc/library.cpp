@@ -12,14 +12,8 @@ namespace {
 std::string cpu_isa() { return cpu::name(cpu::isa()); }
 
 std::string cpu_isas() {
-  std::string names;
-#if defined(__x86_64__)
-  for (const auto isa : {cpu::Isa::x86_64_v2, cpu::Isa::x86_64_v3, cpu::Isa::x86_64_v4})
-#else
-  for (const auto isa : {cpu::Isa::baseline})
-#endif
-    names += std::string(names.empty() ? "" : " ") + cpu::name(isa);
-  return names;
+#define SEGUNC_APPEND(VARIANT, NAME, ...) " " NAME
+  return std::string(SEGUNC_ISAS(SEGUNC_APPEND)).substr(1);
 }
 
 }  // namespace

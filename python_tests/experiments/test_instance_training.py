@@ -223,6 +223,7 @@ def train_on_ranks(rank: int, size: int, folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.thorough
 def test_two_ranks_train_the_members_of_one_process(tmp_path, val_scenes):
     found = run_ranks(train_on_ranks, 2, tmp_path)
     alone = Trainer(config(dropout=0.0, steps=1), InterruptingScenes(), val_scenes)

@@ -301,6 +301,7 @@ def arguments_of(root: Path, checkpoints: list[Path], folder: Path) -> list[str]
     return [*arguments, "--members", *map(str, checkpoints), "--output", str(folder)]
 
 
+@pytest.mark.thorough
 def test_killed_runs_go_on_to_the_same_files(tmp_path, checkpoints):
     root = write_images(tmp_path / "images", 20, ((210, 330), (240, 321)))
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "masks"

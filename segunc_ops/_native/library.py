@@ -29,10 +29,14 @@ def _load() -> dict[str, str | None]:
                 continue
         try:
             torch.ops.load_library(str(folder / name))
+            if device == "cpu":
+                ops.cpu_isa()
             found[device] = None
         except OSError as error:
             missing = not (folder / name).exists()
             found[device] = f"{name} was not built" if missing else str(error)
+        except RuntimeError as error:  # it has no code for this processor
+            found[device] = str(error).splitlines()[0]
     return found
 
 

@@ -2,21 +2,43 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 namespace segunc::cpu {
+namespace {
+
+struct Variant {
+  Isa isa;
+  const char* name;
+  bool supported;
+};
 
 #if defined(__x86_64__)
-namespace {
+#define SEGUNC_SUPPORTED(NAME) (__builtin_cpu_supports(NAME) != 0)
+#else
+#define SEGUNC_SUPPORTED(NAME) true
+#endif
+
 Isa choose() {
+#if defined(__x86_64__)
   __builtin_cpu_init();
-  Isa best = __builtin_cpu_supports("x86-64-v4")   ? Isa::x86_64_v4
-             : __builtin_cpu_supports("x86-64-v3") ? Isa::x86_64_v3
-                                                   : Isa::x86_64_v2;
-  if (const char* wanted = std::getenv("SEGUNC_OPS_ISA"))
-    for (Isa less = Isa::x86_64_v2; less < best; less = Isa(int(less) + 1))
-      if (std::strcmp(wanted, name(less)) == 0) return less;
-  return best;
+#endif
+#define SEGUNC_VARIANT_OF(VARIANT, NAME, ...) {Isa::VARIANT, NAME, SEGUNC_SUPPORTED(NAME)},
+  const Variant variants[] = {SEGUNC_ISAS(SEGUNC_VARIANT_OF)};
+  const char* wanted = std::getenv("SEGUNC_OPS_ISA");
+  const Variant* best = nullptr;
+  for (const Variant& variant : variants) {
+    if (!variant.supported) break;
+    best = &variant;
+    if (wanted && std::strcmp(wanted, variant.name) == 0) break;
+  }
+  if (!best)
+    throw std::runtime_error(std::string("built for ") + variants[0].name +
+                             " processors or better, which this one is not");
+  return best->isa;
 }
+
 }  // namespace
 
 Isa isa() {
@@ -25,18 +47,11 @@ Isa isa() {
 }
 
 const char* name(Isa isa) {
-  switch (isa) {
-    case Isa::x86_64_v4:
-      return "x86-64-v4";
-    case Isa::x86_64_v3:
-      return "x86-64-v3";
-    default:
-      return "x86-64-v2";
-  }
+#define SEGUNC_NAME(VARIANT, NAME, ...) \
+  case Isa::VARIANT:                    \
+    return NAME;
+  switch (isa) { SEGUNC_ISAS(SEGUNC_NAME) }
+  return "";
 }
-#else
-Isa isa() { return Isa::baseline; }
-const char* name(Isa) { return "baseline"; }
-#endif
 
 }  // namespace segunc::cpu

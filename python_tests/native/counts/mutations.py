@@ -6,6 +6,13 @@ from python_tests.native.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "a patch beyond the last",
+        "if (index >= patches) continue;",
+        "if (index > patches) continue;",
+        tests="patch",
+        kernels="patches.cu",
+    ),
+    Mutation(
         "carries are lost",
         "if (before + value < before) atomic_add(sum + 1, 1);",
         "",
@@ -35,12 +42,6 @@ MUTATIONS = (
         "target >= 0 && target <= classes",
         tests="bad_targets",
         kernels="logits.cu",
-    ),
-    Mutation(
-        "a patch beyond the last",
-        "if (index >= patches) continue;",
-        "if (index > patches) continue;",
-        tests="patch",
     ),
     Mutation(
         "every warp of a team counts the pixel",

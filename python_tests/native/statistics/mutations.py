@@ -6,6 +6,13 @@ from python_tests.native.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "the state is read before it exists",
+        "const A before = state.first ? A(0) : state.entropy_sum[index];",
+        "const A before = state.entropy_sum[index];",
+        tests="accumulator",
+        kernels="stream.cu",
+    ),
+    Mutation(
         "moments start as garbage",
         "moments.mean[i][j] = moments.squared_deviations[i][j] = A(0);",
         "moments.mean[i][j] = A(0);",
@@ -29,12 +36,6 @@ MUTATIONS = (
         "",
         tests="nan",
         kernels="samples.cu",
-    ),
-    Mutation(
-        "the state is read before it exists",
-        "const A before = state.first ? A(0) : state.entropy_sum[index];",
-        "const A before = state.entropy_sum[index];",
-        tests="accumulator",
     ),
     Mutation("a tile without its tail", "tile[i] = data[i];", "", kernels="samples.cu"),
     Mutation(
