@@ -9,6 +9,8 @@ HEADERS = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('
 # pip installs while the compilers work, which ninja runs as it finds best.
 MAKEFLAGS += --jobs=3
 unexport MAKEFLAGS
+# Container images often set it; torch would then be compiled anew in each of many short processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-thorough native-tests bench wheel cuda lint format \
