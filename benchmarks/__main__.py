@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measured = Path(scratch) / "benchmark.json"
             command = [
                 *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
-                str(here / "bench_cases.py"),
+                str(here / "bench_all.py"),
                 f"--rootdir={here.parent}",
                 *("-W", "default"),  # what compilers and torch warn of is not what is measured
                 f"--suite={suite}",

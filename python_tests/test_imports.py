@@ -13,7 +13,7 @@ NAMELESS = {"argparse._ArgumentGroup"}
 
 
 def private(name: str) -> bool:
-    of_named_tuples = ("_asdict", "_fields", "_make", "_replace")
+    of_named_tuples = ("_asdict", "_field_defaults", "_fields", "_make", "_replace")
     return name.startswith("_") and not name.startswith("__") and name not in of_named_tuples
 
 

@@ -34,8 +34,8 @@ def absent(request, monkeypatch) -> str | None:
     name = request.param
     if name == "apply":  # that of Function's base class: what `super` finds has no attribute
         monkeypatch.setattr(_torch, "super", lambda *_: object(), raising=False)
-        apply = _torch.eager_apply(cross_entropy._CrossEntropy)
-        assert apply == cross_entropy._CrossEntropy.apply
+        apply = _torch.eager_apply(cross_entropy._EagerCrossEntropy)
+        assert apply == cross_entropy._EagerCrossEntropy.apply
         monkeypatch.setattr(cross_entropy, "_eager_apply", apply)
     elif name is not None:
         owner, user, variable = PRIVATE[name]

@@ -134,9 +134,8 @@ def check_size(
 
 def pixel_shape(input: Tensor, size: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """The shape ``(N, *)`` of the targets of an input ``(N, C, *)``, or ``()`` of one ``(C,)``."""
-    if input.dim() < 2:
-        return input.shape[:0]
-    return input.shape[:1] + (input.shape[2:] if size is None else size)
+    shape = tuple(input.shape)  # whose slices cost less than those of a torch.Size
+    return shape[: len(shape) > 1] + (shape[2:] if size is None else size)
 
 
 def check_target(
@@ -163,7 +162,7 @@ def check_target(
     if not fits:
         # Only here: text would fix the sizes of a compiled graph.
         if upsample is None:
-            expected = str(tuple(pixels))
+            expected = str(pixels)
         else:
             expected = f"({input.shape[0]}, {AXES[input.dim()]}) with pixels"
         as_logits = target.dim() == input.dim() and target.shape[:2] == input.shape[:2]

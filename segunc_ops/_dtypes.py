@@ -18,7 +18,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def result_dtype(input: Tensor) -> torch.dtype:
     """torch's for a loss: that of the input, but float32 under autocast."""
-    device = input.device.type
-    if input.dtype == torch.float64 or device == "meta":  # which autocast does not know
-        return input.dtype
-    return torch.float32 if torch.is_autocast_enabled(device) else input.dtype
+    dtype = input.dtype
+    if dtype == torch.float32 or dtype == torch.float64 or input.is_meta:  # no matter, or unknown
+        return dtype
+    return torch.float32 if torch.is_autocast_enabled(input.device.type) else dtype

@@ -1,9 +1,12 @@
-"""What a loss is told beside its inputs, as one object from the modules down to the operators."""
+"""What a loss is told beside its inputs, as one object from the modules down to the operators.
+
+An option goes on to cross-entropy's function, reference and autograd (``_Settings``), there to the
+operators' schema, and is a further positional argument wherever an operator is called.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
@@ -13,8 +16,7 @@ from ._types import REDUCTIONS, Reduction, Upsample
 _NUMBERS = (int, float)
 
 
-@dataclass(frozen=True)
-class LossOptions:
+class LossOptions(NamedTuple):
     """The arguments that all losses share: see :func:`segunc_ops.functional.cross_entropy`.
 
     None of them gets a gradient. What gets one is an input of the loss.
@@ -54,4 +56,4 @@ def check_options(options: LossOptions) -> LossOptions:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {smoothing}")
     if isinstance(options.ignore_index, INTEGERS):
         return options
-    return replace(options, ignore_index=check_integer("ignore_index", options.ignore_index))
+    return options._replace(ignore_index=check_integer("ignore_index", options.ignore_index))

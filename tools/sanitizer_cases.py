@@ -124,6 +124,21 @@ def _counts(logits: Tensor, target_dtype: torch.dtype) -> None:
         sf.accumulate_counts(counts, logits, target, size=size, ignore_index=_IGNORE_INDEX)
 
 
+def _components(size: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
+    """Of maps and of volumes, by every connectivity, with a gradient and without."""
+    c, h, w = size
+    labels = torch.randint(0, min(c, 3), (2, h, w), device=device)
+    labels[torch.rand(2, h, w, device=device) < 0.2] = _IGNORE_INDEX
+    for seen, connectivities in ((labels, (4, 8)), (labels.unflatten(-1, (1, w)), (6, 26))):
+        for connectivity in connectivities:
+            sf.connected_components(seen, connectivity=connectivity, ignore_index=_IGNORE_INDEX)
+            values = torch.rand(seen.shape, device=device).to(dtype).requires_grad_(True)
+            mean = sf.component_mean(
+                values, seen, connectivity=connectivity, ignore_index=_IGNORE_INDEX, bound=1.0
+            )
+            mean.sum().backward()
+
+
 def run(device: str) -> int:
     """Runs all cases on `device`; returns how many."""
     torch.manual_seed(0)
@@ -138,7 +153,8 @@ def run(device: str) -> int:
         )
         _statistics([_logits(size, dtype, layout, device) for _ in range(1 + count % 4)])
         _counts(_logits(size, dtype, layout, device), next(target_dtypes))
-        count += 4
+        _components(size, dtype, device)
+        count += 5
     if device == "cuda":
         torch.cuda.synchronize()
         segunc_ops.check()

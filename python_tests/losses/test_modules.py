@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from dataclasses import fields
 
 import pytest
 import torch
@@ -113,7 +112,7 @@ def test_an_observation_is_no_state(loss, batch):
 def test_signatures_name_every_option(loss_class):
     """Constructors take them as keyword arguments of any name; help() and editors show them."""
     parameters = inspect.signature(loss_class).parameters
-    defaults = {field.name: field.default for field in fields(LossOptions)}
+    defaults = dict(LossOptions._field_defaults)
     assert set(LossArguments.__annotations__) == set(defaults) - {"weight"}
     if loss_class in UNCERTAINTY_LOSSES:
         defaults["reduction"] = "mean_all"

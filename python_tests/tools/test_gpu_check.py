@@ -127,4 +127,4 @@ def test_what_needs_a_gpu_is_in_the_files_that_the_check_runs():
 
 
 def test_sanitizer_cases_run():
-    assert sanitizer_cases.run("cpu") == 4 * 5 * 4 * 3
+    assert sanitizer_cases.run("cpu") == 5 * 5 * 4 * 3

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._dtypes import accumulate_dtype
 from .._native.library import fake, ops, refuse_gradient
 from .._options import LossOptions
-from .._torch import eager_apply, is_eager, is_exporting, keeps_graph
+from .._torch import call_below_autograd, eager_apply, is_eager, is_exporting, keeps_graph
 from .common import FirstDerivative, addressable, call
 
 __all__ = ["cross_entropy"]
@@ -69,41 +69,38 @@ def _backward(
 refuse_gradient("cross_entropy_forward", "cross_entropy_backward")
 
 
+def _keep(ctx: Any, inputs: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
+    ctx.deferred, ctx.wanted, input, target, weight, pixel_weight, ctx.settings = inputs
+    _, normalizer, grad_input, grad_pixel_weight = results
+    ctx.set_materialize_grads(False)
+    if ctx.deferred:
+        ctx.save_for_backward(input, target, weight, pixel_weight, normalizer)
+    else:
+        ctx.save_for_backward(grad_input, grad_pixel_weight, normalizer)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Makes the gradient in the forward pass, or keeps what recomputes it.
 
     A scalar loss knows its gradient up to the upstream factor while the logits are in cache, and
     then needs them no more. float16 must wait: divided by the number of pixels most of its
     gradient would underflow before GradScaler's factor arrives.
+
+    The normalizer stays differentiable in form. It ties gradients to the inputs under
+    create_graph=True at no memory, so that a second derivative meets FirstDerivative instead of a
+    silent constant.
     """
 
     @staticmethod
-    def forward(
-        deferred: bool,
-        wanted: _Wanted,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        pixel_weight: Tensor | None,
-        settings: _Settings,
-    ) -> Any:
-        forward = ops.cross_entropy_forward.default
+    def forward(deferred: bool, wanted: _Wanted, *others: Any) -> Any:
+        *tensors, settings = others
         now = _NOTHING if deferred else wanted
-        return call(forward, input, target, weight, pixel_weight, *settings, *now)
+        return call(ops.cross_entropy_forward.default, *tensors, *settings, *now)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.deferred, ctx.wanted, input, target, weight, pixel_weight, ctx.settings = inputs
-        _, normalizer, grad_input, grad_pixel_weight = output
-        # The normalizer stays differentiable in form. It ties gradients to the inputs under
-        # create_graph=True at no memory, so that a second derivative meets FirstDerivative
-        # instead of a silent constant.
-        ctx.mark_non_differentiable(grad_input, grad_pixel_weight)
-        ctx.set_materialize_grads(False)
-        if ctx.deferred:
-            ctx.save_for_backward(input, target, weight, pixel_weight, normalizer)
-        else:
-            ctx.save_for_backward(grad_input, grad_pixel_weight, normalizer)
+        _keep(ctx, inputs, output)
+        ctx.mark_non_differentiable(*output[2:])
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -113,7 +110,7 @@ class _CrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():
             with torch.no_grad():
                 grads = _gradients_of(ctx, saved, grad_output)
-            # The saved normalizer depends on the inputs: see setup_context.
+            # The saved normalizer depends on the inputs: see above.
             grads = FirstDerivative.apply("cross_entropy", saved[-1], grad_output, *grads)
         else:
             grads = _gradients_of(ctx, saved, grad_output)
@@ -122,7 +119,25 @@ class _CrossEntropy(torch.autograd.Function):
         return None, None, of_input, None, None, of_pixel_weight, None
 
 
-_eager_apply = eager_apply(_CrossEntropy)
+class _EagerCrossEntropy(torch.autograd.Function):
+    """The same where nothing traces and nothing is wrapped: what is kept need be no result.
+
+    Each result and each call of Python is a part of what a small loss costs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        deferred, wanted, *tensors, settings = inputs
+        now = _NOTHING if deferred else wanted
+        forward = ops.cross_entropy_forward.default
+        results: tuple[Tensor, ...] = call_below_autograd(forward, *tensors, *settings, *now)
+        _keep(ctx, inputs, results)
+        return results[:2]
+
+    backward = _CrossEntropy.backward
+
+
+_eager_apply = eager_apply(_EagerCrossEntropy)
 
 
 def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
@@ -137,9 +152,9 @@ def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> t
     # In place where nobody can see the saved gradient again after this backward.
     if not is_eager() or keeps_graph():
         return tuple((grad * grad_output).to(grad.dtype) for grad in grads)
-    for grad in grads:
-        if grad.numel():
-            call(ops.scale_.default, grad, grad_output)
+    for grad, is_wanted in zip(grads, ctx.wanted, strict=True):
+        if is_wanted:
+            call_below_autograd(ops.scale_.default, grad, grad_output)
     return grads
 
 

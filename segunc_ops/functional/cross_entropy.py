@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from .._checks import (
@@ -94,7 +92,7 @@ def cross_entropy_with(
     check_target(input, target, options.upsample)
     dtype = accumulate_dtype(input.dtype)
     if options.weight is not None:
-        options = replace(options, weight=check_weight(input, options.weight, dtype))
+        options = options._replace(weight=check_weight(input, options.weight, dtype))
     if pixel_weight is not None:
         pixel_weight = check_pixel_weight(target, pixel_weight, dtype)
     result = result_dtype(input)

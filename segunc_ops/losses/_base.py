@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import fields
 from numbers import Real
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args
 
@@ -25,7 +24,7 @@ Observation = TypeVar("Observation")
 OR_STATISTICS = ", PredictiveStatistics or PredictiveAccumulator"
 """What else than a tensor an uncertainty may be, for messages."""
 
-_OPTIONS = {field.name: field for field in fields(LossOptions)}
+_OPTIONS = LossOptions._fields
 
 
 class ClassWeightedLoss(nn.Module):
@@ -98,15 +97,14 @@ def _explicit(signature: inspect.Signature, reduction: Reduction) -> inspect.Sig
     if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
         return signature.replace(parameters=parameters)
     own = {parameter.name for parameter in parameters}
-    defaults = {name: option.default for name, option in _OPTIONS.items()}
     options = [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=default,
-            annotation=_OPTIONS[name].type,
+            annotation=LossOptions.__annotations__[name],
         )
-        for name, default in (defaults | {"reduction": reduction}).items()
+        for name, default in (LossOptions._field_defaults | {"reduction": reduction}).items()
         if name not in own
     ]
     return signature.replace(parameters=[*parameters[:-1], *options])

@@ -1,4 +1,7 @@
-"""The metrics themselves: which tables each counts, and what it makes of them."""
+"""The metrics themselves: which tables each counts, and what it makes of them.
+
+Those that an evaluation reports are listed in ``experiments/evaluation.py`` and ``report.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-// The tables that pixels are counted in, which are one thread's own.
+// The tables that pixels are counted in, which are one thread's own; sums of scores, which only
+// logits have, are in logits.cpp.
 #pragma once
 #include "../../common/cpu/class_indices.h"
 #include "../../common/host_device.h"

@@ -1,4 +1,4 @@
-// The tables that pixels are counted in.
+// The tables that pixels are counted in; sums of scores, which only logits have, are in logits.cu.
 //
 // A pixel adds integers: to tables in shared memory, which a block adds to the state when it is
 // done, or to the state where a table does not fit. Neighbouring pixels often meet in one counter;

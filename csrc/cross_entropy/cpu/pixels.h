@@ -1,6 +1,7 @@
 // Cross-entropy of a tile of pixels whose logits are rows in scratch memory (tile.h): the algebra
-// of math/cross_entropy.h, a loop over pixels each. `at` is the index of the tile's first pixel in
-// the target.
+// of math/cross_entropy.h, a loop over pixels each. What a pixel's loss is changes here, not in the
+// traversals (stored.cpp, interpolated.cpp). `at` is the index of the tile's first pixel in the
+// target.
 #pragma once
 #include "../../common/cpu/class_indices.h"
 #include "../../common/cpu/exponentials.h"

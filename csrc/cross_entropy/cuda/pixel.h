@@ -1,5 +1,6 @@
 // A pixel's cross-entropy, as kernels of every traversal compute it: label and factors in, loss and
-// the logits' gradient out.
+// the logits' gradient out. What a pixel's loss is changes here, not in the traversals (stored.cu,
+// interpolated.cu).
 #pragma once
 #include "../../common/device/labels.h"
 #include "../../common/device/softmax.h"

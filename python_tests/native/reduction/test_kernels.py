@@ -1,4 +1,4 @@
-"""csrc/common/device/reduction.h, run on the host, against float64 NumPy.
+"""The sums that families share (csrc/common/device/reduction.h) on the host, against float64 NumPy.
 
 Each case runs under several schedules, which must agree bit for bit.
 """
