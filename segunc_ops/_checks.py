@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -41,6 +42,16 @@ def check_positive(name: str, value: object) -> int:
     number = check_integer(name, value)
     if number < 1:
         raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
+
+
+def check_share(name: str, value: object) -> float:
+    """A number in [0, 1]."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number in [0, 1], got {describe(value)}")
+    number = float(value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
     return number
 
 

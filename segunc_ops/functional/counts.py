@@ -14,6 +14,7 @@ from .._checks import (
     check_integer,
     check_logits,
     check_positive,
+    check_share,
     check_size,
     check_state,
     check_target,
@@ -258,10 +259,7 @@ def accumulate_patch_counts(
     if outcome.dim() < 3:
         raise ValueError(f"outcome: expected shape (N, *, H, W), got {tuple(outcome.shape)}")
     window = check_positive("window", window)
-    if not 0.0 <= accuracy_threshold <= 1.0:
-        raise ValueError(
-            f"accuracy_threshold: expected a number in [0, 1], got {accuracy_threshold}"
-        )
+    accuracy_threshold = check_share("accuracy_threshold", accuracy_threshold)
     device = outcome.device
     uncertainty = _check_uncertainty(uncertainty, outcome.shape, device)
     check_state(device, torch.float64, thresholds=(thresholds, thresholds.shape[:1]))
@@ -273,7 +271,7 @@ def accumulate_patch_counts(
         uncertainty.to(accumulate_dtype(uncertainty.dtype)).contiguous(),
         thresholds,
         window,
-        float(accuracy_threshold),
+        accuracy_threshold,
         counts,
     )
 

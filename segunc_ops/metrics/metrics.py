@@ -5,13 +5,15 @@ Those that an evaluation reports are listed in ``experiments/evaluation.py`` and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .._checks import check_integer, check_positive
+from .._checks import check_bool, check_integer, check_positive, check_share
 from .._native.library import check
 from ..functional import (
     PredictiveStatistics,
@@ -55,12 +57,30 @@ _MEASURES = ("std", "entropy", "expected_entropy", "mutual_information")
 _BY = ("target", "prediction")
 _NUM_BINS = 15
 _WINDOW, _ACCURACY_THRESHOLD = 4, 0.5
+_BY_CLASS_OR_CURVE = (
+    "class_iou",
+    "reliability",
+    "class_uncertainty",
+    "predicted_class_uncertainty",
+    "risk_coverage",
+)
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
     return value
+
+
+def _fingerprint(settings: dict[str, Any]) -> bytes:
+    """Tells settings from any others."""
+    return hashlib.sha256(repr(sorted(settings.items())).encode()).digest()
+
+
+def _agreed(fingerprints: Tensor) -> Tensor:
+    """The one of all ranks ``(R, 32)``, or zeros, which are nobody's."""
+    first = fingerprints[0]
+    return torch.where((fingerprints == first).all(), first, 0)
 
 
 class _CountingMetric(Metric):
@@ -81,6 +101,7 @@ class _CountingMetric(Metric):
     calibration: Tensor
     scores: Tensor
     histogram: Tensor
+    settings: Tensor
 
     _tables: tuple[str, ...] = ()
     _uses_uncertainty = False
@@ -105,6 +126,31 @@ class _CountingMetric(Metric):
         counts = empty_counts(num_classes, num_bins=bins, tables=self._tables)
         for name in self._tables:
             self.add_state(name, getattr(counts, name), dist_reduce_fx="sum")
+        self._settings: dict[str, Any] = {}
+        self._declare(
+            num_classes=int(num_classes),
+            ignore_index=self.ignore_index,
+            from_probabilities=bool(from_probabilities),
+        )
+
+    def _declare(self, **settings: Any) -> None:
+        """Makes what counts depend on, beside the data, a part of the state.
+
+        A collection takes metrics of equal states for one and updates the first alone, and it
+        compares with a tolerance, which numbers of a byte do not fall into.
+        """
+        self._settings |= settings
+        fingerprint = torch.tensor(list(_fingerprint(self._settings)), dtype=torch.uint8)
+        self.add_state("settings", fingerprint, dist_reduce_fx=_agreed)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        """Moves what there is and leaves its types: counts and thresholds are exact in theirs."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved, exclude_state)
 
     def update(
         self,
@@ -174,9 +220,21 @@ class _CountingMetric(Metric):
         return given
 
     def compute(self) -> Any:
-        """The value over all pixels so far; NaN without any."""
+        """The value over all pixels so far; NaN without any.
+
+        Raises:
+            ValueError: the counts are those of a metric of other settings, by a loaded state or
+                `compute_groups` that were given to a collection.
+        """
         if self.device.type == "cuda":
             check()  # a target that is no class must not go unnoticed
+        if bytes(self.settings.tolist()) != _fingerprint(self._settings):
+            own = ", ".join(f"{name}={value}" for name, value in self._settings.items())
+            raise ValueError(
+                f"settings: expected counts of {type(self).__name__} with {own}, got those of a "
+                "metric of other settings; load a state of the same, and leave compute_groups of "
+                "a collection to torchmetrics"
+            )
         return self._value()
 
     def _value(self) -> Any:
@@ -443,6 +501,7 @@ class _UncertaintyMetric(_CountingMetric):
             **kwargs,
         )
         self._measure = _choice("measure", measure, _MEASURES)
+        self._declare(measure=self._measure)
 
 
 class ClassUncertainty(_UncertaintyMetric):
@@ -555,8 +614,8 @@ class _PatchMetric(_UncertaintyMetric):
     def _add_patches(
         self, threshold: float | Sequence[float], window: int, accuracy_threshold: float
     ) -> None:
-        self._single = isinstance(threshold, int | float)
-        given: Any = (threshold,) if self._single else threshold
+        self._single = isinstance(threshold, Real) or getattr(threshold, "ndim", None) == 0
+        given: Any = (threshold,) if self._single or isinstance(threshold, str) else threshold
         try:
             values = [float(value) for value in given]
         except (TypeError, ValueError):
@@ -565,12 +624,10 @@ class _PatchMetric(_UncertaintyMetric):
             raise ValueError(
                 f"threshold: expected a number >= 0 or a sequence of them, got {threshold!r}"
             )
-        if not 0.0 <= accuracy_threshold <= 1.0:
-            raise ValueError(
-                f"accuracy_threshold: expected a number in [0, 1], got {accuracy_threshold}"
-            )
+        accuracy_threshold = check_share("accuracy_threshold", accuracy_threshold)
         self._window = check_positive("window", window)
-        self._accuracy_threshold = float(accuracy_threshold)
+        self._accuracy_threshold = accuracy_threshold
+        self._declare(thresholds=values, window=self._window, accuracy_threshold=accuracy_threshold)
         thresholds = torch.tensor(values, dtype=torch.float64)
         self.register_buffer("thresholds", thresholds, persistent=False)
         empty = torch.zeros((len(values), 5), dtype=torch.int64)
@@ -681,7 +738,8 @@ class SegmentationMetrics(_PatchMetric):
     ``negative_log_likelihood``; with `uncertainty` of ``mean_uncertainty``, ``class_uncertainty``
     (C,) by target, ``predicted_class_uncertainty`` (C,), ``aurc``, ``error_auroc`` and, given a
     `threshold`, ``pavpu``. The curves are there as ``reliability``, a :class:`Reliability`, and
-    ``risk_coverage``, a :class:`RiskCoverageCurve`.
+    ``risk_coverage``, a :class:`RiskCoverageCurve`. With `scalars_only` it has what is a single
+    number, so that loggers take it as it is, such as Lightning's ``log_dict``.
 
     Args:
         num_classes: C.
@@ -694,6 +752,7 @@ class SegmentationMetrics(_PatchMetric):
         absent: whether classes that occur nowhere are left out of means over classes
             (``"exclude"``) or count 0 (``"zero"``).
         num_bins: bins of confidence.
+        scalars_only: whether ``compute()`` leaves out values by class and curves.
         measure: which map of :class:`~segunc_ops.PredictiveStatistics` is the uncertainty, where
             ``update`` is given none.
         ignore_index: pixels with this target are left out.
@@ -719,6 +778,7 @@ class SegmentationMetrics(_PatchMetric):
         accuracy_threshold: float = _ACCURACY_THRESHOLD,
         absent: Absent = "exclude",
         num_bins: int = _NUM_BINS,
+        scalars_only: bool = False,
         measure: Measure = "std",
         ignore_index: int = -100,
         from_probabilities: bool = False,
@@ -726,6 +786,7 @@ class SegmentationMetrics(_PatchMetric):
     ) -> None:
         if threshold is not None and not uncertainty:
             raise ValueError(f"threshold: expected None without uncertainty, got {threshold!r}")
+        check_bool("scalars_only", scalars_only)
         tables = ["confusion", "calibration"]
         tables += ["scores"] if scores else []
         tables += ["uncertainty_sums", "histogram"] if uncertainty else []
@@ -743,6 +804,12 @@ class SegmentationMetrics(_PatchMetric):
         self._has_patches = threshold is not None
         if threshold is not None:
             self._add_patches(threshold, window, accuracy_threshold)
+            if scalars_only and not self._single:
+                raise ValueError(
+                    f"threshold: expected one number with scalars_only, got {threshold!r}; make a "
+                    "PAvPU for each"
+                )
+        self._scalars_only = scalars_only
 
     def update(
         self,
@@ -786,6 +853,8 @@ class SegmentationMetrics(_PatchMetric):
             values["error_auroc"] = error_auroc(self.histogram)
         if self._has_patches:
             values["pavpu"] = self._patch_value()
+        if self._scalars_only:
+            return {name: values[name] for name in values if name not in _BY_CLASS_OR_CURVE}
         return values
 
     def plot(self, val: dict[str, Any] | None = None, ax: Any = None) -> Any:
@@ -793,11 +862,14 @@ class SegmentationMetrics(_PatchMetric):
 
         Args:
             val: what ``compute()`` has returned; by default it is called.
-            ax: as many axes as there are curves, by default new ones.
+            ax: as many axes as there are curves, by default new ones; one with `scalars_only`,
+                whose numbers are drawn, as there are no curves.
 
         Returns:
             The figure and its axes: one, or an array of two.
         """
+        if self._scalars_only:
+            return super().plot(val, ax)
         values = val if val is not None else self.compute()
         figure, axes = new_axes(ax, 2 if self._uses_uncertainty else 1)
         draw_reliability(values["reliability"], axes[0] if self._uses_uncertainty else axes)
