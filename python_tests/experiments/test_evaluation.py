@@ -23,12 +23,13 @@ from python_tests.experiments.cases import (
     dataset_of,
     train_member,
     write_images,
+    write_pair,
 )
 from segunc_ops import PredictiveStatistics, cli, metrics
-from segunc_ops.experiments import evaluation, experiment
+from segunc_ops.experiments import evaluation, experiment, plots
 from segunc_ops.experiments.datasets import EvenlySpaced, SceneDataset, collate, normalize
 from segunc_ops.experiments.models import EncoderDecoder
-from segunc_ops.experiments.training import Trainer, TrainingConfig, load_members
+from segunc_ops.experiments.training import History, Trainer, TrainingConfig, load_members
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +181,27 @@ def test_command_evaluates_a_network(root, checkpoints, capsys):
         root, checkpoints[0], "--samples", 3, "--threshold", found["uncertainty_threshold"]
     )
     assert again == found
+
+
+def test_command_evaluates_a_network_of_one_class(tmp_path):
+    label = np.zeros((45, 61), int)
+    label[:9] = IGNORED
+    for split in ("train", "val"):
+        write_pair(tmp_path, split, "000", label)
+    found = evaluate_command(tmp_path, train_member(tmp_path, 0, num_classes=1), "--samples", 2)
+    assert (found["class_names"], found["iou"], found["class_uncertainty"]) == (
+        ["class 0"],
+        [1.0],
+        [0.0],
+    )
+    assert (found["mean_iou"], found["pixel_accuracy"], found["pavpu"]) == (1, 1, 1)
+
+
+def test_learning_curves_of_a_loss_of_0(tmp_path):
+    """As that of one class is, which has no logarithm."""
+    history = History([1, 2], [0.0, 0.0], [1.0, 1.0], [2], [1.0])
+    plots.plot_learning_curves({"ce": history}, tmp_path / "curves.png")
+    assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 10
 
 
 @pytest.mark.parametrize("which", [slice(0, 2), slice(2, 3)], ids=["alone", "together"])

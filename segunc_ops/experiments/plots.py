@@ -274,7 +274,8 @@ def plot_learning_curves(histories: Mapping[str, History], path: Path) -> None:
         )
     weighted = [f"{loss.title}'s" for loss in LOSSES.values() if loss.weighted_by]
     loss_axes.set_title(f"training loss ({' and '.join(weighted)} are weighted)", fontsize=10)
-    loss_axes.set_yscale("log")
+    if any(max(history.loss, default=0) > 0 for history in histories.values()):
+        loss_axes.set_yscale("log")  # not for one class, whose loss is 0
     loss_axes.yaxis.set_major_formatter("{x:g}")
     loss_axes.yaxis.set_minor_formatter("{x:g}")
     loss_axes.tick_params(which="minor", labelsize=8)

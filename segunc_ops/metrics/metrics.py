@@ -5,6 +5,7 @@ Those that an evaluation reports are listed in ``experiments/evaluation.py`` and
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -81,6 +82,14 @@ def _agreed(fingerprints: Tensor) -> Tensor:
     """The one of all ranks ``(R, 32)``, or zeros, which are nobody's."""
     first = fingerprints[0]
     return torch.where((fingerprints == first).all(), first, 0)
+
+
+class _Whole:
+    """Hides a value from torchmetrics, which takes the axes off tensors of one element: those of
+    one class, one bin or one threshold."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 class _CountingMetric(Metric):
@@ -218,6 +227,20 @@ class _CountingMetric(Metric):
             chosen: Tensor = getattr(input, self._measure)
             return chosen
         return given
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_compute(lambda: _Whole(compute()))
+
+        @functools.wraps(compute)
+        def whole() -> Any:
+            found = wrapped()
+            if not isinstance(found, _Whole):
+                return found  # of the cache
+            if self.compute_with_cache:
+                self._computed = found.value
+            return found.value
+
+        return whole
 
     def compute(self) -> Any:
         """The value over all pixels so far; NaN without any.

@@ -80,7 +80,7 @@ def reliability(calibration: Tensor) -> Reliability:
     return Reliability(
         _nan_if(undefined, confidence / UNITS / pixels),
         _nan_if(undefined, correct / pixels),
-        calibration[:-1, 0].clone(),
+        calibration[:-1, 0].clone(memory_format=torch.contiguous_format),
     )
 
 
