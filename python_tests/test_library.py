@@ -324,3 +324,29 @@ def test_an_unknown_backend_is_named():
     message = r"^backend: expected one of \('auto', 'native', 'reference'\), got 'gpu'"
     with pytest.raises(ValueError, match=message), segunc_ops.backend("gpu"):
         pass
+
+
+class Losses(torch.utils.data.Dataset[torch.Tensor]):
+    """Each item a loss that is computed where the item is made."""
+
+    def __init__(self) -> None:
+        self.input, self.target = torch.randn(1, 4, 256, 256), torch.randint(0, 4, (1, 256, 256))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return sf.cross_entropy(self.input + index, self.target)
+
+
+@needs_library
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forked_workers_compute():
+    """After several threads have: a worker of torch has one, so that it waits for none."""
+    torch.set_num_threads(2)
+    losses = Losses()
+    expected = [losses[0], losses[1]]
+    workers = torch.utils.data.DataLoader(
+        losses, batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=60
+    )
+    assert [float(loss) for loss in workers] == [float(loss) for loss in expected]

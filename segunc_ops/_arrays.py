@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,17 +17,29 @@ def _is_array(value: object) -> bool:
     return not isinstance(value, Tensor | int | torch.SymInt) and hasattr(value, "__dlpack__")
 
 
-def _to_tensor(value: Any) -> Any:
+def _to_tensor(name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_to_tensor(item) for item in value]
+        return [_to_tensor(f"{name}[{index}]", item) for index, item in enumerate(value)]
     if not _is_array(value):
         return value
+    if hasattr(value, "mask"):
+        raise TypeError(
+            f"{name}: expected an array without a mask, which is not read, got "
+            f"{type(value).__name__}; pass {name}.filled(...)"
+        )
     if any(stride < 0 for stride in value.strides):  # which no tensor has
         value = value.copy()
     try:
         return torch.from_dlpack(value)
-    except BufferError:  # read-only memory cannot be shared
-        return torch.from_dlpack(value.copy())
+    except BufferError:
+        pass
+    # Memory that cannot be shared: read-only, of the other byte order, a field of records.
+    try:
+        return torch.from_dlpack(value.astype(value.dtype.newbyteorder("="), order="C"))
+    except BufferError:
+        raise TypeError(
+            f"{name}: expected an array of numbers that torch has, got dtype {value.dtype}"
+        ) from None
 
 
 def _from_tensor(value: Any, from_dlpack: Callable[[Tensor], Any]) -> Any:
@@ -62,8 +75,9 @@ def accepts_arrays(function: F) -> F:
                 f"{type(array).__module__}.{type(array).__qualname__}"
             )
         from_dlpack = __import__(module).from_dlpack
-        tensors = [_to_tensor(value) for value in args]
-        named = {name: _to_tensor(value) for name, value in kwargs.items()}
+        names = signature(function).parameters
+        tensors = [_to_tensor(name, value) for name, value in zip(names, args, strict=False)]
+        named = {name: _to_tensor(name, value) for name, value in kwargs.items()}
         return _from_tensor(function(*tensors, **named), from_dlpack)
 
     return cast(F, wrapper)

@@ -67,6 +67,12 @@ def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name}: expected device {device} like input, got {tensor.device}")
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Raises unless it is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {describe(value)}")
+
+
 def check_logits(name: str, logits: Tensor) -> None:
     """Raises unless it is a tensor of a type that is computed with."""
     if not isinstance(logits, Tensor):
@@ -156,11 +162,13 @@ def check_target(
     *,
     size: tuple[int, ...] | None = None,
     takes_size: bool = False,
+    of_probabilities: bool = False,
 ) -> None:
     """Raises unless it has a class index for each pixel.
 
     With `upsample`, which fits the input, targets may be of any size; else `size` or the input
-    says which. `takes_size`: whether the caller could have been given one.
+    says which. `takes_size`: whether the caller could have been given one. `of_probabilities`:
+    whether the input holds these instead of logits.
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"target: expected a tensor, got {describe(target)}")
@@ -176,40 +184,73 @@ def check_target(
             expected = str(pixels)
         else:
             expected = f"({input.shape[0]}, {AXES[input.dim()]}) with pixels"
-        as_logits = target.dim() == input.dim() and target.shape[:2] == input.shape[:2]
-        if as_logits and target.is_floating_point():
-            raise ValueError(
-                f"target: expected class indices of shape {expected}, got probabilities of "
-                f"shape {tuple(target.shape)}; pass target.argmax(1)"
-            )
-        if target.dim() == input.dim() > 1 and target.shape[1] == 1:
-            raise ValueError(
-                f"target: expected shape {expected}, got {tuple(target.shape)}; "
-                "pass target.squeeze(1)"
-            )
-        other_size = input.dim() in AXES and target.dim() == input.dim() - 1
-        other_size = other_size and target.shape[0] == input.shape[0]
-        if size is not None and other_size:
-            raise ValueError(
-                f"size: expected the target's {tuple(target.shape[1:])}, got {tuple(size)}"
-            )
-        advice = ""
-        if other_size and 0 not in (*input.shape[2:], *target.shape[1:]):
-            mode = "bilinear" if input.dim() == 4 else "trilinear"
-            argument = "size=target.shape[1:]" if takes_size else f"upsample={mode!r}"
-            advice = f"; pass {argument} to interpolate"
-        raise ValueError(
-            f"target: expected shape {expected} for input of shape {tuple(input.shape)}, "
-            f"got {tuple(target.shape)}{advice}"
-        )
-    check_target_dtype("target", target)
+        if input.dim() == target.dim() > 1 and input.shape[1] == target.shape[1] == 1:
+            raise ValueError(_binary(target, "target.squeeze(1)", of_probabilities))
+        raise ValueError(_misfit(input, target, expected, upsample, size, takes_size))
+    if target.dtype not in TARGET_DTYPES:
+        if target.is_floating_point() and input.dim() > 1 and input.shape[1] == 1:
+            raise TypeError(_binary(target, "target", of_probabilities))
+        check_target_dtype("target", target)
     check_device("target", target, input.device)
+
+
+def _binary(target: Tensor, indices: str, of_probabilities: bool) -> str:
+    """What to say of an input of one channel with a target that is a mask."""
+    other = "1 - input" if of_probabilities else "torch.zeros_like(input)"
+    return (
+        f"target: expected class indices, got {target.dtype} of shape {tuple(target.shape)} for an "
+        "input of one channel, which is one class, always right; for a binary mask pass "
+        f"torch.cat([{other}, input], 1) and {indices}.long()"
+    )
+
+
+def _misfit(
+    input: Tensor,
+    target: Tensor,
+    expected: str,
+    upsample: str | None,
+    size: tuple[int, ...] | None,
+    takes_size: bool,
+) -> str:
+    """What to say of a target that does not have the shape that is expected."""
+    shape = tuple(target.shape)
+    as_logits = target.dim() == input.dim() and target.shape[:2] == input.shape[:2]
+    with_channel = target.dim() == input.dim() > 1 and target.shape[1] == 1
+    if as_logits and target.is_floating_point():
+        return (
+            f"target: expected class indices of shape {expected}, got probabilities of "
+            f"shape {shape}; pass target.argmax(1)"
+        )
+    integers = "" if target.dtype in TARGET_DTYPES else ".long()"
+    if as_logits:
+        return (
+            f"target: expected shape {expected} for input of shape {tuple(input.shape)}, "
+            f"got {shape}; if it is one-hot, pass target{integers}.argmax(1)"
+        )
+    if with_channel:
+        return f"target: expected shape {expected}, got {shape}; pass target.squeeze(1){integers}"
+    other_size = input.dim() in AXES and target.dim() == input.dim() - 1
+    other_size = other_size and target.shape[0] == input.shape[0]
+    if size is not None and other_size:
+        return f"size: expected the target's {tuple(target.shape[1:])}, got {tuple(size)}"
+    advice = ""
+    if other_size and 0 not in (*input.shape[2:], *target.shape[1:]):
+        mode = "bilinear" if input.dim() == 4 else "trilinear"
+        argument = "size=target.shape[1:]" if takes_size else f"upsample={mode!r}"
+        advice = f"; pass {argument} to interpolate"
+    elif input.dim() > 1 and shape == (*pixel_shape(input, size), 1):
+        advice = f"; pass target.squeeze(-1){integers}"
+    return (
+        f"target: expected shape {expected} for input of shape {tuple(input.shape)}, "
+        f"got {shape}{advice}"
+    )
 
 
 def check_target_dtype(name: str, target: Tensor) -> None:
     """Raises unless class indices are of a type that is read as it is."""
     if target.dtype not in TARGET_DTYPES:
-        raise TypeError(f"{name}: expected int64, int32 or uint8, got {target.dtype}")
+        advice = "" if target.is_complex() else f"; pass {name}.long()"
+        raise TypeError(f"{name}: expected int64, int32 or uint8, got {target.dtype}{advice}")
 
 
 def check_weight(input: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -254,6 +295,7 @@ def check_state(
 ) -> None:
     """Raises unless what is updated in place has that type, those shapes and no gaps."""
     for name, (tensor, shape) in state.items():
+        check_tensor(name, tensor)
         if tensor.shape != shape or not tensor.is_contiguous():
             raise ValueError(
                 f"{name}: expected a contiguous tensor of shape {tuple(shape)}, got shape "

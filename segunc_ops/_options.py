@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
-from ._checks import INTEGERS, check_integer, check_upsample, describe
+from ._checks import INTEGERS, check_integer, check_share, check_upsample
 from ._types import REDUCTIONS, Reduction, Upsample
 
 _NUMBERS = (int, float)
@@ -51,7 +51,8 @@ def check_options(options: LossOptions) -> LossOptions:
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")
     if not isinstance(smoothing, _NUMBERS):
-        raise TypeError(f"label_smoothing: expected a number in [0, 1], got {describe(smoothing)}")
+        smoothing = check_share("label_smoothing", smoothing)
+        options = options._replace(label_smoothing=smoothing)
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {smoothing}")
     if isinstance(options.ignore_index, INTEGERS):

@@ -149,6 +149,25 @@ ERRORS = {
         TypeError,
         "thresholds: expected torch.float64, got torch.float32",
     ),
+    "thresholds no tensor": (
+        lambda: sf.accumulate_patch_counts(_COUNTS, _OUTCOME, _zeros(1, 4, 4), [0.5]),
+        TypeError,
+        "thresholds: expected a tensor, got list",
+    ),
+    "accuracy threshold type": (
+        lambda: sf.accumulate_patch_counts(
+            _COUNTS, _OUTCOME, _zeros(1, 4, 4), _HALF, accuracy_threshold="0.5"
+        ),
+        TypeError,
+        r"accuracy_threshold: expected a number in \[0, 1\], got str",
+    ),
+    "table no tensor": (
+        lambda: sf.accumulate_counts(
+            sf.SegmentationCounts(confusion=[[0]]), _zeros(1, 2, 4), torch.zeros(1, 4).long()
+        ),
+        TypeError,
+        "confusion: expected a tensor, got list",
+    ),
     "too many thresholds": (
         lambda: sf.accumulate_patch_counts(
             _COUNTS, _OUTCOME, _zeros(1, 4, 4), torch.zeros(1025).double()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import segunc_ops
@@ -91,7 +94,25 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
     "target one-hot": (
         lambda: sf.cross_entropy(_x(), _t(2, 3, 4, 5)),
         ValueError,
-        "target: expected shape (2, 4, 5) for input of shape (2, 3, 4, 5), got (2, 3, 4, 5)",
+        "target: expected shape (2, 4, 5) for input of shape (2, 3, 4, 5), got (2, 3, 4, 5); if it "
+        "is one-hot, pass target.argmax(1)",
+    ),
+    "target one-hot of bools": (
+        lambda: sf.cross_entropy(_x(), _t(2, 3, 4, 5).bool()),
+        ValueError,
+        "target: expected shape (2, 4, 5) for input of shape (2, 3, 4, 5), got (2, 3, 4, 5); if it "
+        "is one-hot, pass target.long().argmax(1)",
+    ),
+    "target floating with a channel": (
+        lambda: sf.cross_entropy(_x(), _x(2, 1, 4, 5)),
+        ValueError,
+        "target: expected shape (2, 4, 5), got (2, 1, 4, 5); pass target.squeeze(1).long()",
+    ),
+    "target with a channel at the end": (
+        lambda: sf.cross_entropy(_x(), _t(2, 4, 5, 1)),
+        ValueError,
+        "target: expected shape (2, 4, 5) for input of shape (2, 3, 4, 5), got (2, 4, 5, 1); pass "
+        "target.squeeze(-1)",
     ),
     "target of one pixel": (
         lambda: sf.cross_entropy(_x(3), _t(1)),
@@ -101,17 +122,22 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
     "target type": (
         lambda: sf.cross_entropy(_x(), _t().short()),
         TypeError,
-        "target: expected int64, int32 or uint8, got torch.int16",
+        "target: expected int64, int32 or uint8, got torch.int16; pass target.long()",
     ),
     "target floating": (
         lambda: sf.cross_entropy(_x(), _t().float()),
         TypeError,
-        "target: expected int64, int32 or uint8, got torch.float32",
+        "target: expected int64, int32 or uint8, got torch.float32; pass target.long()",
     ),
     "target boolean": (
         lambda: sf.cross_entropy(_x(), _t().bool()),
         TypeError,
-        "target: expected int64, int32 or uint8, got torch.bool",
+        "target: expected int64, int32 or uint8, got torch.bool; pass target.long()",
+    ),
+    "target complex": (
+        lambda: sf.cross_entropy(_x(), _t().to(torch.complex64)),
+        TypeError,
+        "target: expected int64, int32 or uint8, got torch.complex64",
     ),
     "target device": (
         lambda: sf.cross_entropy(_x(), _t().to("meta")),
@@ -204,6 +230,16 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
         lambda: sf.cross_entropy(_x(), _t(), reduction=[]),
         ValueError,
         "reduction: expected one of ('none', 'mean', 'sum', 'mean_all'), got []",
+    ),
+    "smoothing text": (
+        lambda: sf.cross_entropy(_x(), _t(), label_smoothing="0.1"),
+        TypeError,
+        "label_smoothing: expected a number in [0, 1], got str",
+    ),
+    "smoothing of NumPy above 1": (
+        lambda: sf.cross_entropy(_x(), _t(), label_smoothing=np.float32(1.5)),
+        ValueError,
+        "label_smoothing: expected a number in [0, 1], got 1.5",
     ),
     "smoothing negative": (
         lambda: sf.cross_entropy(_x(), _t(), label_smoothing=-0.1),
@@ -411,3 +447,49 @@ def test_targets_out_of_range_raise():
     target[1, 6, 9] = 3
     with pytest.raises(IndexError, match=re.escape("target: expected a class in [0, 3) or 255")):
         loss_of(x, target, upsample="bilinear")
+
+
+ONE_CHANNEL: dict[str, tuple[Any, dict[str, Any], type[Exception]]] = {
+    "a channel": (lambda mask: mask, {}, ValueError),
+    "no channel": (lambda mask: mask.squeeze(1), {}, TypeError),
+    "integers": (lambda mask: mask.long(), {}, ValueError),
+    "bools": (lambda mask: mask.bool(), {}, ValueError),
+    "no pixels": (lambda mask: mask.squeeze(1)[..., 0, 0], {"spatial": 0}, TypeError),
+    "another size": (
+        lambda mask: mask.repeat_interleave(2, -1),
+        {"upsample": "bilinear"},
+        ValueError,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ONE_CHANNEL)
+@pytest.mark.parametrize("module", [False, True], ids=["function", "module"])
+def test_advice_for_a_binary_mask_gives_binary_cross_entropy(case, module):
+    """Following it to the letter, in place of the loss of a single class, which is 0."""
+    as_target, options, exception = ONE_CHANNEL[case]
+    input, mask = torch.randn(2, 1, 6, 5), (torch.rand(2, 1, 6, 5) < 0.5).float()
+    options = dict(options)
+    if options.pop("spatial", None) == 0:
+        input = input[..., 0, 0]
+    target = as_target(mask)
+    loss = segunc_ops.CrossEntropyLoss(**options) if module else sf.cross_entropy
+    named = {} if module else options
+    with pytest.raises(exception, match=r"of one channel.*for a binary mask pass") as caught:
+        loss(input, target, **named)
+    advice = str(caught.value).partition("pass ")[2]
+    given = [
+        eval(part, {"torch": torch, "input": input, "target": target})
+        for part in advice.split(" and ")
+    ]
+    large = input if "upsample" not in options else F.interpolate(input, (6, 10), mode="bilinear")
+    expected = F.binary_cross_entropy_with_logits(large, target.float().reshape(large.shape))
+    torch.testing.assert_close(loss(*given, **named), expected)
+
+
+def test_smoothing_is_any_number():
+    x, target = torch.randn(2, 3, 4, 5), _t()
+    wanted = sf.cross_entropy(x, target, label_smoothing=0.25)
+    for number in (np.float32(0.25), np.float64(0.25), Fraction(1, 4)):
+        assert sf.cross_entropy(x, target, label_smoothing=number) == wanted
+        assert segunc_ops.CrossEntropyLoss(label_smoothing=number)(x, target) == wanted

@@ -62,6 +62,23 @@ ERRORS = {
         ValueError,
         r"accuracy_threshold: expected a number in \[0, 1\], got 1.5",
     ),
+    "accuracy threshold type": (
+        lambda: sm.PAvPU(3, threshold=0.1, accuracy_threshold="x"),
+        TypeError,
+        r"accuracy_threshold: expected a number in \[0, 1\], got str",
+    ),
+    "a binary mask": (
+        lambda: sm.MeanIoU(1).update(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)),
+        ValueError,
+        r"pass torch.cat\(\[torch.zeros_like\(input\), input\], 1\) and target.squeeze\(1\).long",
+    ),
+    "a binary mask of probabilities": (
+        lambda: sm.BrierScore(1, from_probabilities=True).update(
+            torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
+        ),
+        ValueError,
+        r"pass torch.cat\(\[1 - input, input\], 1\) and target.squeeze\(1\).long\(\)",
+    ),
     "window": (
         lambda: sm.PAvPU(3, threshold=0.1, window=0),
         ValueError,

@@ -109,6 +109,37 @@ def test_absent_classes_count_as_asked():
     assert abs(dice_as_zero - dice * 6 / 7) < 1e-12
 
 
+@pytest.mark.parametrize("ignored", [0, 3])
+@pytest.mark.parametrize("absent", ["exclude", "zero"])
+def test_a_class_that_is_ignored_is_in_no_mean(ignored, absent):
+    """As in torchmetrics' IoU; it is predicted, which is wrong."""
+    logits, target, uncertainty = batch()
+    target[target == IGNORED] = ignored
+    options = {"ignore_index": ignored, "absent": absent}
+    assert (logits.argmax(1) == ignored)[target != ignored].any()
+    others = [c for c in range(C) if c != ignored]
+    iou = value_of(sm.MeanIoU(C, average="none", **options), logits, target)
+    assert iou.isnan().nonzero().ravel().tolist() == [ignored] + [6] * (absent == "exclude")
+    mean = value_of(sm.MeanIoU(C, **options), logits, target)
+    assert abs(mean - iou[others].nanmean()) < 1e-12
+    if absent == "exclude":
+        theirs = peer(tm.MulticlassJaccardIndex(C, ignore_index=ignored), logits, target)
+        assert abs(mean - theirs) < SINGLE
+    dice = 1 - value_of(sm.DiceError(C, **options), logits, target)
+    assert abs(dice - (2 * iou / (1 + iou))[others].nanmean()) < 1e-12
+    values = value_of(sm.SegmentationMetrics(C, **options), logits, target, uncertainty)
+    assert (values["mean_iou"], values["dice_error"]) == (mean, 1 - dice)
+    torch.testing.assert_close(values["class_iou"], iou, rtol=0, atol=0, equal_nan=True)
+    assert values["class_uncertainty"][ignored].isnan()
+    assert values["predicted_class_uncertainty"][ignored].isfinite()
+
+
+def test_a_mean_of_none_but_the_ignored_class_is_nan():
+    assert value_of(
+        sm.MeanIoU(1, ignore_index=0), torch.zeros(1, 1, 4), torch.zeros(1, 4).long()
+    ).isnan()
+
+
 def numpy_pavpu(
     right: Any, valid: Any, uncertainty: Any, threshold: float, window: int
 ) -> tuple[float, int]:

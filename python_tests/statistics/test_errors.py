@@ -110,6 +110,31 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "count: expected at least 1, got 0",
     ),
+    "count type": (
+        lambda: sf.accumulate_statistics(*_state(), _x(2, 3, 8, 9), "1"),
+        TypeError,
+        "count: expected an integer, got str",
+    ),
+    "count of a finished state, type": (
+        lambda: sf.finalize_statistics(*_state(), 1.5),
+        TypeError,
+        "count: expected an integer, got float",
+    ),
+    "mean no tensor": (
+        lambda: sf.finalize_statistics([1.0], *_state()[1:], 1),
+        TypeError,
+        "mean: expected a tensor, got list",
+    ),
+    "deviations no tensor": (
+        lambda: sf.accumulate_statistics(_state()[0], None, _state()[2], _x(2, 3, 8, 9), 1),
+        TypeError,
+        "squared_deviations: expected a tensor, got NoneType",
+    ),
+    "samples no sequence": (
+        lambda: sf.predictive_statistics(3),
+        TypeError,
+        "samples: expected a tensor or a sequence of them, got int",
+    ),
     "count of a finished state": (
         lambda: sf.finalize_statistics(_x(), _x(), _x(2, 4, 5), 0),
         ValueError,

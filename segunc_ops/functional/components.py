@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -145,7 +146,7 @@ def component_mean(
             f"values: expected device {labels.device} like labels, got {values.device}"
         )
     if bound is not None:
-        if not isinstance(bound, int | float):
+        if not isinstance(bound, Real):
             raise TypeError(f"bound: expected a number, got {describe(bound)}")
         if not 0 < bound < math.inf:
             raise ValueError(f"bound: expected a finite number above 0, got {bound}")

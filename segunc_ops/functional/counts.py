@@ -19,6 +19,7 @@ from .._checks import (
     check_state,
     check_target,
     check_target_dtype,
+    check_tensor,
     describe,
     pixel_shape,
 )
@@ -172,7 +173,9 @@ def accumulate_counts(
     if values is not None:
         dtype = accumulate_dtype(values.dtype)
         pixels, device, classes = pixel_shape(values, sizes), values.device, values.shape[1]
-        check_target(values, target, size=sizes, takes_size=True)
+        check_target(
+            values, target, size=sizes, takes_size=True, of_probabilities=from_probabilities
+        )
     else:
         assert statistics is not None
         pixels, device = statistics.prediction.shape, statistics.prediction.device
@@ -262,6 +265,7 @@ def accumulate_patch_counts(
     accuracy_threshold = check_share("accuracy_threshold", accuracy_threshold)
     device = outcome.device
     uncertainty = _check_uncertainty(uncertainty, outcome.shape, device)
+    check_tensor("thresholds", thresholds)
     check_state(device, torch.float64, thresholds=(thresholds, thresholds.shape[:1]))
     if len(thresholds) > _MAX_THRESHOLDS:
         raise ValueError(f"thresholds: expected at most {_MAX_THRESHOLDS}, got {len(thresholds)}")
@@ -316,6 +320,7 @@ def _check_counts(counts: SegmentationCounts, classes: int, device: torch.device
     for name, table in counts._asdict().items():
         if table is None:
             continue
+        check_tensor(name, table)
         shape = torch.Size(wanted[name]) if name in wanted else table.shape
         if name == "calibration" and (table.dim() != 2 or table.shape[1] != 3 or len(table) < 2):
             raise ValueError(f"calibration: expected shape (B + 1, 3), got {tuple(table.shape)}")

@@ -14,8 +14,11 @@ from .._checks import (
     check_class_scores,
     check_device,
     check_logits,
+    check_positive,
     check_size,
     check_state,
+    check_tensor,
+    describe,
 )
 from .._dtypes import accumulate_dtype
 from .._native.backend import implementation
@@ -38,7 +41,12 @@ def _check_samples(samples: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         if samples.shape[2] == 0:
             raise ValueError(f"samples: expected C > 0, got shape {tuple(samples.shape)}")
     else:
-        samples = list(samples)
+        try:
+            samples = list(samples)
+        except TypeError:
+            raise TypeError(
+                f"samples: expected a tensor or a sequence of them, got {describe(samples)}"
+            ) from None
         for i, sample in enumerate(samples):
             name = f"samples[{i}]"
             check_class_scores(name, sample)
@@ -132,8 +140,8 @@ def accumulate_statistics(
         TypeError: types that do not fit.
     """
     check_class_scores("logits", logits)
-    if count < 1:
-        raise ValueError(f"count: expected at least 1, got {count}")
+    count = check_positive("count", count)
+    check_tensor("mean", mean)
     check_bool("align_corners", align_corners)
     shape = logits.shape
     fits = mean.dim() == logits.dim() and mean.shape[:2] == shape[:2]
@@ -174,8 +182,8 @@ def finalize_statistics(
         ValueError: shapes, devices or a count that do not fit.
         TypeError: types that do not fit.
     """
-    if count < 1:
-        raise ValueError(f"count: expected at least 1, got {count}")
+    count = check_positive("count", count)
+    check_tensor("mean", mean)
     if mean.dim() < 2 or mean.shape[1] == 0:
         raise ValueError(f"mean: expected shape (N, C, *) with C > 0, got {tuple(mean.shape)}")
     pixels = mean.shape[:1] + mean.shape[2:]

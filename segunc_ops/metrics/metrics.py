@@ -30,6 +30,7 @@ from .values import (
     Reliability,
     RiskCoverageCurve,
     brier_score,
+    by_class,
     calibration_error,
     class_dice,
     class_iou,
@@ -289,7 +290,8 @@ class MeanIoU(_CountingMetric):
             ``"exclude"`` leaves it out of the mean, ``"zero"`` takes it as 0.
         average: ``"macro"`` for the mean, ``"none"`` for every class's own, ``(C,)``; there absent
             classes are NaN, or 0.
-        ignore_index: pixels with this target are left out.
+        ignore_index: pixels with this target are left out. If it is a class, that is in no mean and
+            its own value is NaN; so it is in all metrics.
         from_probabilities: whether `input` tensors hold probabilities instead of logits.
         **kwargs: torchmetrics' own.
 
@@ -326,10 +328,8 @@ class MeanIoU(_CountingMetric):
         self.average = _choice("average", average, ("macro", "none"))
 
     def _value(self) -> Tensor:
-        values = class_iou(self.confusion)
-        if self.average == "macro":
-            return macro(values, self.absent)
-        return values if self.absent == "exclude" else values.nan_to_num(0.0)
+        take = macro if self.average == "macro" else by_class
+        return take(class_iou(self.confusion), self.absent, self.ignore_index)
 
 
 class PixelAccuracy(_CountingMetric):
@@ -388,7 +388,7 @@ class DiceError(_CountingMetric):
         self.absent: Any = _choice("absent", absent, _ABSENT)
 
     def _value(self) -> Tensor:
-        return 1 - macro(class_dice(self.confusion), self.absent)
+        return 1 - macro(class_dice(self.confusion), self.absent, self.ignore_index)
 
 
 class ExpectedCalibrationError(_CountingMetric):
@@ -854,12 +854,12 @@ class SegmentationMetrics(_PatchMetric):
             self._count_patches(outcome, uncertainty)
 
     def _value(self) -> dict[str, Any]:
-        iou = class_iou(self.confusion)
+        iou, means = class_iou(self.confusion), (self.absent, self.ignore_index)
         values: dict[str, Any] = {
-            "mean_iou": macro(iou, self.absent),
-            "class_iou": iou if self.absent == "exclude" else iou.nan_to_num(0.0),
+            "mean_iou": macro(iou, *means),
+            "class_iou": by_class(iou, *means),
             "pixel_accuracy": pixel_accuracy(self.confusion),
-            "dice_error": 1 - macro(class_dice(self.confusion), self.absent),
+            "dice_error": 1 - macro(class_dice(self.confusion), *means),
             "calibration_error": calibration_error(self.calibration),
             "reliability": reliability(self.calibration),
         }

@@ -52,9 +52,19 @@ def class_dice(confusion: Tensor) -> Tensor:
     return 2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))
 
 
-def macro(values: Tensor, absent: Absent) -> Tensor:
-    """Mean over the classes, without absent ones (NaN) or with 0 for them."""
-    return values.nanmean() if absent == "exclude" else values.nan_to_num(0.0).mean()
+def by_class(values: Tensor, absent: Absent, ignored: int) -> Tensor:
+    """Values of the classes, with NaN or 0 for absent ones, and NaN for the one that is ignored."""
+    if absent == "zero":
+        values = values.nan_to_num(0.0)
+    if 0 <= ignored < len(values):  # it has no targets, so that any prediction of it is wrong
+        values = values.clone()
+        values[ignored] = torch.nan
+    return values
+
+
+def macro(values: Tensor, absent: Absent, ignored: int) -> Tensor:
+    """Mean over the classes but the one that is ignored, without absent ones or with 0 for them."""
+    return by_class(values, absent, ignored).nanmean()
 
 
 def pixel_accuracy(confusion: Tensor) -> Tensor:
