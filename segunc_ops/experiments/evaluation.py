@@ -33,8 +33,8 @@ _SCALARS = (
 class Evaluation:
     """What a model achieves on a dataset, every labelled pixel counted.
 
-    None where a class does not occur, or PAvPU has no threshold. See :mod:`segunc_ops.metrics` for
-    what each figure is.
+    None where a class does not occur or is the ignored one, or PAvPU has no threshold. See
+    :mod:`segunc_ops.metrics` for what each figure is.
     """
 
     class_names: tuple[str, ...]

@@ -43,7 +43,9 @@ def cross_entropy(
 
     Args:
         input: logits, ``(N, C, *)``, ``(N, C)`` or ``(C,)``; float32, bfloat16, float16 or
-            float64, of any strides (contiguous and ``channels_last`` are fastest).
+            float64, of any strides (contiguous and ``channels_last`` are fastest). One channel is
+            one class, whose loss is 0: a head z of one channel for a binary mask has the logits
+            ``torch.cat([torch.zeros_like(z), z], 1)`` of two.
         target: class indices, ``(N, *)`` (``()`` for ``(C,)``); int64, int32 or uint8. With
             `upsample` its size may be any other than that of the logits, larger or smaller.
         weight: class weights w, ``(C,)``, without gradient.
