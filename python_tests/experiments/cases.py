@@ -103,5 +103,23 @@ class InterruptingScenes(Interrupting, SceneDataset):
         self.countdown = countdown
 
 
+class PartlyLabelled(SceneDataset):
+    """Scenes; in every batch of some steps of `settings` all pixels are ignored."""
+
+    def __init__(self, settings: training.TrainingConfig, unlabelled_steps: set[int]) -> None:
+        # As many scenes as crops: each is seen in one step alone.
+        super().__init__(settings.steps * settings.batch_size, seed=0, size=SIZE)
+        batches = datasets.TrainingBatches(
+            self, batch_size=settings.batch_size, crop=settings.crop, seed=settings.seed
+        )
+        self.empty = {index for step in unlabelled_steps for index, _ in batches._items(step)}
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        if index in self.empty:
+            return sample._replace(label=np.full_like(sample.label, self.ignore_index))
+        return sample
+
+
 class InterruptingFolder(Interrupting, FolderDataset):
     pass

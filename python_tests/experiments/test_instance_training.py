@@ -20,6 +20,7 @@ from python_tests.experiments.cases import (
     IGNORED,
     SIZE,
     InterruptingScenes,
+    PartlyLabelled,
     dataset_of,
     write_images,
 )
@@ -183,7 +184,8 @@ def test_masks_other_than_those_of_the_recipe_are_refused(masked, val_scenes):
 def train_on_ranks(rank: int, size: int, folder: Path) -> dict[str, Any]:
     train, validation = InterruptingScenes(), SceneDataset(3, seed=1, size=SIZE, label_noise=False)
     # Without dropout members do not depend on whose random numbers they draw.
-    alike = Trainer(config(dropout=0.0, steps=1), train, validation)
+    settings = config(dropout=0.0, steps=2)
+    alike = Trainer(settings, PartlyLabelled(settings, {0}), validation)
     alike.fit(progress=False)
     through = Trainer(config(), train, validation)
     through.fit(progress=False)
@@ -226,7 +228,9 @@ def train_on_ranks(rank: int, size: int, folder: Path) -> dict[str, Any]:
 @pytest.mark.thorough
 def test_two_ranks_train_the_members_of_one_process(tmp_path, val_scenes):
     found = run_ranks(train_on_ranks, 2, tmp_path)
-    alone = Trainer(config(dropout=0.0, steps=1), InterruptingScenes(), val_scenes)
+    # The first of two steps has no labelled pixel.
+    settings = config(dropout=0.0, steps=2)
+    alone = Trainer(settings, PartlyLabelled(settings, {0}), val_scenes)
     alone.fit(progress=False)
     # Rank 0 has members 0 and 2, rank 1 has member 1.
     assert [len(rank["alike"]) for rank in found] == [2, 1]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 
 import numpy as np
 import pytest
 import torch
 
-from python_tests.experiments.cases import InterruptingScenes, config
+from python_tests.experiments.cases import InterruptingScenes, PartlyLabelled, config
 from segunc_ops.experiments import training
-from segunc_ops.experiments.datasets import SceneDataset
+from segunc_ops.experiments.datasets import DatasetError, SceneDataset
 from segunc_ops.experiments.evaluation import evaluate, predict_by_dropout, predict_by_ensemble
 from segunc_ops.experiments.experiment import make_panels
 from segunc_ops.experiments.models import EncoderDecoder
@@ -122,3 +123,81 @@ def test_divergence_is_an_error(train_scenes, val_scenes):
     trainer = training.Trainer(config(learning_rate=1e30), train_scenes, val_scenes)
     with pytest.raises(training.DivergedError, match="lower the learning rate"):
         trainer.fit(progress=False)
+
+
+# Batches without a labelled pixel
+
+
+def state_of(trainer: training.Trainer) -> list[object]:
+    return copy.deepcopy(
+        [
+            [model.state_dict() for model in trainer.models],
+            trainer.optimizer.state_dict()["state"],
+            trainer.scaler.state_dict(),
+            torch.get_rng_state(),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "amp"), [("ce", None), ("ce", "bf16"), ("uce", None), ("iu", None)]
+)
+def test_a_batch_without_a_labelled_pixel_counts_nothing(val_scenes, loss, amp):
+    settings = config(loss, steps=3, crop=(32, 32), samples=2, members=2, amp=amp)
+    trainer = training.Trainer(settings, PartlyLabelled(settings, {1}), val_scenes)
+    first, empty, last = trainer.batches.iterate(0, 3)
+    assert trainer.train_step(first) is not None
+    before = state_of(trainer)
+    assert trainer.train_step(empty) is None
+    torch.testing.assert_close(state_of(trainer), before, rtol=0, atol=0)
+    assert trainer.step == 2
+    assert trainer.train_step(last) is not None
+    # The decay of the learning rate goes by steps, whatever they hold.
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * (1 / 3) ** 0.9)
+
+
+@pytest.mark.parametrize("empty", [{0}, {1, 3}])
+def test_unlabelled_batches_leave_no_entry_in_the_history(tmp_path, val_scenes, empty):
+    settings = config(steps=4, crop=(32, 32), validate_every=2)
+    train = PartlyLabelled(settings, empty)
+    checkpoint = tmp_path / "checkpoint.pt"
+    history = training.Trainer(settings, train, val_scenes, checkpoint).fit(progress=False)
+    assert history.steps == [step + 1 for step in range(4) if step not in empty]
+    assert len(history.loss) == len(history.train_miou) == len(history.steps)
+    assert np.isfinite([*history.loss, *history.validation_miou]).all()
+    assert history.validation_steps == [2, 4]
+    assert history.unlabelled_steps == len(empty)
+    resumed = training.Trainer(settings, train, val_scenes, checkpoint)
+    assert resumed.resume()
+    assert resumed.history.unlabelled_steps == len(empty)
+
+
+def test_training_without_any_labelled_pixel_is_an_error(val_scenes):
+    settings = config(steps=2, crop=(32, 40))
+    trainer = training.Trainer(settings, PartlyLabelled(settings, {0, 1}), val_scenes)
+    message = r"not one pixel of 2 batches of 4 crops of 32 x 40 was labelled \(all are 255"
+    with pytest.raises(DatasetError, match=message):
+        trainer.fit(progress=False)
+    assert not trainer.history.loss
+
+
+@pytest.mark.parametrize("empty", [{1}, {2, 3}])
+def test_divergence_is_found_beside_unlabelled_batches(tmp_path, val_scenes, empty):
+    """Also where the step that reports has none, the last one included."""
+    settings = config(steps=4, crop=(32, 32), learning_rate=1e30, report_every=4)
+    train = PartlyLabelled(settings, empty)
+    trainer = training.Trainer(settings, train, val_scenes, tmp_path / "checkpoint.pt")
+    with pytest.raises(training.DivergedError, match="lower the learning rate"):
+        trainer.fit(progress=False)
+    assert not trainer.history.loss
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_does_not_save_what_has_diverged(tmp_path, val_scenes):
+    settings = config(steps=6, learning_rate=1e30, report_every=6, validate_every=6)
+    trainer = training.Trainer(
+        settings, InterruptingScenes(20), val_scenes, tmp_path / "checkpoint.pt"
+    )
+    with pytest.raises(training.DivergedError):
+        trainer.fit(progress=False)
+    assert not list(tmp_path.iterdir())

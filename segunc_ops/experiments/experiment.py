@@ -108,7 +108,8 @@ def _evaluate(experiment: Experiment, trainer: Trainer) -> Evaluation:
 def _time(trainer: Trainer) -> LossTime:
     """Times the loss on a training batch; the statistics it needs come from the model."""
     config = trainer.config
-    batch = next(trainer.batches.iterate(0, 1))
+    # Training saw at least one.
+    batch = next(filter(trainer.is_labelled, trainer.batches.iterate(0, config.steps)))
     images, target, mask = trainer.inputs(batch)
     for model in trainer.models:
         model.train()
@@ -263,6 +264,7 @@ def run(experiment: Experiment) -> str:
     Raises:
         KeyboardInterrupt: after Ctrl-C; what was trained is in the checkpoints.
         CheckpointError: `resume` met a checkpoint of another experiment.
+        DatasetError: an image or label map cannot be used, or no batch had a labelled pixel.
         DivergedError: a loss is no longer finite.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:

@@ -114,6 +114,17 @@ def _about_members(results: Mapping[str, LossResult]) -> str:
     return "".join(notes)
 
 
+def _about_runs(results: Mapping[str, LossResult]) -> str:
+    """What else a reader should know of how the networks were trained."""
+    notes = []
+    for name, result in results.items():
+        if skipped := result.history.unlabelled_steps:
+            notes.append(
+                f"{loss_title(name)}: {skipped} batches had no labelled pixel and were left out. "
+            )
+    return "".join(notes)
+
+
 def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float]) -> str:
     """Markdown: classes, summary and time of the loss, a column per loss.
 
@@ -182,7 +193,7 @@ def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float
         f"{first.evaluation.num_samples} Monte-Carlo dropout samples over "
         f"{first.evaluation.num_pixels:,} labelled pixels; uncertainty: standard deviation of the "
         f"predicted class's probability, by true class; PAvPU by its mean over training images. "
-        f"{_about_members(results)}"
+        f"{_about_members(results)}{_about_runs(results)}"
         f"{device_name(config.device)}, torch {torch.__version__}, kernels: {kernels}; "
         "times are medians."
     )

@@ -31,7 +31,7 @@ from ..functional import PredictiveStatistics
 from ..losses.instance_uncertainty import instance_uncertainty
 from ..metrics import MeanIoU
 from ..sampling import PredictiveAccumulator, sample_statistics
-from .datasets import Batch, SegmentationDataset, Size, TrainingBatches, normalize
+from .datasets import Batch, DatasetError, SegmentationDataset, Size, TrainingBatches, normalize
 from .evaluation import deterministic_miou
 from .losses import LOSSES, LossParameters, TrainedLoss, build_loss
 from .mask_files import MaskedDataset
@@ -121,13 +121,18 @@ class TrainingConfig(LossParameters):
 
 @dataclass
 class History:
-    """What a training run reports as it goes."""
+    """What a training run reports as it goes.
+
+    ``unlabelled_steps`` counts the steps whose batch had no labelled pixel; they trained nothing
+    and have no entry.
+    """
 
     steps: list[int] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
     train_miou: list[float] = field(default_factory=list)
     validation_steps: list[int] = field(default_factory=list)
     validation_miou: list[float] = field(default_factory=list)
+    unlabelled_steps: int = 0
     seconds: float = 0.0
 
 
@@ -367,11 +372,21 @@ class Trainer:
             ignore_index=self.ignore_index if by_target else None,
         )
 
-    def train_step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def is_labelled(self, batch: Batch) -> bool:
+        """Whether any pixel of a batch counts."""
+        return bool((batch.target != self.ignore_index).any())
+
+    def train_step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor] | None:
         """One update; returns the loss, and the first network's logits, and the target.
 
-        The loss is this rank's share of the mean over all members.
+        The loss is this rank's share of the mean over all members. A batch without a labelled pixel
+        has no loss (its mean is 0 / 0) and leaves networks, optimiser, scaler and random numbers
+        as they are: None. All ranks see the same batch, hence skip it alike.
         """
+        if not self.is_labelled(batch):
+            self.step += 1
+            self.history.unlabelled_steps += 1
+            return None
         decay = polynomial_decay(self.step, self.config.steps)
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * decay
@@ -402,7 +417,8 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
-            DivergedError: the loss is not finite.
+            DivergedError: the loss is not finite; the checkpoint is that of before.
+            DatasetError: not a single batch had a labelled pixel.
         """
         config = self.config
         for model in self.models:
@@ -419,20 +435,27 @@ class Trainer:
         with deferred_interrupt() as stop, bar:
             started, first = time.perf_counter(), self.step
             stopped = False
+            latest: Tensor | None = None  # the loss of the last batch that has one
             try:
                 for batch in batches:
-                    loss, logits, target = self.train_step(batch)
+                    outcome = self.train_step(batch)
+                    latest = latest if outcome is None else outcome[0]
                     bar.update()
                     last = self.step == config.steps
-                    if self.step % config.report_every == 0 or last:
-                        self._report(loss, logits, target)
+                    reports = self.step % config.report_every == 0 or last
+                    validates = self.step % config.validate_every == 0 or last
+                    # What has diverged is not saved over what had not.
+                    if latest is not None and (reports or validates):
+                        value = self._finite(latest)
+                    if reports and outcome is not None:
+                        self._report(value, *outcome[1:])
                         images = (self.step - first) * config.batch_size
                         bar.set_postfix_str(
                             f"loss {self._running_loss:.3f}, "
                             f"mIoU {self.history.train_miou[-1]:.3f}, "
                             f"{images / (time.perf_counter() - started):.1f} images/s"
                         )
-                    if self.step % config.validate_every == 0 or last:
+                    if validates:
                         self.history.seconds += time.perf_counter() - started
                         self._validate()
                         self.save()
@@ -444,8 +467,16 @@ class Trainer:
                 batches.close()
             if stopped:
                 self.history.seconds += time.perf_counter() - started
+                if latest is not None:
+                    self._finite(latest)
                 self.save()
                 raise KeyboardInterrupt
+        if self.history.unlabelled_steps == config.steps:
+            raise DatasetError(
+                f"not one pixel of {config.steps} batches of {config.batch_size} crops of "
+                f"{config.crop[0]} x {config.crop[1]} was labelled (all are "
+                f"{self.ignore_index}, which is ignored); label more, or enlarge the crop"
+            )
         return self.history
 
     def _sum_over_ranks(self, value: float) -> float:
@@ -456,13 +487,17 @@ class Trainer:
         dist.all_reduce(total)
         return float(total)
 
-    def _report(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
+    def _finite(self, loss: Tensor) -> float:
+        """The loss of all members; raises if it is no number."""
         value = self._sum_over_ranks(float(loss))
         if not math.isfinite(value):
             raise DivergedError(
                 f"the {self.config.loss} loss is {value} at step {self.step}; "
                 "lower the learning rate"
             )
+        return value
+
+    def _report(self, value: float, logits: Tensor, target: Tensor) -> None:
         fresh = math.isnan(self._running_loss)
         self._running_loss = value if fresh else _mix(self._running_loss, value)
         miou = MeanIoU(self.num_classes, ignore_index=self.ignore_index, sync_on_compute=False).to(
