@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from .experiments.training import TrainingConfig
 
 _USAGE_ERROR = 2
-_INTERRUPTED = 130
+_SIGNALLED = 128
 
 # A few minutes on two CPU cores, all trainings and the evaluation included.
 _DEMO_SIZE = (160, 240)
@@ -135,8 +137,11 @@ def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParse
         help=f"losses to train alike and compare (default: {' '.join(losses)})",
     )
     length = group.add_mutually_exclusive_group()
+    parser.set_defaults(default_steps=steps)
     length.add_argument(
-        "--steps", type=_whole(1), default=steps, help=f"updates (default: {steps})"
+        "--steps",
+        type=_whole(1),
+        help=f"updates (default: {steps}, with --resume those of the run, which more extend)",
     )
     length.add_argument("--epochs", type=_whole(1), help="passes over the training images")
     group.add_argument("--batch-size", type=_whole(2), default=4, metavar="N", help="default: 4")
@@ -198,7 +203,9 @@ def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParse
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, default=Path("runs"), help="default: runs")
     output.add_argument("--name", type=_run_name, help="folder in it (default: the command)")
-    output.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    output.add_argument(
+        "--resume", action="store_true", help="continue an interrupted run, or extend one"
+    )
     return parser
 
 
@@ -313,16 +320,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _config(
     arguments: argparse.Namespace,
+    folder: Path,
     *,
     crop: tuple[int, int],
     num_images: int,
     masks: str | None = None,
 ) -> TrainingConfig:
+    from .experiments.experiment import recorded_steps
     from .experiments.training import TrainingConfig
 
     steps = arguments.steps
     if arguments.epochs is not None:
         steps = arguments.epochs * max(1, num_images // arguments.batch_size)
+    if steps is None and arguments.resume:
+        steps = recorded_steps(folder, arguments.loss)
+    if steps is None:
+        steps = arguments.default_steps
     return TrainingConfig(
         loss=arguments.loss[0],
         steps=steps,
@@ -368,12 +381,13 @@ def _demo(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
             for index in range(len(dataset)):
                 dataset[index]
                 bar.update()
+    folder = arguments.output / (arguments.name or "demo")
     return Experiment(
-        config=_config(arguments, crop=(128, 192), num_images=len(train)),
+        config=_config(arguments, folder, crop=(128, 192), num_images=len(train)),
         losses=list(dict.fromkeys(arguments.loss)),
         train=train,
         validation=validation,
-        folder=arguments.output / (arguments.name or "demo"),
+        folder=folder,
         eval_samples=arguments.samples,
         resume=arguments.resume,
     )
@@ -456,7 +470,7 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
         masks = masked.fingerprint
     folder = arguments.output / (arguments.name or "train")
     experiment = Experiment(
-        config=_config(arguments, crop=(256, 256), num_images=len(train), masks=masks),
+        config=_config(arguments, folder, crop=(256, 256), num_images=len(train), masks=masks),
         losses=list(dict.fromkeys(arguments.loss)),
         train=train,
         validation=splits[1],
@@ -661,7 +675,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its arguments; None takes those of the process.
 
     Returns:
-        The exit status: 0, 1 after an error, 130 after Ctrl-C. Wrong arguments exit with 2.
+        The exit status: 0, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM, 129 after
+        SIGHUP. Wrong arguments exit with 2.
     """
     arguments = build_parser().parse_args(argv)
     if arguments.command == "info":
@@ -673,12 +688,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MissingExtrasError as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
+    from .experiments.interruption import interrupting_signals
+
     try:
-        return {"masks": _masks, "eval": _eval}.get(arguments.command, _run)(arguments)
-    except KeyboardInterrupt:
+        with interrupting_signals():
+            return {"masks": _masks, "eval": _eval}.get(arguments.command, _run)(arguments)
+    except KeyboardInterrupt as stop:
         how = "" if arguments.command in ("masks", "eval") else " with --resume"
-        print(f"\nsegunc: interrupted; the same command{how} continues", file=sys.stderr)
-        return _INTERRUPTED
+        with suppress(OSError):  # the terminal may be gone, which SIGHUP tells of
+            print(f"\nsegunc: interrupted; the same command{how} continues", file=sys.stderr)
+        return _SIGNALLED + getattr(stop, "signum", signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -84,14 +84,15 @@ def write_pair(root: Path, split: str, stem: str, label: np.ndarray, layout: str
 
 
 class Interrupting:
-    """A dataset that presses Ctrl-C when an item is asked for the nth time."""
+    """A dataset that presses Ctrl-C, or signals else, when an item is asked for the nth time."""
 
     countdown = -1
+    signum = signal.SIGINT
 
     def __getitem__(self, index: int) -> Sample:
         self.countdown -= 1
         if self.countdown == 0:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.signum)
         return super().__getitem__(index)
 
 

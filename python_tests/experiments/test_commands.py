@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from python_tests.experiments.cases import InterruptingScenes, config
 from segunc_ops import cli, experiments
 from segunc_ops.experiments import scenes
 from segunc_ops.experiments.experiment import Experiment, run
+from segunc_ops.experiments.training import CheckpointError, Trainer
 
 
 def test_experiment_writes_table_and_pictures(tmp_path, train_scenes, val_scenes):
@@ -81,10 +84,34 @@ def test_command_trains_on_a_folder_and_resumes(folder, capsys):
         cli.main([*arguments, "--resume", "--seed", "1"])
     assert stopped.value.code == 2
     assert "argument --resume" in capsys.readouterr().err
-    assert cli.main([*arguments, "--resume"]) == 0
+    # The number of steps is the run's unless it is told; more extend it.
+    place = arguments.index("--epochs")
+    unsaid = [*arguments[:place], *arguments[place + 2 :], "--resume"]
+    assert cli.main(unsaid) == 0
     again = capsys.readouterr().out
     assert again.split("| time on")[0] == first.split("| time on")[0]
+    assert cli.main([*unsaid, "--steps", "5"]) == 0
+    shown = capsys.readouterr().out
+    assert "5 steps of 2 crops" in shown
+    assert "U-CE: extended from 4 steps at step 4." in shown
     assert cli.main([*arguments, "--overwrite"]) == 0
+
+
+def test_no_loss_trains_when_the_run_of_another_cannot_go_on(tmp_path, train_scenes, val_scenes):
+    experiment = Experiment(
+        config=config(samples=3),
+        losses=("ce", "uce"),
+        train=train_scenes,
+        validation=val_scenes,
+        folder=tmp_path,
+        resume=True,
+        progress=False,
+    )
+    other = config("uce", samples=4)
+    Trainer(other, train_scenes, val_scenes, experiment.checkpoint("uce")).save()
+    with pytest.raises(CheckpointError, match=r"checkpoint-uce\.pt: was trained with samples = 4"):
+        run(experiment)
+    assert not experiment.checkpoint("ce").exists()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +161,25 @@ def test_command_ends_quietly_at_ctrl_c(capsys, monkeypatch):
     monkeypatch.setattr(cli, "_run", interrupt)
     assert cli.main(["demo"]) == 130
     assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_command_tells_what_ended_it(capsys, monkeypatch, signum, status):
+    closed = []
+
+    def end(arguments: object) -> int:
+        try:
+            os.kill(os.getpid(), signum)
+        finally:
+            closed.append(True)
+        return 0
+
+    monkeypatch.setattr(cli, "_run", end)
+    before = signal.getsignal(signum)
+    assert cli.main(["demo"]) == status
+    assert closed
+    assert signal.getsignal(signum) == before
+    assert "continues" in capsys.readouterr().err
 
 
 def test_command_info_lists_the_build(capsys):

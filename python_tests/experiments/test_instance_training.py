@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from python_tests.ranks import run_ranks
 from segunc_ops import cli
 from segunc_ops.experiments import experiment, masks, training
 from segunc_ops.experiments.datasets import SceneDataset
-from segunc_ops.experiments.mask_files import MaskedDataset
+from segunc_ops.experiments.mask_files import MaskedDataset, read_mask, write_mask
 from segunc_ops.experiments.training import CheckpointError, Trainer, TrainingConfig
 
 
@@ -165,6 +167,25 @@ def test_training_by_masks(masked, tmp_path):
     other = Trainer(config(crop=(32, 48)), masked, masked, tmp_path / "half.pt")
     with pytest.raises(CheckpointError, match=r"trained with masks = \w+, not None"):
         other.resume()
+
+
+def test_resume_refuses_other_masks_where_they_count(masked, root, tmp_path):
+    folder = tmp_path / "masks"
+    shutil.copytree(root / "masks", folder)
+    for loss in ("iu", "ce"):
+        settings = config(loss=loss, masks=masked.fingerprint)
+        Trainer(settings, masked, masked, tmp_path / f"{loss}.pt").save()
+    values, record = read_mask(folder / "000.tif")
+    assert record is not None
+    write_mask(folder / "000.tif", values + 1, record)
+    other = MaskedDataset(dataset_of(root), folder)
+    assert Trainer(settings, other, other, tmp_path / "ce.pt").resume()
+    settings = replace(settings, loss="iu")
+    with pytest.raises(CheckpointError, match=r"other training data: masks \w+, not"):
+        Trainer(settings, other, other, tmp_path / "iu.pt").resume()
+    # What components they are of is in them.
+    settings = replace(settings, members=5, connectivity=4)
+    assert Trainer(settings, masked, masked, tmp_path / "iu.pt").resume()
 
 
 def test_masks_other_than_those_of_the_recipe_are_refused(masked, val_scenes):

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 import signal
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from python_tests.experiments.cases import InterruptingScenes, PartlyLabelled, config
-from segunc_ops.experiments import training
-from segunc_ops.experiments.datasets import DatasetError, SceneDataset
+from python_tests.experiments.cases import SIZE, InterruptingScenes, PartlyLabelled, config
+from segunc_ops.experiments import datasets, training
+from segunc_ops.experiments.datasets import DatasetError, FolderDataset, SceneDataset
 from segunc_ops.experiments.evaluation import evaluate, predict_by_dropout, predict_by_ensemble
 from segunc_ops.experiments.experiment import make_panels
+from segunc_ops.experiments.interruption import (
+    Interrupted,
+    deferred_interrupt,
+    interrupting_signals,
+)
 from segunc_ops.experiments.models import EncoderDecoder
 
 
@@ -99,6 +109,11 @@ def test_resume_refuses_another_recipe_and_broken_files(tmp_path, train_scenes, 
     trainer.fit(progress=False)
     other = training.Trainer(config(steps=1, seed=3), train_scenes, val_scenes, checkpoint)
     with pytest.raises(training.CheckpointError, match="trained with seed = 0, not 3"):
+        other.resume()
+    state = training.read_checkpoint(checkpoint)
+    del state["data"]
+    training.save_atomically(state, checkpoint)
+    with pytest.raises(training.CheckpointError, match="does not tell what data"):
         other.resume()
     checkpoint.write_bytes(b"half a file")
     with pytest.raises(training.CheckpointError, match="not a checkpoint"):
@@ -201,3 +216,196 @@ def test_ctrl_c_does_not_save_what_has_diverged(tmp_path, val_scenes):
     with pytest.raises(training.DivergedError):
         trainer.fit(progress=False)
     assert not list(tmp_path.iterdir())
+
+
+# What a resumed run may change
+
+
+def folder_dataset(root: Path, split: str = "train", **options: Any) -> FolderDataset:
+    options = {"num_classes": 3, "ignore_index": 11, **options}
+    return FolderDataset(*datasets.find_split(root, split), **options)
+
+
+def change_data(root: Path, what: str) -> None:
+    if what == "an image less":
+        for folder in ("train", "trainannot"):
+            next((root / folder).glob("003.*")).unlink()
+    elif what == "renamed":
+        (root / "train" / "003.jpg").rename(root / "train" / "004.jpg")
+        (root / "trainannot" / "003.png").rename(root / "trainannot" / "004.png")
+    else:  # one byte, which leaves the size as it was
+        path = next((root / what).glob("001.*"))
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        (None, {"ignore_index": 255}, "with ignore_index = 11, not 255"),
+        (None, {"num_classes": 4}, "for 3 classes, not 4"),
+        (None, {"class_names": "abc"}, "with class 0 called 'class 0', not 'a'"),
+        ("an image less", {}, "with 4 training images, not 3"),
+        ("renamed", {}, r"with other training data: names of files \w+, not"),
+        ("train", {}, r"with other training data: images \w+, not"),
+        ("trainannot", {}, r"with other training data: label maps \w+, not"),
+        ("valannot", {}, r"with other validation data: label maps \w+, not"),
+    ],
+)
+def test_resume_refuses_other_data(tmp_path, folder, what, options, message):
+    checkpoint = tmp_path / "checkpoint.pt"
+    val = folder_dataset(folder, "val")
+    training.Trainer(config(), folder_dataset(folder), val, checkpoint).save()
+    if what is not None:
+        change_data(folder, what)
+    val = folder_dataset(folder, "val", **options)
+    other = training.Trainer(config(), folder_dataset(folder, **options), val, checkpoint)
+    with pytest.raises(training.CheckpointError, match=f"was trained {message}"):
+        other.resume()
+
+
+def test_data_are_the_same_wherever_they_lie(tmp_path, folder):
+    checkpoint = tmp_path / "checkpoint.pt"
+    validation = folder_dataset(folder, "val")
+    training.Trainer(config(), folder_dataset(folder), validation, checkpoint).save()
+    for name in ("train", "trainannot"):
+        shutil.move(folder / name, folder / "elsewhere" / name)
+    moved = folder_dataset(folder / "elsewhere")
+    assert training.Trainer(config(), moved, validation, checkpoint).resume()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 2}, "other training data: seed 0, not 2"),
+        ({"label_noise": False}, "other training data: label noise True, not False"),
+        ({"size": (64, 64)}, r"other training data: size \(64, 96\), not \(64, 64\)"),
+        ({"length": 9}, "12 training images, not 9"),
+    ],
+)
+def test_resume_refuses_other_scenes(tmp_path, train_scenes, val_scenes, changes, message):
+    checkpoint = tmp_path / "checkpoint.pt"
+    training.Trainer(config(), train_scenes, val_scenes, checkpoint).save()
+    scenes_ = SceneDataset(**{"length": 12, "seed": 0, "size": SIZE, **changes})
+    with pytest.raises(training.CheckpointError, match=f"was trained with {message}"):
+        training.Trainer(config(), scenes_, val_scenes, checkpoint).resume()
+
+
+def test_a_dataset_of_ones_own_is_known_by_classes_ignored_index_and_length(tmp_path, val_scenes):
+    class Own:
+        class_names = SceneDataset.class_names
+        ignore_index = 255
+
+        def __init__(self, length: int) -> None:
+            self.length = length
+
+        def __len__(self) -> int:
+            return self.length
+
+    checkpoint = tmp_path / "checkpoint.pt"
+    training.Trainer(config(), Own(3), val_scenes, checkpoint).save()
+    assert training.Trainer(config(), Own(3), val_scenes, checkpoint).resume()
+    with pytest.raises(training.CheckpointError, match="3 training images, not 4"):
+        training.Trainer(config(), Own(4), val_scenes, checkpoint).resume()
+
+
+@pytest.mark.parametrize(
+    ("loss", "changes", "matters"),
+    [
+        ("ce", {"samples": 5, "members": 5, "alpha": 3.0, "exponent": 1.0, "masks": "a"}, None),
+        ("ce", {"validate_every": 5, "report_every": 2, "workers": 2}, None),
+        ("uce", {"members": 5, "exponent": 1.0, "connectivity": 4}, None),
+        ("iu", {"samples": 5, "alpha": 3.0}, None),
+        ("uce", {"samples": 5}, "samples = 3, not 5"),
+        ("uce", {"alpha": 3.0}, "alpha = 10.0, not 3.0"),
+        ("iu", {"connectivity": 4}, "connectivity = 8, not 4"),
+        ("iu", {"members": 4}, "members = 3, not 4"),
+        ("ce", {"learning_rate": 0.1}, "learning_rate = 0.01, not 0.1"),
+        ("ce", {"steps": 5}, "steps = 6, not 5; it can only be extended"),
+    ],
+)
+def test_resume_refuses_what_matters_to_the_loss_alone(
+    tmp_path, train_scenes, val_scenes, loss, changes, matters
+):
+    checkpoint = tmp_path / "checkpoint.pt"
+    training.Trainer(config(loss), train_scenes, val_scenes, checkpoint).save()
+    other = training.Trainer(config(loss, **changes), train_scenes, val_scenes, checkpoint)
+    if matters is None:
+        assert other.resume()
+    else:
+        with pytest.raises(training.CheckpointError, match=f"was trained with {matters}"):
+            other.resume()
+
+
+@pytest.mark.parametrize("countdown", [-1, 11])
+def test_more_steps_extend_a_run(tmp_path, monkeypatch, val_scenes, countdown):
+    """Its rates decay over the steps that a run was to have when it made the step."""
+    scenes_, checkpoint = InterruptingScenes(countdown), tmp_path / "checkpoint.pt"
+    short = training.Trainer(config(steps=3), scenes_, val_scenes, checkpoint)
+    with nullcontext() if countdown < 0 else pytest.raises(KeyboardInterrupt):
+        short.fit(progress=False)
+    reached = short.step
+    assert reached == 3 if countdown < 0 else 0 < reached < 3
+
+    settings = config(steps=6)
+    extended = training.Trainer(settings, scenes_, val_scenes, checkpoint)
+    assert extended.resume()
+    # Interrupted again, it goes on as if it had not been.
+    scenes_.countdown = 9
+    with pytest.raises(KeyboardInterrupt):
+        extended.fit(progress=False)
+    assert reached < extended.step < 6
+    extended = training.Trainer(settings, scenes_, val_scenes, checkpoint)
+    assert extended.resume()
+    extended.fit(progress=False)
+    assert extended.history.extended == [(reached, 3)]
+
+    decay = training.polynomial_decay
+    monkeypatch.setattr(
+        training, "polynomial_decay", lambda step, total: decay(step, 3 if step < reached else 6)
+    )
+    through = training.Trainer(settings, InterruptingScenes(), val_scenes)
+    through.fit(progress=False)
+    expected, found = through.model.state_dict(), extended.model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert extended.history.loss == through.history.loss
+    assert extended.step == 6
+
+
+# Signals
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_end_a_process_save_like_ctrl_c(tmp_path, val_scenes, signum):
+    scenes_, checkpoint = InterruptingScenes(15), tmp_path / "checkpoint.pt"
+    scenes_.signum = signum
+    trainer = training.Trainer(config(), scenes_, val_scenes, checkpoint)
+    handler = signal.getsignal(signum)
+    with pytest.raises(Interrupted) as stopped:
+        trainer.fit(progress=False)
+    assert stopped.value.signum == signum
+    assert signal.getsignal(signum) is handler
+    assert 0 < trainer.step < 6
+    assert training.read_checkpoint(checkpoint)["step"] == trainer.step
+
+
+def test_what_is_ignored_stays_ignored():
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupting_signals(), deferred_interrupt() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_ctrl_c_interrupts_at_once_but_no_repeated_sigterm():
+    with deferred_interrupt() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert stop.signum == signal.SIGTERM

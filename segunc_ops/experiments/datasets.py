@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -93,6 +94,10 @@ class SceneDataset:
         """The label map (H, W)."""
         return self[index].label
 
+    def contents(self) -> dict[str, Any]:
+        """What the scenes depend on."""
+        return {"seed": self.seed, "size": self.size, "label noise": self.label_noise}
+
 
 def _list_images(folder: Path) -> dict[str, Path]:
     """Images by stem, sorted; two files of one stem are ambiguous."""
@@ -163,6 +168,7 @@ class FolderDataset:
         self._names = None if class_names is None else tuple(class_names)
         self._num_classes = num_classes
         self._pairs = [(found[stem], maps[stem]) for stem in found]
+        self._contents: dict[str, Any] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -189,6 +195,22 @@ class FolderDataset:
     def stem(self, index: int) -> str:
         """What the files of an image and its label map are called, less the suffix."""
         return self._pairs[index][0].stem
+
+    def contents(self) -> dict[str, Any]:
+        """Digests of names and bytes of the files, as they were at the first call.
+
+        Raises:
+            DatasetError: a file cannot be read.
+        """
+        if self._contents is None:
+            images, labels = zip(*self._pairs, strict=True)
+            names = "\n".join(path.stem for path in images).encode()
+            self._contents = {
+                "names of files": hashlib.sha256(names).hexdigest()[:16],
+                "images": digest_files(images),
+                "label maps": digest_files(labels),
+            }
+        return self._contents
 
     def label(self, index: int) -> NDArray[np.integer]:
         """The label map (H, W), int32, without reading the image."""
@@ -442,6 +464,26 @@ class TrainingBatches:
                 yield collate([future.result() for future in pending.popleft()])
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    """16 letters that depend on every byte of some files and on their order.
+
+    Raises:
+        DatasetError: a file cannot be read.
+    """
+
+    def digest(path: Path) -> bytes:
+        try:
+            return hashlib.sha256(path.read_bytes()).digest()
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+
+    every = hashlib.sha256()
+    with ThreadPoolExecutor() as pool:
+        for each in pool.map(digest, paths):
+            every.update(each)
+    return every.hexdigest()[:16]
 
 
 class EvenlySpaced:

@@ -37,7 +37,13 @@ from .plots import (
 )
 from .report import LossResult, evaluation_table, finite, write_tables, write_text
 from .timing import LossTime, time_loss
-from .training import Trainer, TrainingConfig
+from .training import (
+    Trainer,
+    TrainingConfig,
+    check_resumable,
+    identify_data,
+    read_checkpoint,
+)
 
 NUM_PANELS = 4
 MAX_PANEL_CANDIDATES = 100
@@ -64,7 +70,33 @@ class Experiment:
 
     def checkpoint(self, loss: str) -> Path:
         """Where the training by `loss` keeps its state."""
-        return self.folder / f"checkpoint-{loss}.pt"
+        return checkpoint_path(self.folder, loss)
+
+
+def checkpoint_path(folder: Path, loss: str) -> Path:
+    """Where an experiment in `folder` keeps the state of the training by `loss`."""
+    return folder / f"checkpoint-{loss}.pt"
+
+
+def recorded_steps(folder: Path, losses: Sequence[str]) -> int | None:
+    """How many steps the runs in a folder are to have; None if there are none.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read.
+    """
+    paths = [checkpoint_path(folder, loss) for loss in losses]
+    steps = [read_checkpoint(path)["config"]["steps"] for path in paths if path.is_file()]
+    return max(steps, default=None)
+
+
+def _check_resumed(experiment: Experiment) -> None:
+    """Refuses what cannot be resumed before the first training, not after hours of it."""
+    data = identify_data(experiment.train, experiment.validation)
+    for loss in experiment.losses:
+        path = experiment.checkpoint(loss)
+        if path.is_file():
+            config = replace(experiment.config, loss=loss)
+            check_resumable(path, read_checkpoint(path), config, data)
 
 
 def _train(experiment: Experiment, loss: str) -> Trainer:
@@ -262,11 +294,13 @@ def run(experiment: Experiment) -> str:
         The table, as written to ``table.md``; nothing on ranks that are not the first.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C; what was trained is in the checkpoints.
-        CheckpointError: `resume` met a checkpoint of another experiment.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP; what was trained is in the checkpoints.
+        CheckpointError: `resume` met a checkpoint of another experiment or other data.
         DatasetError: an image or label map cannot be used, or no batch had a labelled pixel.
         DivergedError: a loss is no longer finite.
     """
+    if experiment.resume:
+        _check_resumed(experiment)
     if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
         for loss in experiment.losses:
             _train(experiment, loss)

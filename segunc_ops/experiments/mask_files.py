@@ -18,7 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from .datasets import DatasetError, FolderDataset, Sample
+from .datasets import DatasetError, FolderDataset, Sample, digest_files
+
+MASKS = "masks"
+"""What of :meth:`MaskedDataset.contents` counts only for those who train by them."""
 
 MaskKind = Literal["instance", "entropy"]
 
@@ -170,6 +173,7 @@ class MaskedDataset:
                 "none); `segunc masks` writes them, and goes on where it was stopped"
             )
         self._fingerprint: str | None = None
+        self._digest: str | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -190,6 +194,16 @@ class MaskedDataset:
             if record is not None:
                 self._fingerprint = hashlib.sha256(record.to_json().encode()).hexdigest()[:16]
         return self._fingerprint
+
+    def contents(self) -> dict[str, Any]:
+        """Those of the dataset, and a digest of the masks' bytes, as they were at the first call.
+
+        Raises:
+            DatasetError: a file cannot be read.
+        """
+        if self._digest is None:
+            self._digest = digest_files(self._paths)
+        return {**self._dataset.contents(), MASKS: self._digest}
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -24,6 +24,7 @@ from torch import nn
 from ..losses.instance_uncertainty import Components, instance_uncertainty
 from ..sampling import ensemble_statistics
 from .datasets import DatasetError, FolderDataset, Sample, collate, normalize
+from .interruption import Interrupted, deferred_interrupt
 from .mask_files import (
     MaskKind,
     MaskRecord,
@@ -34,7 +35,7 @@ from .mask_files import (
 )
 from .models import EncoderDecoder
 from .ranks import ALONE, Ranks
-from .training import CheckpointError, deferred_interrupt, load_members
+from .training import CheckpointError, load_members
 
 
 class MaskError(ValueError):
@@ -203,7 +204,7 @@ def write_masks(
             and settings, or of another size than its image; nothing was written then. Or the
             members give no number.
         DatasetError: an image or label map cannot be used.
-        KeyboardInterrupt: after Ctrl-C, once the masks at hand are written.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the masks at hand are written.
     """
     if folder.resolve() == dataset.image_path(0).parent.resolve():
         raise MaskError(f"{folder}: holds the images; choose a folder of its own for the masks")
@@ -244,7 +245,7 @@ def write_masks(
                 if progress is not None:
                     progress(1)
                 if stop.is_set():
-                    raise KeyboardInterrupt
+                    raise Interrupted(stop.signum)
         finally:
             pool.shutdown(cancel_futures=True)
     return MaskCount(len(missing), kept)

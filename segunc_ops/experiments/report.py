@@ -118,6 +118,8 @@ def _about_runs(results: Mapping[str, LossResult]) -> str:
     """What else a reader should know of how the networks were trained."""
     notes = []
     for name, result in results.items():
+        for step, before in result.history.extended:
+            notes.append(f"{loss_title(name)}: extended from {before} steps at step {step}. ")
         if skipped := result.history.unlabelled_steps:
             notes.append(
                 f"{loss_title(name)}: {skipped} batches had no labelled pixel and were left out. "

@@ -12,11 +12,9 @@ from __future__ import annotations
 import io
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +31,24 @@ from ..metrics import MeanIoU
 from ..sampling import PredictiveAccumulator, sample_statistics
 from .datasets import Batch, DatasetError, SegmentationDataset, Size, TrainingBatches, normalize
 from .evaluation import deterministic_miou
-from .losses import LOSSES, LossParameters, TrainedLoss, build_loss
+from .identity import Identity, difference, identify
+from .interruption import Interrupted, deferred_interrupt
+from .losses import COMPONENT_PARAMETERS, LOSSES, LossParameters, Parameter, TrainedLoss, build_loss
 from .mask_files import MaskedDataset
 from .models import EncoderDecoder
 
-# What a resumed run may change without becoming another experiment.
-_FREE_FIELDS = frozenset({"device", "channels_last", "compile", "workers"})
+# What a resumed run may change without becoming another experiment. More steps extend it.
+_FREE_FIELDS = frozenset(
+    {
+        "steps",
+        "device",
+        "channels_last",
+        "compile",
+        "workers",
+        "validate_every",
+        "report_every",
+    }
+)
 # Share of the past that the running figures of the progress bar keep from one report to the next.
 _MEMORY = 0.8
 
@@ -111,6 +121,22 @@ class TrainingConfig(LossParameters):
         together = self.trained_loss.weighted_by == "members" and not self.takes_masks
         return self.members if together else 1
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields that tell a run from another of this loss, which not all of them matter to."""
+        loss = self.trained_loss
+        free = _names(each.parameters for each in LOSSES.values()) - _names([loss.parameters])
+        free |= _FREE_FIELDS
+        if loss.weighted_by != "samples":
+            free |= {"samples"}
+        if loss.weighted_by != "members":
+            free |= {"masks"}
+        if self.num_models == 1:
+            free |= {"members"}
+        if self.takes_masks:  # their components are those they were made of
+            free |= _names([COMPONENT_PARAMETERS])
+        return {name: value for name, value in asdict(self).items() if name not in free}
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of the forward passes."""
         if self.amp is None:
@@ -123,8 +149,9 @@ class TrainingConfig(LossParameters):
 class History:
     """What a training run reports as it goes.
 
-    ``unlabelled_steps`` counts the steps whose batch had no labelled pixel; they trained nothing
-    and have no entry.
+    ``extended`` has, for each time that a run was given more steps, the step it had reached and the
+    steps it was to have before. ``unlabelled_steps`` counts the steps whose batch had no labelled
+    pixel; they trained nothing and have no entry.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -132,6 +159,7 @@ class History:
     train_miou: list[float] = field(default_factory=list)
     validation_steps: list[int] = field(default_factory=list)
     validation_miou: list[float] = field(default_factory=list)
+    extended: list[tuple[int, int]] = field(default_factory=list)
     unlabelled_steps: int = 0
     seconds: float = 0.0
 
@@ -150,31 +178,6 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into an event, so that a step is never cut in half.
-
-    A second Ctrl-C interrupts at once. Does nothing outside the main thread, which alone
-    receives signals.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def request(signum: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    signal.signal(signal.SIGINT, request)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _member_seed(seed: int, number: int) -> int:
@@ -197,6 +200,50 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise CheckpointError(f"{path}: not a checkpoint ({error})") from error
     return state
+
+
+def identify_data(
+    train: SegmentationDataset, validation: SegmentationDataset
+) -> dict[str, Identity]:
+    """What a training's data are told by.
+
+    Raises:
+        DatasetError: a file cannot be read.
+    """
+    return {"training": identify(train), "validation": identify(validation)}
+
+
+def check_resumable(
+    path: Path, state: dict[str, Any], config: TrainingConfig, data: dict[str, Identity]
+) -> None:
+    """Raises unless a training may go on from a checkpoint.
+
+    Args:
+        path: of the checkpoint, for messages.
+        state: what :func:`read_checkpoint` found in it.
+        config: the recipe of the training.
+        data: as :func:`identify_data` gives it.
+
+    Raises:
+        CheckpointError: another recipe or other data made it, or it has more steps; says which.
+    """
+    written, steps = state["config"], state["config"]["steps"]
+    problem = None
+    for part, now in data.items():
+        if part not in state.get("data", {}):
+            problem = "does not tell what data it was trained with, as one of an older version"
+        else:
+            before = state["data"][part]
+            problem = problem or difference(before, now, part, masks=config.takes_masks)
+    for name, value in config.identity.items():
+        if problem is None and written.get(name) != value:
+            problem = f"was trained with {name} = {written.get(name)}, not {value}"
+    if problem is None and config.steps < steps:
+        problem = f"was trained with steps = {steps}, not {config.steps}; it can only be extended"
+    if problem is not None:
+        raise CheckpointError(
+            f"{path}: {problem}; resume with what it was trained with, or start another run"
+        )
 
 
 def load_members(path: Path, *, finished: bool = False) -> list[EncoderDecoder]:
@@ -240,9 +287,11 @@ class Trainer:
         config: the recipe.
         train: images to learn from.
         validation: images for the mIoU of the learning curve, that of the first member.
-        checkpoint: file that is written at every validation and at Ctrl-C; None writes none.
+        checkpoint: file that is written at every validation and at Ctrl-C, SIGTERM or SIGHUP; None
+            writes none.
 
     Raises:
+        DatasetError: a file of the data, whose digests go into the checkpoint, cannot be read.
         ValueError: there are more ranks than members, or the dataset's masks are not those of
             the configuration.
     """
@@ -294,6 +343,9 @@ class Trainer:
             scale=config.scale,
             workers=config.workers,
         )
+        self._data: dict[str, Identity] = {}
+        if checkpoint is not None:
+            self._data = identify_data(train, validation)
         self.step = 0
         self.history = History()
         self._running_loss = math.nan
@@ -416,7 +468,7 @@ class Trainer:
             The history, that of resumed steps included.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
+            KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the checkpoint is written.
             DivergedError: the loss is not finite; the checkpoint is that of before.
             DatasetError: not a single batch had a labelled pixel.
         """
@@ -470,7 +522,7 @@ class Trainer:
                 if latest is not None:
                     self._finite(latest)
                 self.save()
-                raise KeyboardInterrupt
+                raise Interrupted(stop.signum)
         if self.history.unlabelled_steps == config.steps:
             raise DatasetError(
                 f"not one pixel of {config.steps} batches of {config.batch_size} crops of "
@@ -545,6 +597,7 @@ class Trainer:
             {
                 "config": asdict(self.config),
                 "num_classes": self.num_classes,
+                "data": self._data,
                 "step": self.step,
                 "model": members[0],
                 "members": members,
@@ -570,23 +623,17 @@ class Trainer:
     def resume(self) -> bool:
         """Continues from the checkpoint; False if there is none.
 
+        Where the configuration has more steps than the checkpoint's, the run is extended: from the
+        step it has reached the learning rate decays over the new number of steps.
+
         Raises:
-            CheckpointError: it cannot be read, or another recipe or number of ranks wrote it.
+            CheckpointError: it cannot be read, or another recipe, other data or another number of
+                ranks made it.
         """
         if self.checkpoint is None or not self.checkpoint.is_file():
             return False
         state = read_checkpoint(self.checkpoint)
-        written = state["config"]
-        if state["num_classes"] != self.num_classes:
-            raise CheckpointError(
-                f"{self.checkpoint}: was trained for {state['num_classes']} classes, "
-                f"not {self.num_classes}"
-            )
-        for name, value in asdict(self.config).items():
-            if name not in _FREE_FIELDS and written.get(name) != value:
-                raise CheckpointError(
-                    f"{self.checkpoint}: was trained with {name} = {written.get(name)}, not {value}"
-                )
+        check_resumable(self.checkpoint, state, self.config, self._data)
         if len(state["ranks"]) != self.num_ranks:
             raise CheckpointError(
                 f"{self.checkpoint}: was trained on {len(state['ranks'])} ranks, "
@@ -599,12 +646,18 @@ class Trainer:
         self.optimizer.load_state_dict(mine["optimizer"])
         self.scaler.load_state_dict(mine["scaler"])
         self.history = History(**state["history"])
+        if self.config.steps > (before := state["config"]["steps"]):
+            self.history.extended.append((self.step, before))
         self._running_loss = state["running_loss"]
         self._confusion.copy_(state["confusion"])
         torch.set_rng_state(mine["random_state"])
         if self.device.type == "cuda" and "cuda_random_state" in mine:
             torch.cuda.set_rng_state(mine["cuda_random_state"], self.device)
         return True
+
+
+def _names(parameters: Iterable[Iterable[Parameter]]) -> set[str]:
+    return {each.name for some in parameters for each in some}
 
 
 def _mix(before: float, now: float) -> float:
