@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import torch
 
 from python_tests.experiments.cases import SIZE, InterruptingScenes, PartlyLabelled, config
 from segunc_ops.experiments import datasets, training
-from segunc_ops.experiments.datasets import DatasetError, FolderDataset, SceneDataset
+from segunc_ops.experiments.datasets import DatasetError, FolderDataset, Sample, SceneDataset
 from segunc_ops.experiments.evaluation import evaluate, predict_by_dropout, predict_by_ensemble
 from segunc_ops.experiments.experiment import make_panels
 from segunc_ops.experiments.interruption import (
@@ -409,3 +410,76 @@ def test_a_second_ctrl_c_interrupts_at_once_but_no_repeated_sigterm():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert stop.signum == signal.SIGTERM
+
+
+# What fails beside the training
+
+
+class FailingScenes(SceneDataset):
+    """As the validation's; raises when an item is asked for the nth time."""
+
+    def __init__(self, countdown: int, error: type[BaseException]) -> None:
+        super().__init__(5, seed=1, size=SIZE, label_noise=False)
+        self.countdown, self.error = countdown, error
+
+    def __getitem__(self, index: int) -> Sample:
+        self.countdown -= 1
+        if self.countdown == 0:
+            raise self.error("on purpose")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("countdown", "error", "reached"),
+    [(1, DatasetError, 2), (5, MemoryError, 2), (8, KeyboardInterrupt, 4)],
+)
+def test_a_validation_that_fails_costs_no_step(
+    tmp_path, train_scenes, val_scenes, countdown, error, reached
+):
+    settings, checkpoint = config(steps=4, validate_every=2), tmp_path / "checkpoint.pt"
+    failing = FailingScenes(countdown, error)
+    trainer = training.Trainer(settings, train_scenes, failing, checkpoint)
+    with pytest.raises(error, match="on purpose"):
+        trainer.fit(progress=False)
+    assert training.read_checkpoint(checkpoint)["step"] == reached
+
+    resumed = training.Trainer(settings, train_scenes, val_scenes, checkpoint)
+    assert resumed.resume()
+    history = resumed.fit(progress=False)
+    through = training.Trainer(settings, train_scenes, val_scenes)
+    expected = through.fit(progress=False)
+    for name in ("steps", "loss", "train_miou", "validation_steps", "validation_miou"):
+        assert getattr(history, name) == getattr(expected, name), name
+    assert training.read_checkpoint(checkpoint)["history"]["validation_steps"] == [2, 4]
+
+
+def test_ctrl_c_is_heard_while_a_validation_is_made_up_for(tmp_path, train_scenes):
+    settings, checkpoint = config(steps=2), tmp_path / "checkpoint.pt"
+    failing = FailingScenes(1, DatasetError)
+    with pytest.raises(DatasetError):
+        training.Trainer(settings, train_scenes, failing, checkpoint).fit(progress=False)
+
+    resumed = training.Trainer(settings, train_scenes, failing, checkpoint)
+    assert resumed.resume()
+    resumed.validation = InterruptingScenes(2)
+    with pytest.raises(KeyboardInterrupt):
+        resumed.fit(progress=False)
+    assert resumed.history.validation_steps == [2]
+
+
+@pytest.mark.parametrize("what", ["full", "unwritable"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch, what):
+    path = tmp_path / "checkpoint.pt"
+    training.save_atomically({"step": 1}, path)
+
+    def fill(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if what == "full":
+        monkeypatch.setattr(training.os, "fsync", fill)
+    else:
+        monkeypatch.setattr(training.os, "replace", fill)
+    with pytest.raises(OSError, match="No space"):
+        training.save_atomically({"step": 2}, path)
+    assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert torch.load(path) == {"step": 1}

@@ -173,11 +173,15 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Writes a checkpoint that is either the old or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _member_seed(seed: int, number: int) -> int:
@@ -287,8 +291,8 @@ class Trainer:
         config: the recipe.
         train: images to learn from.
         validation: images for the mIoU of the learning curve, that of the first member.
-        checkpoint: file that is written at every validation and at Ctrl-C, SIGTERM or SIGHUP; None
-            writes none.
+        checkpoint: file that is written before and after every validation and at Ctrl-C, SIGTERM or
+            SIGHUP; None writes none.
 
     Raises:
         DatasetError: a file of the data, whose digests go into the checkpoint, cannot be read.
@@ -348,6 +352,7 @@ class Trainer:
             self._data = identify_data(train, validation)
         self.step = 0
         self.history = History()
+        self._owes_validation = False
         self._running_loss = math.nan
         shape = (self.num_classes, self.num_classes)
         self._confusion = torch.zeros(shape, dtype=torch.float64, device=self.device)
@@ -487,9 +492,13 @@ class Trainer:
         with deferred_interrupt() as stop, bar:
             started, first = time.perf_counter(), self.step
             stopped = False
+            if self._owes_validation:
+                self._validate()
+                started = time.perf_counter()
+                stopped = self._sum_over_ranks(float(stop.is_set())) > 0
             latest: Tensor | None = None  # the loss of the last batch that has one
             try:
-                for batch in batches:
+                for batch in () if stopped else batches:
                     outcome = self.train_step(batch)
                     latest = latest if outcome is None else outcome[0]
                     bar.update()
@@ -509,8 +518,10 @@ class Trainer:
                         )
                     if validates:
                         self.history.seconds += time.perf_counter() - started
-                        self._validate()
+                        # Whatever befalls the validation, the steps are kept.
+                        self._owes_validation = True
                         self.save()
+                        self._validate()
                         started, first = time.perf_counter(), self.step
                     stopped = self._sum_over_ranks(float(stop.is_set())) > 0
                     if stopped:
@@ -563,8 +574,13 @@ class Trainer:
         self.history.train_miou.append(float(miou.compute()))
 
     def _validate(self) -> None:
-        if self.rank > 0:
-            return
+        """Validates, and writes the checkpoint, which then owes no validation."""
+        if self.rank == 0:
+            self._measure_validation()
+        self._owes_validation = False
+        self.save()
+
+    def _measure_validation(self) -> None:
         miou = deterministic_miou(
             self.model,
             self.validation,
@@ -603,6 +619,7 @@ class Trainer:
                 "members": members,
                 "ranks": ranks,
                 "history": asdict(self.history),
+                "owes_validation": self._owes_validation,
                 "running_loss": self._running_loss,
                 "confusion": self._confusion,
             },
@@ -648,6 +665,7 @@ class Trainer:
         self.history = History(**state["history"])
         if self.config.steps > (before := state["config"]["steps"]):
             self.history.extended.append((self.step, before))
+        self._owes_validation = state["owes_validation"]
         self._running_loss = state["running_loss"]
         self._confusion.copy_(state["confusion"])
         torch.set_rng_state(mine["random_state"])
