@@ -415,6 +415,9 @@ def _folder_dataset(
         total=len(dataset), desc=f"check {split}", unit="image", disable=not ranks.first
     ) as bar:
         dataset.scan(bar.update)
+    if ranks.first:
+        for note in dataset.notes:
+            print(f"segunc: {note}", file=sys.stderr)
     return dataset
 
 

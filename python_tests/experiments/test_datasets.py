@@ -131,6 +131,96 @@ def test_folder_errors_name_the_file(folder, capsys, what, message):
     assert not (folder / "runs").exists()
 
 
+# What labels tell
+
+
+def label_maps(root: Path, *maps: list[int], **options: object) -> FolderDataset:
+    """Scanned; each map holds its values in stripes."""
+    for index, values in enumerate(maps):
+        path = root / "trainannot" / f"{index}.png"
+        write_pair(root, "train", f"{index}", np.zeros((8, 8), int))
+        label = np.resize(np.array(values), (8, 8))
+        wide = label.max() > 255 or label.min() < 0
+        Image.fromarray(label.astype(np.uint16 if wide else np.uint8)).save(path)
+    dataset = FolderDataset(*datasets.find_split(root, "train"), **options)
+    dataset.scan()
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("maps", "options", "notes"),
+    [
+        (
+            [[0, 255], [0]],
+            {},
+            [
+                "255 occurs and is ignored; is this a binary mask? Class 0 alone is left; store "
+                "two classes as 0 and 1, and ignore neither"
+            ],
+        ),
+        (
+            [[0, 7]],
+            {"ignore_index": 0, "num_classes": 8},
+            [
+                "0 occurs and is ignored; is this a binary mask? Class 7 alone is left; store "
+                "two classes as 0 and 1, and ignore neither",
+                "6 of 8 classes have no pixel: 1, 2, 3, 4, 5 and 1 more",
+            ],
+        ),
+        (
+            [[0, 255]],
+            {"class_names": ("ground", "crack")},
+            [
+                "255 occurs and is ignored; is this a binary mask? Class 0 alone is left; store "
+                "two classes as 0 and 1, and ignore neither",
+                "1 of 2 classes have no pixel: 1 (crack)",
+            ],
+        ),
+        ([[0, 1], [3, 255]], {}, ["1 of 4 classes have no pixel: 2"]),
+        ([[0, 1], [2]], {"num_classes": 4}, ["1 of 4 classes have no pixel: 3"]),
+        ([[0, 1, 255]], {}, []),
+        ([[0], [0]], {}, []),
+        ([[0, 1], [255]], {"num_classes": 2}, []),
+        ([[300, 303]], {}, ["301 of 304 classes have no pixel: 0, 1, 2, 3, 4 and 296 more"]),
+        ([[0, 65535], [1]], {"ignore_index": 65535}, []),
+    ],
+)
+def test_scan_notes_what_labels_lack(tmp_path, maps, options, notes):
+    dataset = label_maps(tmp_path, *maps, **options)
+    assert dataset.notes == tuple(f"{tmp_path / 'trainannot'}: {note}" for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("maps", "options", "message"),
+    [
+        ([[0, 1], [2, 65535, 255]], {}, r"1\.png: label 65535 is no .* hold 5 distinct values"),
+        ([[24001, 24002], [0, 7]], {}, r"0\.png: label 24002 is no .* hold 4 distinct values"),
+        ([[0], [0, 4096]], {}, r"1\.png: label 4096 is no .* hold 2 distinct values.*--classes"),
+        ([[0, 1, 65535]], {"num_classes": 2}, r"0\.png: class 65535 is .* holds 3 distinct values"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path, maps, options, message):
+    with pytest.raises(datasets.DatasetError, match=message):
+        label_maps(tmp_path, *maps, **options)
+
+
+def test_negative_labels_are_refused(tmp_path, monkeypatch):
+    write_pair(tmp_path, "train", "a", np.zeros((8, 8), int))
+    dataset = FolderDataset(*datasets.find_split(tmp_path, "train"))
+    label = np.array([[-1] * 8] + [[3] * 8] * 7, np.int32)
+    monkeypatch.setattr(dataset, "_label", lambda path: label)
+    with pytest.raises(datasets.DatasetError, match=r"a\.png: label -1 is no .* 2 distinct values"):
+        dataset.scan()
+
+
+def test_command_tells_of_binary_masks(tmp_path, capsys):
+    label_maps(tmp_path, [0, 255])
+    arguments = ["train", "--data", str(tmp_path), "--output", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit):  # there is no validation split
+        cli.main(arguments)
+    assert "255 occurs and is ignored; is this a binary mask?" in capsys.readouterr().err
+
+
 # Augmentation and batches
 
 

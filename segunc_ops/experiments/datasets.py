@@ -20,6 +20,9 @@ from . import scenes
 Size = tuple[int, int]
 
 _BATCHES_AHEAD = 2
+# Labels from here on are taken for void or instances, not for classes that nobody has declared.
+_MAX_UNDECLARED_CLASSES = 4096
+_MAX_NAMED_CLASSES = 5
 
 
 class DatasetError(ValueError):
@@ -131,6 +134,9 @@ class FolderDataset:
         class_names: C names; None numbers the classes.
         ignore_index: label of the pixels that count for nothing.
 
+    After :meth:`scan`, ``notes`` has a line for what its user should know of the labels: an ignored
+    index that leaves one class alone, classes without a pixel.
+
     Raises:
         DatasetError: a folder that is missing or empty, an image without a label map.
         ValueError: as many names as `num_classes` are expected.
@@ -165,6 +171,7 @@ class FolderDataset:
                 )
             num_classes = len(class_names)
         self.ignore_index = ignore_index
+        self.notes: tuple[str, ...] = ()
         self._names = None if class_names is None else tuple(class_names)
         self._num_classes = num_classes
         self._pairs = [(found[stem], maps[stem]) for stem in found]
@@ -229,7 +236,8 @@ class FolderDataset:
             if wrong.any():
                 raise DatasetError(
                     f"{path}: class {label[wrong][0]} is outside 0 to {self._num_classes - 1} and "
-                    f"is not the ignored index {self.ignore_index}"
+                    f"is not the ignored index {self.ignore_index}; the map holds "
+                    f"{len(_distinct(label))} distinct values"
                 )
         return label
 
@@ -254,8 +262,11 @@ class FolderDataset:
 
         Raises:
             DatasetError: a map that is unreadable, of several channels, out of range or of
-                another size than its image; or no labelled pixel at all.
+                another size than its image; no labelled pixel at all; or, where the number of
+                classes was not given, a label that is negative or of 4096 and more.
         """
+
+        values: dict[Path, list[int]] = {}
 
         def check(pair: tuple[Path, Path]) -> int:
             label = self._label(pair[1])
@@ -270,6 +281,7 @@ class FolderDataset:
                     f"its image {pair[0].name} {size[0]} x {size[1]}"
                 )
             valid = label[label != self.ignore_index]
+            values[pair[1]] = _distinct(label)
             return int(valid.max()) if valid.size else -1
 
         highest = -1
@@ -278,12 +290,55 @@ class FolderDataset:
                 highest = max(highest, top)
                 if progress is not None:
                     progress(1)
-        if highest < 0:
+        where: dict[int, Path] = {}
+        for _, path in self._pairs:
+            for value in values[path]:
+                where.setdefault(value, path)
+        ignored = where.pop(self.ignore_index, None)
+        if not where:
             raise DatasetError(
                 f"{self._pairs[0][1].parent}: every pixel is ignored (index {self.ignore_index})"
             )
         if self._num_classes is None:
+            if min(where) < 0 or highest >= _MAX_UNDECLARED_CLASSES:
+                value = min(where) if min(where) < 0 else highest
+                distinct = len(where) + (ignored is not None)
+                raise DatasetError(
+                    f"{where[value]}: label {value} is no class that was declared; the label maps "
+                    f"hold {distinct} distinct values. Where {value} stands for no class, pass it "
+                    "as the ignored index (--ignore-index); else declare the number of classes "
+                    "(--classes), which go from 0 to one less"
+                )
             self._num_classes = highest + 1
+        self.notes = tuple(self._notes(sorted(where), ignored))
+
+    def _notes(self, labelled: list[int], ignored: Path | None) -> Iterator[str]:
+        folder = self._pairs[0][1].parent
+        if ignored is not None and len(labelled) == 1:
+            yield (
+                f"{folder}: {self.ignore_index} occurs and is ignored; is this a binary mask? "
+                f"Class {labelled[0]} alone is left; store two classes as 0 and 1, and ignore "
+                "neither"
+            )
+        missing = sorted(set(range(self.num_classes)) - {*labelled, self.ignore_index})
+        if missing:
+            named = [
+                f"{index} ({self._names[index]})" if self._names else f"{index}"
+                for index in missing[:_MAX_NAMED_CLASSES]
+            ]
+            more = len(missing) - len(named)
+            which = ", ".join(named) + (f" and {more} more" if more else "")
+            yield (f"{folder}: {len(missing)} of {self.num_classes} classes have no pixel: {which}")
+
+
+def _distinct(label: NDArray[np.integer]) -> list[int]:
+    """The values of a label map, sorted."""
+    # Counting is faster than sorting, where it takes little memory.
+    if label.size and label.min() >= 0 and label.max() < 1 << 16:
+        values: list[int] = np.flatnonzero(np.bincount(label.ravel())).tolist()
+    else:
+        values = np.unique(label).tolist()
+    return values
 
 
 def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
