@@ -264,11 +264,12 @@ def test_threads_workers_and_ranks_give_the_same_files(root, members, written, t
     torch.set_num_threads(before)
 
 
-def test_ctrl_c_leaves_whole_masks_to_go_on_from(root, members, written, tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_whole_masks_to_go_on_from(root, members, written, tmp_path, signum):
     folder = tmp_path / "masks"
     split = datasets.find_split(root, "train")
     dataset = InterruptingFolder(*split, num_classes=3, ignore_index=IGNORED)
-    dataset.countdown = 3
+    dataset.countdown, dataset.signum = 3, signum
     with pytest.raises(KeyboardInterrupt):
         masks.write_masks(members, dataset, folder, MaskSettings(), device=CPU)
     some = contents(folder)

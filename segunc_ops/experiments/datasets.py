@@ -303,11 +303,11 @@ class FolderDataset:
             if min(where) < 0 or highest >= _MAX_UNDECLARED_CLASSES:
                 value = min(where) if min(where) < 0 else highest
                 distinct = len(where) + (ignored is not None)
+                classes = f"if there are so many classes, declare them (--classes {value + 1})"
                 raise DatasetError(
                     f"{where[value]}: label {value} is no class that was declared; the label maps "
-                    f"hold {distinct} distinct values. Where {value} stands for no class, pass it "
-                    "as the ignored index (--ignore-index); else declare the number of classes "
-                    "(--classes), which go from 0 to one less"
+                    f"hold {distinct} distinct values. If it stands for no class, ignore it "
+                    f"(--ignore-index {value}); {classes if value >= 0 else 'classes start at 0'}"
                 )
             self._num_classes = highest + 1
         self.notes = tuple(self._notes(sorted(where), ignored))
