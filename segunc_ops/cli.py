@@ -141,7 +141,7 @@ def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParse
     length.add_argument(
         "--steps",
         type=_whole(1),
-        help=f"updates (default: {steps}, with --resume those of the run, which more extend)",
+        help=f"updates (default: {steps}; with --resume as before, and more extend the run)",
     )
     length.add_argument("--epochs", type=_whole(1), help="passes over the training images")
     group.add_argument("--batch-size", type=_whole(2), default=4, metavar="N", help="default: 4")

@@ -70,16 +70,20 @@ def deferred_interrupt() -> Iterator[StopRequest]:
 
 @contextmanager
 def interrupting_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise :class:`Interrupted`, so that what is open is closed.
+    """The first SIGTERM or SIGHUP raises :class:`Interrupted`, so that what is open is closed.
 
-    Does nothing outside the main thread.
+    Further ones do not disturb that. Does nothing outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    closing = threading.Event()
+
     def interrupt(signum: int, frame: Any) -> None:
-        raise Interrupted(signum)
+        if not closing.is_set():
+            closing.set()
+            raise Interrupted(signum)
 
     with _handled(_signals(), interrupt):
         yield

@@ -122,7 +122,8 @@ def _about_runs(results: Mapping[str, LossResult]) -> str:
             notes.append(f"{loss_title(name)}: extended from {before} steps at step {step}. ")
         if skipped := result.history.unlabelled_steps:
             notes.append(
-                f"{loss_title(name)}: {skipped} batches had no labelled pixel and were left out. "
+                f"{loss_title(name)}: {skipped} of {result.config.steps} batches had no labelled "
+                "pixel and were left out. "
             )
     return "".join(notes)
 
