@@ -98,7 +98,7 @@ def committed_results() -> list[Path]:
     """Not those that somebody has just measured here."""
     command = ["git", "ls-files", "-z", "*.json"]
     listed = subprocess.run(command, cwd=report.RESULTS, capture_output=True, text=True)
-    if listed.returncode:
+    if not listed.stdout:  # no repository, or a copy inside of one that does not know it
         return list(report.RESULTS.glob("*.json"))
     return [report.RESULTS / name for name in listed.stdout.split("\0") if name]
 
