@@ -219,8 +219,8 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[_common_options(DEFAULT, steps=4000)],
         help="the same on a folder of images and label maps",
         description="Trains on DIR, laid out as train/ trainannot/ val/ valannot/ or as "
-        "images/{train,val} labels/{train,val}: images in any format, label maps as one-channel "
-        "PNG with the same stem.",
+        "images/{train,val} labels/{train,val}: images in any format of 8 or 16 bits, label maps "
+        "as one-channel PNG with the same stem.",
     )
     train.set_defaults(parser=train)
     _data_options(train)
@@ -386,17 +386,20 @@ def _folder_dataset(
     ranks: Ranks,
     class_names: Sequence[str] | None = None,
 ) -> FolderDataset:
-    """A split of --data, every label map of it checked."""
+    """A split of --data, every image and label map of it checked."""
     from tqdm.auto import tqdm
 
-    from .experiments.datasets import FolderDataset, find_split
+    from .experiments.datasets import DatasetError, FolderDataset, find_split
 
-    dataset = FolderDataset(
-        *find_split(arguments.data, split),
-        num_classes=num_classes,
-        class_names=class_names,
-        ignore_index=arguments.ignore_index,
-    )
+    try:
+        dataset = FolderDataset(
+            *find_split(arguments.data, split),
+            num_classes=num_classes,
+            class_names=class_names,
+            ignore_index=arguments.ignore_index,
+        )
+    except DatasetError as problem:
+        arguments.parser.error(f"argument --data: {problem}")
     with tqdm(
         total=len(dataset), desc=f"check {split}", unit="image", disable=not ranks.first
     ) as bar:
@@ -415,17 +418,14 @@ def _masked_dataset(
 
     try:
         masked = MaskedDataset(dataset, arguments.masks)
-        with tqdm(
-            total=len(masked), desc="check masks", unit="image", disable=not ranks.first
-        ) as bar:
-            masked.scan(bar.update)
     except DatasetError as problem:
         arguments.parser.error(f"argument --masks: {problem}")
+    with tqdm(total=len(masked), desc="check masks", unit="image", disable=not ranks.first) as bar:
+        masked.scan(bar.update)
     return masked
 
 
 def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
-    from .experiments.datasets import DatasetError
     from .experiments.experiment import Experiment
 
     error = arguments.parser.error
@@ -433,13 +433,10 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
     if names and arguments.classes and len(names) != arguments.classes:
         error(f"argument --class-names: expected {arguments.classes} names, got {len(names)}")
     splits: list[FolderDataset] = []
-    try:
-        for split in ("train", "val"):
-            # Validation labels must be classes that training knows.
-            num_classes = splits[0].num_classes if splits else arguments.classes
-            splits.append(_folder_dataset(arguments, split, num_classes, ranks, names))
-    except DatasetError as problem:
-        error(f"argument --data: {problem}")
+    for split in ("train", "val"):
+        # Validation labels must be classes that training knows.
+        num_classes = splits[0].num_classes if splits else arguments.classes
+        splits.append(_folder_dataset(arguments, split, num_classes, ranks, names))
     if ranks.first:
         print(
             f"{splits[0].num_classes} classes, {len(splits[0])} training and {len(splits[1])} "
@@ -493,7 +490,6 @@ def _check_ranks(arguments: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .experiments.datasets import DatasetError
     from .experiments.experiment import run
     from .experiments.ranks import RankError, process_group, ranks_of_environment
     from .experiments.training import CheckpointError, DivergedError
@@ -514,8 +510,6 @@ def _run(arguments: argparse.Namespace) -> int:
             table = run(experiment)
     except CheckpointError as problem:
         arguments.parser.error(f"argument --resume: {problem}")
-    except DatasetError as problem:
-        arguments.parser.error(f"argument --data: {problem}")
     except (DivergedError, RankError) as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
@@ -531,7 +525,6 @@ def _run(arguments: argparse.Namespace) -> int:
 def _masks(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
-    from .experiments.datasets import DatasetError
     from .experiments.masks import MaskError, MaskSettings, load_ensemble, write_masks
     from .experiments.ranks import RankError, ranks_of_environment
     from .experiments.training import CheckpointError
@@ -558,8 +551,6 @@ def _masks(arguments: argparse.Namespace) -> int:
             )
     except CheckpointError as problem:
         error(f"argument --members: {problem}")
-    except DatasetError as problem:
-        error(f"argument --data: {problem}")
     except (MaskError, RankError) as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
@@ -591,26 +582,21 @@ def _eval_data(
     if names and len(names) != num_classes:
         error(f"argument --class-names: expected {num_classes} names, got {len(names)}")
     reference: SegmentationDataset | None = None
-    try:
-        dataset = _folder_dataset(arguments, arguments.split, num_classes, ALONE, names)
-        if arguments.threshold is None:
-            try:
-                find_split(arguments.data, "train")
-            except DatasetError:
-                print(
-                    f"segunc: no training images in {arguments.data}, hence no PAvPU; pass "
-                    "--threshold",
-                    file=sys.stderr,
-                )
-            else:
-                reference = _folder_dataset(arguments, "train", num_classes, ALONE, names)
-    except DatasetError as problem:
-        error(f"argument --data: {problem}")
+    dataset = _folder_dataset(arguments, arguments.split, num_classes, ALONE, names)
+    if arguments.threshold is None:
+        try:
+            find_split(arguments.data, "train")
+        except DatasetError:
+            print(
+                f"segunc: no training images in {arguments.data}, hence no PAvPU; pass --threshold",
+                file=sys.stderr,
+            )
+        else:
+            reference = _folder_dataset(arguments, "train", num_classes, ALONE, names)
     return dataset, reference
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from .experiments.datasets import DatasetError
     from .experiments.experiment import evaluate_checkpoints
     from .experiments.training import CheckpointError, load_members
 
@@ -626,21 +612,18 @@ def _eval(arguments: argparse.Namespace) -> int:
         error(f"argument CHECKPOINT: expected one number of classes, got {sorted(set(classes))}")
     dataset, reference = _eval_data(arguments, classes[0])
     folder = arguments.output or arguments.checkpoint[0].parent / "eval"
-    try:
-        table = evaluate_checkpoints(
-            models,
-            dataset,
-            folder,
-            device=torch.device(arguments.device),
-            num_samples=arguments.samples,
-            reference=reference,
-            threshold=arguments.threshold,
-            seed=arguments.seed,
-            title=f"{', '.join(map(str, arguments.checkpoint))} on "
-            f"{arguments.data or 'generated scenes'}",
-        )
-    except DatasetError as problem:
-        error(f"argument --data: {problem}")
+    table = evaluate_checkpoints(
+        models,
+        dataset,
+        folder,
+        device=torch.device(arguments.device),
+        num_samples=arguments.samples,
+        reference=reference,
+        threshold=arguments.threshold,
+        seed=arguments.seed,
+        title=f"{', '.join(map(str, arguments.checkpoint))} on "
+        f"{arguments.data or 'generated scenes'}",
+    )
     print(f"\n{table}")
     print(f"Written to {folder}: metrics.md, metrics.json, curves.png, panels.png.")
     return 0
@@ -673,8 +656,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MissingExtrasError as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
+    from .experiments.datasets import DatasetError
+
     try:
         return {"masks": _masks, "eval": _eval}.get(arguments.command, _run)(arguments)
+    except DatasetError as problem:
+        print(f"segunc: error: {problem}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         how = "" if arguments.command in ("masks", "eval") else " with --resume"
         print(f"\nsegunc: interrupted; the same command{how} continues", file=sys.stderr)

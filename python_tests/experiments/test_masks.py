@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from python_tests.experiments.cases import (
     IGNORED,
     InterruptingFolder,
     dataset_of,
+    exit_code,
     train_member,
     write_images,
 )
@@ -156,10 +158,10 @@ def test_bad_masks_are_named_and_nothing_is_lost(
         MaskedDataset(dataset, folder).scan()
     arguments = ["train", "--data", str(root), "--ignore-index", "11", "--loss", "iu"]
     arguments += ["--masks", str(folder), "--output", str(tmp_path / "runs")]
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
-    assert stopped.value.code == 2
-    assert "argument --masks: " in capfd.readouterr().err
+    code = exit_code(arguments)
+    prefix = {1: "segunc: error: ", 2: "argument --masks: "}[code]
+    assert re.search(f"{prefix}.*{message}", capfd.readouterr().err)
+    assert code == (2 if what == "missing" else 1)
     assert not (tmp_path / "runs").exists()
     (folder / "004.tif").unlink()
     del before["004.tif"]
@@ -359,7 +361,7 @@ def test_command_shares_the_work_and_tells_of_it(
     [
         (["--members", "nothing.pt"], 2, "argument --members: nothing.pt: not a checkpoint"),
         (["--data", "nowhere"], 2, "argument --data: nowhere: expected the folders"),
-        (["--ignore-index", "7"], 2, "argument --data: "),
+        (["--ignore-index", "7"], 1, "segunc: error: "),
         (["--map", "raw"], 2, "argument --map"),
         (["--connectivity", "6"], 2, "argument --connectivity"),
         (["--workers", "0"], 2, "argument --workers"),
@@ -368,9 +370,7 @@ def test_command_shares_the_work_and_tells_of_it(
 def test_command_names_a_wrong_argument(
     root, checkpoints, tmp_path, capsys, changes, code, message
 ):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([*arguments_of(root, checkpoints, tmp_path / "masks"), *changes])
-    assert stopped.value.code == code
+    assert exit_code([*arguments_of(root, checkpoints, tmp_path / "masks"), *changes]) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "masks").exists()
 

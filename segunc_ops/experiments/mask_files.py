@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .datasets import DatasetError, FolderDataset, Sample
 
@@ -224,13 +224,8 @@ class MaskedDataset:
 
         def check(index: int) -> MaskRecord | None:
             mask, record = read_mask(self._paths[index])
-            image_path = self._dataset.image_path(index)
-            try:
-                with Image.open(image_path) as image:
-                    size = image.size
-            except (UnidentifiedImageError, OSError) as error:
-                raise DatasetError(f"{image_path}: cannot be read as an image ({error})") from error
-            self._check_size(index, mask.shape, size[::-1])
+            # Not the image file's size: it may be stored turned.
+            self._check_size(index, mask.shape, self._dataset.label(index).shape)
             return record
 
         records: list[MaskRecord | None] = []
