@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -490,7 +492,8 @@ def _check_ranks(arguments: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .experiments.experiment import run
+    from .experiments.experiment import run, run_files
+    from .experiments.output_files import try_output
     from .experiments.ranks import RankError, process_group, ranks_of_environment
     from .experiments.training import CheckpointError, DivergedError
 
@@ -504,6 +507,9 @@ def _run(arguments: argparse.Namespace) -> int:
         _check_ranks(arguments, ranks)
         device = ranks.device(arguments.device)
         arguments.device = str(device)
+        if ranks.first:
+            folder = arguments.output / (arguments.name or arguments.command)
+            try_output(folder, run_files(arguments.loss))
         make = _demo if arguments.command == "demo" else _train
         experiment = make(arguments, ranks)
         with process_group(ranks, device):
@@ -515,10 +521,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return 1
     if not ranks.first:
         return 0
-    print(f"\n{table}")
+    _say(f"\n{table}")
     pictures = ", ".join(sorted(path.name for path in experiment.folder.glob("*.png")))
     seconds = time.perf_counter() - started
-    print(f"Written to {experiment.folder}: table.md, table.json, {pictures} ({seconds:.0f} s).")
+    _say(f"Written to {experiment.folder}: table.md, table.json, {pictures} ({seconds:.0f} s).")
     return 0
 
 
@@ -526,12 +532,14 @@ def _masks(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from .experiments.masks import MaskError, MaskSettings, load_ensemble, write_masks
+    from .experiments.output_files import try_output
     from .experiments.ranks import RankError, ranks_of_environment
     from .experiments.training import CheckpointError
 
     error = arguments.parser.error
     try:
         ranks = ranks_of_environment()
+        try_output(arguments.output)
         members = load_ensemble(arguments.members)
         num_classes = next(iter(members.values())).num_classes
         dataset = _folder_dataset(arguments, arguments.split, num_classes, ranks)
@@ -555,7 +563,7 @@ def _masks(arguments: argparse.Namespace) -> int:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
     of_rank = "" if ranks.size == 1 else f", share of rank {ranks.rank} of {ranks.size}"
-    print(f"{count.written} masks written to {arguments.output}, {count.kept} kept{of_rank}.")
+    _say(f"{count.written} masks written to {arguments.output}, {count.kept} kept{of_rank}.")
     return 0
 
 
@@ -597,10 +605,13 @@ def _eval_data(
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from .experiments.experiment import evaluate_checkpoints
+    from .experiments.experiment import EVALUATION_FILES, evaluate_checkpoints
+    from .experiments.output_files import try_output
     from .experiments.training import CheckpointError, load_members
 
     error = arguments.parser.error
+    folder = arguments.output or arguments.checkpoint[0].parent / "eval"
+    try_output(folder, EVALUATION_FILES)
     models = []
     try:
         for path in arguments.checkpoint:
@@ -611,7 +622,6 @@ def _eval(arguments: argparse.Namespace) -> int:
     if len(set(classes)) > 1:
         error(f"argument CHECKPOINT: expected one number of classes, got {sorted(set(classes))}")
     dataset, reference = _eval_data(arguments, classes[0])
-    folder = arguments.output or arguments.checkpoint[0].parent / "eval"
     table = evaluate_checkpoints(
         models,
         dataset,
@@ -624,8 +634,8 @@ def _eval(arguments: argparse.Namespace) -> int:
         title=f"{', '.join(map(str, arguments.checkpoint))} on "
         f"{arguments.data or 'generated scenes'}",
     )
-    print(f"\n{table}")
-    print(f"Written to {folder}: metrics.md, metrics.json, curves.png, panels.png.")
+    _say(f"\n{table}")
+    _say(f"Written to {folder}: {', '.join(EVALUATION_FILES)}.")
     return 0
 
 
@@ -633,20 +643,21 @@ def _info() -> int:
     for name, value in build_info().items():
         if isinstance(value, (list, tuple)):
             value = " ".join(map(str, value)) or None
-        print(f"{name + ':':14}{'-' if value is None else value}")
+        _say(f"{name + ':':14}{'-' if value is None else value}")
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
+def _say(text: str) -> None:
+    """Prints at once: that standard output is full or closed must not come out at exit."""
+    try:
+        print(text, flush=True)
+    except OSError as problem:
+        # What it holds already would be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(problem.errno, problem.strerror, "standard output") from problem
 
-    Args:
-        argv: its arguments; None takes those of the process.
 
-    Returns:
-        The exit status: 0, 1 after an error, 130 after Ctrl-C. Wrong arguments exit with 2.
-    """
-    arguments = build_parser().parse_args(argv)
+def _command(arguments: argparse.Namespace) -> int:
     if arguments.command == "info":
         return _info()
     from .experiments import MissingExtrasError, require_extras
@@ -667,6 +678,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         how = "" if arguments.command in ("masks", "eval") else " with --resume"
         print(f"\nsegunc: interrupted; the same command{how} continues", file=sys.stderr)
         return _INTERRUPTED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: its arguments; None takes those of the process.
+
+    Returns:
+        The exit status: 0, 1 after an error, 130 after Ctrl-C. Wrong arguments exit with 2.
+    """
+    arguments = build_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A console that cannot print a name shows its code points.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _command(arguments)
+    except OSError as problem:
+        named = problem.filename is not None
+        what = f"{problem.filename}: {problem.strerror}" if named else str(problem)
+        print(f"segunc: error: {what}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -26,11 +26,12 @@ from python_tests.experiments.cases import (
     InterruptingFolder,
     dataset_of,
     exit_code,
+    full_disk,
     train_member,
     write_images,
 )
 from segunc_ops import cli
-from segunc_ops.experiments import datasets, mask_files, masks, ranks, training
+from segunc_ops.experiments import datasets, mask_files, masks, output_files, ranks, training
 from segunc_ops.experiments.datasets import DatasetError, Sample
 from segunc_ops.experiments.mask_files import MaskedDataset, MaskRecord, read_mask, write_mask
 from segunc_ops.experiments.masks import MaskError, MaskSettings
@@ -301,6 +302,22 @@ def test_members_that_diverged_write_nothing(root, members, tmp_path):
 def arguments_of(root: Path, checkpoints: list[Path], folder: Path) -> list[str]:
     arguments = ["masks", "--data", str(root), "--ignore-index", str(IGNORED)]
     return [*arguments, "--members", *map(str, checkpoints), "--output", str(folder)]
+
+
+def test_a_disk_that_fills_up_keeps_what_is_complete(
+    root, checkpoints, tmp_path, capsys, monkeypatch
+):
+    arguments = [*arguments_of(root, checkpoints, tmp_path / "masks"), "--map", "entropy"]
+    monkeypatch.setattr(output_files, "_TRIAL_BYTES", 1)
+    with full_disk(free=20_000):  # the first mask fits, the second does not
+        assert cli.main(arguments) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"segunc: error: .*\.tif: cannot be written \(File too large\)", last)
+    complete = contents(tmp_path / "masks")
+    assert complete
+    assert all(name.endswith(".tif") for name in complete)
+    assert cli.main(arguments) == 0
+    assert complete.items() < contents(tmp_path / "masks").items()
 
 
 @pytest.mark.thorough
