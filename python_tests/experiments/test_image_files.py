@@ -23,6 +23,11 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def header(width: int, height: int, bits: int = 8, colour: int = GREY) -> bytes:
+    fields = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", fields)
+
+
 def png(values: np.ndarray, bits: int, colour: int = GREY) -> bytes:
     """A PNG of samples of `bits` bits each, which Pillow cannot write itself."""
     height, width = values.shape[:2]
@@ -34,9 +39,8 @@ def png(values: np.ndarray, bits: int, colour: int = GREY) -> bytes:
         packed = np.packbits(single.reshape(height, -1).astype(np.uint8), axis=1)
     filtered = np.concatenate([np.zeros((height, 1), np.uint8), packed], axis=1)
     palette = chunk(b"PLTE", bytes(i % 256 for i in range(3 << bits))) if colour == PALETTE else b""
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     data = chunk(b"IDAT", zlib.compress(filtered.tobytes()))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette + data + chunk(b"IEND", b"")
+    return header(width, height, bits, colour) + palette + data + chunk(b"IEND", b"")
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -124,7 +128,7 @@ def spoiled_label(what: str) -> bytes:
         "text": lambda: b"<html>404 not found</html>",
         "header": lambda: whole[:20],
         "wrong size": lambda: encoded(turned, "PNG"),
-        "14,000 x 14,000": lambda: encoded(Image.new("1", (14000, 14000)), "PNG"),
+        "14,000 x 14,000": lambda: header(14000, 14000) + chunk(b"IDAT", b""),
     }[what]()
 
 
@@ -208,7 +212,7 @@ def spoiled_image(what: str) -> bytes:
         "truncated PNG": lambda: whole[: len(whole) // 2],
         "nothing": lambda: b"",
         "text": lambda: b"version https://git-lfs.github.com/spec/v1\n",
-        "14,000 x 14,000": lambda: encoded(Image.new("1", (14000, 14000)), "PNG"),
+        "14,000 x 14,000": lambda: header(14000, 14000) + chunk(b"IDAT", b""),
     }[what]()
 
 
@@ -234,6 +238,13 @@ def test_image_files_that_are_refused(pair, capsys, what, message):
     problem = scan_error(pair, capsys)
     assert problem.startswith(f"{pair[0]}: ")
     assert message in problem
+
+
+def test_the_first_picture_of_a_phone_is_taken(pair):
+    rgb = Image.fromarray((ramp(40, 60, 3) % 251).astype(np.uint8))
+    small = rgb.resize((30, 20))
+    pair[0].write_bytes(encoded(rgb, "MPO", save_all=True, append_images=[small]))
+    assert dataset_of(pair)[0].image.shape == (40, 60, 3)
 
 
 def test_smaller_copies_in_a_tiff_are_no_pictures(pair):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
-# Formats that keep a class index as it was written; a TIFF only with these compressions excluded.
+# Formats that keep a class index as it was written, a TIFF unless it is compressed so.
 _LABEL_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 _LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B")
@@ -179,4 +179,7 @@ def read_label(path: Path) -> NDArray[np.int32]:
             f"{path}: expected a label map that is not to be turned, got EXIF orientation "
             f"{orientation}; write it as PNG without that tag"
         )
-    return np.asarray(image).astype(np.int32) // _STRETCH.get(packing, 1)
+    label = np.asarray(image).astype(np.int32)
+    if packing in _STRETCH:
+        label //= _STRETCH[packing]
+    return label
