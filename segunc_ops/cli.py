@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import signal
 import sys
 import time
@@ -226,8 +228,8 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[_common_options(DEFAULT, steps=4000)],
         help="the same on a folder of images and label maps",
         description="Trains on DIR, laid out as train/ trainannot/ val/ valannot/ or as "
-        "images/{train,val} labels/{train,val}: images in any format, label maps as one-channel "
-        "PNG with the same stem.",
+        "images/{train,val} labels/{train,val}: images in any format of 8 or 16 bits, label maps "
+        "as one-channel PNG with the same stem.",
     )
     train.set_defaults(parser=train)
     _data_options(train)
@@ -400,17 +402,20 @@ def _folder_dataset(
     ranks: Ranks,
     class_names: Sequence[str] | None = None,
 ) -> FolderDataset:
-    """A split of --data, every label map of it checked."""
+    """A split of --data, every image and label map of it checked."""
     from tqdm.auto import tqdm
 
-    from .experiments.datasets import FolderDataset, find_split
+    from .experiments.datasets import DatasetError, FolderDataset, find_split
 
-    dataset = FolderDataset(
-        *find_split(arguments.data, split),
-        num_classes=num_classes,
-        class_names=class_names,
-        ignore_index=arguments.ignore_index,
-    )
+    try:
+        dataset = FolderDataset(
+            *find_split(arguments.data, split),
+            num_classes=num_classes,
+            class_names=class_names,
+            ignore_index=arguments.ignore_index,
+        )
+    except DatasetError as problem:
+        arguments.parser.error(f"argument --data: {problem}")
     with tqdm(
         total=len(dataset), desc=f"check {split}", unit="image", disable=not ranks.first
     ) as bar:
@@ -432,17 +437,14 @@ def _masked_dataset(
 
     try:
         masked = MaskedDataset(dataset, arguments.masks)
-        with tqdm(
-            total=len(masked), desc="check masks", unit="image", disable=not ranks.first
-        ) as bar:
-            masked.scan(bar.update)
     except DatasetError as problem:
         arguments.parser.error(f"argument --masks: {problem}")
+    with tqdm(total=len(masked), desc="check masks", unit="image", disable=not ranks.first) as bar:
+        masked.scan(bar.update)
     return masked
 
 
 def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
-    from .experiments.datasets import DatasetError
     from .experiments.experiment import Experiment
 
     error = arguments.parser.error
@@ -450,13 +452,10 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
     if names and arguments.classes and len(names) != arguments.classes:
         error(f"argument --class-names: expected {arguments.classes} names, got {len(names)}")
     splits: list[FolderDataset] = []
-    try:
-        for split in ("train", "val"):
-            # Validation labels must be classes that training knows.
-            num_classes = splits[0].num_classes if splits else arguments.classes
-            splits.append(_folder_dataset(arguments, split, num_classes, ranks, names))
-    except DatasetError as problem:
-        error(f"argument --data: {problem}")
+    for split in ("train", "val"):
+        # Validation labels must be classes that training knows.
+        num_classes = splits[0].num_classes if splits else arguments.classes
+        splits.append(_folder_dataset(arguments, split, num_classes, ranks, names))
     if ranks.first:
         print(
             f"{splits[0].num_classes} classes, {len(splits[0])} training and {len(splits[1])} "
@@ -510,8 +509,8 @@ def _check_ranks(arguments: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .experiments.datasets import DatasetError
-    from .experiments.experiment import run
+    from .experiments.experiment import run, run_files
+    from .experiments.output_files import try_output
     from .experiments.ranks import RankError, process_group, ranks_of_environment
     from .experiments.training import CheckpointError, DivergedError
 
@@ -525,37 +524,39 @@ def _run(arguments: argparse.Namespace) -> int:
         _check_ranks(arguments, ranks)
         device = ranks.device(arguments.device)
         arguments.device = str(device)
+        if ranks.first:
+            folder = arguments.output / (arguments.name or arguments.command)
+            try_output(folder, run_files(arguments.loss))
         make = _demo if arguments.command == "demo" else _train
         experiment = make(arguments, ranks)
         with process_group(ranks, device):
             table = run(experiment)
     except CheckpointError as problem:
         arguments.parser.error(f"argument --resume: {problem}")
-    except DatasetError as problem:
-        arguments.parser.error(f"argument --data: {problem}")
     except (DivergedError, RankError) as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
     if not ranks.first:
         return 0
-    print(f"\n{table}")
+    _say(f"\n{table}")
     pictures = ", ".join(sorted(path.name for path in experiment.folder.glob("*.png")))
     seconds = time.perf_counter() - started
-    print(f"Written to {experiment.folder}: table.md, table.json, {pictures} ({seconds:.0f} s).")
+    _say(f"Written to {experiment.folder}: table.md, table.json, {pictures} ({seconds:.0f} s).")
     return 0
 
 
 def _masks(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
-    from .experiments.datasets import DatasetError
     from .experiments.masks import MaskError, MaskSettings, load_ensemble, write_masks
+    from .experiments.output_files import try_output
     from .experiments.ranks import RankError, ranks_of_environment
     from .experiments.training import CheckpointError
 
     error = arguments.parser.error
     try:
         ranks = ranks_of_environment()
+        try_output(arguments.output)
         members = load_ensemble(arguments.members)
         num_classes = next(iter(members.values())).num_classes
         dataset = _folder_dataset(arguments, arguments.split, num_classes, ranks)
@@ -575,13 +576,11 @@ def _masks(arguments: argparse.Namespace) -> int:
             )
     except CheckpointError as problem:
         error(f"argument --members: {problem}")
-    except DatasetError as problem:
-        error(f"argument --data: {problem}")
     except (MaskError, RankError) as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
     of_rank = "" if ranks.size == 1 else f", share of rank {ranks.rank} of {ranks.size}"
-    print(f"{count.written} masks written to {arguments.output}, {count.kept} kept{of_rank}.")
+    _say(f"{count.written} masks written to {arguments.output}, {count.kept} kept{of_rank}.")
     return 0
 
 
@@ -608,30 +607,28 @@ def _eval_data(
     if names and len(names) != num_classes:
         error(f"argument --class-names: expected {num_classes} names, got {len(names)}")
     reference: SegmentationDataset | None = None
-    try:
-        dataset = _folder_dataset(arguments, arguments.split, num_classes, ALONE, names)
-        if arguments.threshold is None:
-            try:
-                find_split(arguments.data, "train")
-            except DatasetError:
-                print(
-                    f"segunc: no training images in {arguments.data}, hence no PAvPU; pass "
-                    "--threshold",
-                    file=sys.stderr,
-                )
-            else:
-                reference = _folder_dataset(arguments, "train", num_classes, ALONE, names)
-    except DatasetError as problem:
-        error(f"argument --data: {problem}")
+    dataset = _folder_dataset(arguments, arguments.split, num_classes, ALONE, names)
+    if arguments.threshold is None:
+        try:
+            find_split(arguments.data, "train")
+        except DatasetError:
+            print(
+                f"segunc: no training images in {arguments.data}, hence no PAvPU; pass --threshold",
+                file=sys.stderr,
+            )
+        else:
+            reference = _folder_dataset(arguments, "train", num_classes, ALONE, names)
     return dataset, reference
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from .experiments.datasets import DatasetError
-    from .experiments.experiment import evaluate_checkpoints
+    from .experiments.experiment import EVALUATION_FILES, evaluate_checkpoints
+    from .experiments.output_files import try_output
     from .experiments.training import CheckpointError, load_members
 
     error = arguments.parser.error
+    folder = arguments.output or arguments.checkpoint[0].parent / "eval"
+    try_output(folder, EVALUATION_FILES)
     models = []
     try:
         for path in arguments.checkpoint:
@@ -642,24 +639,20 @@ def _eval(arguments: argparse.Namespace) -> int:
     if len(set(classes)) > 1:
         error(f"argument CHECKPOINT: expected one number of classes, got {sorted(set(classes))}")
     dataset, reference = _eval_data(arguments, classes[0])
-    folder = arguments.output or arguments.checkpoint[0].parent / "eval"
-    try:
-        table = evaluate_checkpoints(
-            models,
-            dataset,
-            folder,
-            device=torch.device(arguments.device),
-            num_samples=arguments.samples,
-            reference=reference,
-            threshold=arguments.threshold,
-            seed=arguments.seed,
-            title=f"{', '.join(map(str, arguments.checkpoint))} on "
-            f"{arguments.data or 'generated scenes'}",
-        )
-    except DatasetError as problem:
-        error(f"argument --data: {problem}")
-    print(f"\n{table}")
-    print(f"Written to {folder}: metrics.md, metrics.json, curves.png, panels.png.")
+    table = evaluate_checkpoints(
+        models,
+        dataset,
+        folder,
+        device=torch.device(arguments.device),
+        num_samples=arguments.samples,
+        reference=reference,
+        threshold=arguments.threshold,
+        seed=arguments.seed,
+        title=f"{', '.join(map(str, arguments.checkpoint))} on "
+        f"{arguments.data or 'generated scenes'}",
+    )
+    _say(f"\n{table}")
+    _say(f"Written to {folder}: {', '.join(EVALUATION_FILES)}.")
     return 0
 
 
@@ -667,8 +660,44 @@ def _info() -> int:
     for name, value in build_info().items():
         if isinstance(value, (list, tuple)):
             value = " ".join(map(str, value)) or None
-        print(f"{name + ':':14}{'-' if value is None else value}")
+        _say(f"{name + ':':14}{'-' if value is None else value}")
     return 0
+
+
+def _say(text: str) -> None:
+    """Prints at once: that standard output is full or closed must not come out at exit."""
+    try:
+        print(text, flush=True)
+    except OSError as problem:
+        # What it holds already would be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(problem.errno, problem.strerror, "standard output") from problem
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    if arguments.command == "info":
+        return _info()
+    from .experiments import MissingExtrasError, require_extras
+
+    try:
+        require_extras()
+    except MissingExtrasError as problem:
+        print(f"segunc: error: {problem}", file=sys.stderr)
+        return 1
+    from .experiments.datasets import DatasetError
+    from .experiments.interruption import interrupting_signals
+
+    try:
+        with interrupting_signals():
+            return {"masks": _masks, "eval": _eval}.get(arguments.command, _run)(arguments)
+    except DatasetError as problem:
+        print(f"segunc: error: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        how = "" if arguments.command in ("masks", "eval") else " with --resume"
+        with suppress(OSError):  # the terminal may be gone, which SIGHUP tells of
+            print(f"\nsegunc: interrupted; the same command{how} continues", file=sys.stderr)
+        return _SIGNALLED + getattr(stop, "signum", signal.SIGINT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -682,25 +711,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         SIGHUP. Wrong arguments exit with 2.
     """
     arguments = build_parser().parse_args(argv)
-    if arguments.command == "info":
-        return _info()
-    from .experiments import MissingExtrasError, require_extras
-
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A console that cannot print a name shows its code points.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        require_extras()
-    except MissingExtrasError as problem:
-        print(f"segunc: error: {problem}", file=sys.stderr)
+        return _command(arguments)
+    except OSError as problem:
+        named = problem.filename is not None
+        what = f"{problem.filename}: {problem.strerror}" if named else str(problem)
+        print(f"segunc: error: {what}", file=sys.stderr)
         return 1
-    from .experiments.interruption import interrupting_signals
-
-    try:
-        with interrupting_signals():
-            return {"masks": _masks, "eval": _eval}.get(arguments.command, _run)(arguments)
-    except KeyboardInterrupt as stop:
-        how = "" if arguments.command in ("masks", "eval") else " with --resume"
-        with suppress(OSError):  # the terminal may be gone, which SIGHUP tells of
-            print(f"\nsegunc: interrupted; the same command{how} continues", file=sys.stderr)
-        return _SIGNALLED + getattr(stop, "signum", signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from segunc_ops import cli
 from segunc_ops.experiments import datasets, training
 from segunc_ops.experiments.datasets import FolderDataset, Sample, SceneDataset
 
@@ -81,6 +85,27 @@ def write_pair(root: Path, split: str, stem: str, label: np.ndarray, layout: str
     image = rng.integers(0, 256, (*label.shape, 3), np.uint8)
     Image.fromarray(image).save(images / f"{stem}.jpg")
     Image.fromarray(label.astype(np.uint8)).save(labels / f"{stem}.png")
+
+
+@contextmanager
+def full_disk(free: int = 1000) -> Iterator[None]:
+    """No file may grow beyond `free` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def exit_code(arguments: Sequence[str]) -> int:
+    """What the process of a command would end with."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as stopped:
+        return int(stopped.code)
 
 
 class Interrupting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from python_tests.experiments.cases import write_pair
+from python_tests.experiments.cases import exit_code, write_pair
 from segunc_ops import cli
 from segunc_ops.experiments import datasets, scenes
 from segunc_ops.experiments.datasets import FolderDataset, Sample, SceneDataset
@@ -107,27 +108,26 @@ def spoil(root: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("what", "code", "message"),
     [
-        ("missing label", r"002\.png: no label map for 002\.jpg \(1 of 4"),
-        ("size", r"002\.png: label map is 60 x 48, its image 002\.jpg 64 x 48"),
-        ("class", r"002\.png: class 77 is outside 0 to 2 and is not the ignored index 11"),
-        ("channels", r"002\.png: expected a one-channel label map, got mode RGB"),
-        ("unreadable", r"002\.png: cannot be read as an image"),
-        ("empty", r"train: holds no images"),
-        ("layout", r"expected the folders train/ and trainannot/"),
-        ("twice", r"002\.png: same stem as 002\.jpg"),
+        ("missing label", 2, r"002\.png: no label map for 002\.jpg \(1 of 4"),
+        ("size", 1, r"002\.png: label map is 60 x 48, its image 002\.jpg 64 x 48"),
+        ("class", 1, r"002\.png: class 77 is outside 0 to 2 and is not the ignored index 11"),
+        ("channels", 1, r"002\.png: expected a one-channel label map, got mode RGB"),
+        ("unreadable", 1, r"002\.png: cannot be read as an image"),
+        ("empty", 2, r"train: holds no images"),
+        ("layout", 2, r"expected the folders train/ and trainannot/"),
+        ("twice", 2, r"002\.png: same stem as 002\.jpg"),
     ],
 )
-def test_folder_errors_name_the_file(folder, capsys, what, message):
+def test_folder_errors_name_the_file(folder, capsys, what, code, message):
     spoil(folder, what)
     with pytest.raises(datasets.DatasetError, match=message):
         FolderDataset(*datasets.find_split(folder, "train"), num_classes=3, ignore_index=11).scan()
     arguments = ["train", "--data", str(folder), "--ignore-index", "11", "--classes", "3"]
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([*arguments, "--output", str(folder / "runs")])
-    assert stopped.value.code == 2
-    assert "argument --data" in capsys.readouterr().err
+    assert exit_code([*arguments, "--output", str(folder / "runs")]) == code
+    prefix = "argument --data: " if code == 2 else "segunc: error: "
+    assert re.search(f"{prefix}.*{message}", capsys.readouterr().err)
     assert not (folder / "runs").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,11 +25,13 @@ from python_tests.experiments.cases import (
     IGNORED,
     InterruptingFolder,
     dataset_of,
+    exit_code,
+    full_disk,
     train_member,
     write_images,
 )
 from segunc_ops import cli
-from segunc_ops.experiments import datasets, mask_files, masks, ranks, training
+from segunc_ops.experiments import datasets, mask_files, masks, output_files, ranks, training
 from segunc_ops.experiments.datasets import DatasetError, Sample
 from segunc_ops.experiments.mask_files import MaskedDataset, MaskRecord, read_mask, write_mask
 from segunc_ops.experiments.masks import MaskError, MaskSettings
@@ -156,10 +159,10 @@ def test_bad_masks_are_named_and_nothing_is_lost(
         MaskedDataset(dataset, folder).scan()
     arguments = ["train", "--data", str(root), "--ignore-index", "11", "--loss", "iu"]
     arguments += ["--masks", str(folder), "--output", str(tmp_path / "runs")]
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
-    assert stopped.value.code == 2
-    assert "argument --masks: " in capfd.readouterr().err
+    code = exit_code(arguments)
+    prefix = {1: "segunc: error: ", 2: "argument --masks: "}[code]
+    assert re.search(f"{prefix}.*{message}", capfd.readouterr().err)
+    assert code == (2 if what == "missing" else 1)
     assert not (tmp_path / "runs").exists()
     (folder / "004.tif").unlink()
     del before["004.tif"]
@@ -302,6 +305,22 @@ def arguments_of(root: Path, checkpoints: list[Path], folder: Path) -> list[str]
     return [*arguments, "--members", *map(str, checkpoints), "--output", str(folder)]
 
 
+def test_a_disk_that_fills_up_keeps_what_is_complete(
+    root, checkpoints, tmp_path, capsys, monkeypatch
+):
+    arguments = [*arguments_of(root, checkpoints, tmp_path / "masks"), "--map", "entropy"]
+    monkeypatch.setattr(output_files, "_TRIAL_BYTES", 1)
+    with full_disk(free=20_000):  # the first mask fits, the second does not
+        assert cli.main(arguments) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"segunc: error: .*\.tif: cannot be written \(File too large\)", last)
+    complete = contents(tmp_path / "masks")
+    assert complete
+    assert all(name.endswith(".tif") for name in complete)
+    assert cli.main(arguments) == 0
+    assert complete.items() < contents(tmp_path / "masks").items()
+
+
 @pytest.mark.thorough
 def test_killed_runs_go_on_to_the_same_files(tmp_path, checkpoints):
     root = write_images(tmp_path / "images", 20, ((210, 330), (240, 321)))
@@ -360,7 +379,7 @@ def test_command_shares_the_work_and_tells_of_it(
     [
         (["--members", "nothing.pt"], 2, "argument --members: nothing.pt: not a checkpoint"),
         (["--data", "nowhere"], 2, "argument --data: nowhere: expected the folders"),
-        (["--ignore-index", "7"], 2, "argument --data: "),
+        (["--ignore-index", "7"], 1, "segunc: error: "),
         (["--map", "raw"], 2, "argument --map"),
         (["--connectivity", "6"], 2, "argument --connectivity"),
         (["--workers", "0"], 2, "argument --workers"),
@@ -369,9 +388,7 @@ def test_command_shares_the_work_and_tells_of_it(
 def test_command_names_a_wrong_argument(
     root, checkpoints, tmp_path, capsys, changes, code, message
 ):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([*arguments_of(root, checkpoints, tmp_path / "masks"), *changes])
-    assert stopped.value.code == code
+    assert exit_code([*arguments_of(root, checkpoints, tmp_path / "masks"), *changes]) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "masks").exists()
 

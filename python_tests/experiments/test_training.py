@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from python_tests.experiments.cases import SIZE, InterruptingScenes, PartlyLabelled, config
-from segunc_ops.experiments import datasets, training
+from segunc_ops.experiments import datasets, output_files, training
 from segunc_ops.experiments.datasets import DatasetError, FolderDataset, Sample, SceneDataset
 from segunc_ops.experiments.evaluation import evaluate, predict_by_dropout, predict_by_ensemble
 from segunc_ops.experiments.experiment import make_panels
@@ -475,9 +475,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if what == "full":
-        monkeypatch.setattr(training.os, "fsync", fill)
+        monkeypatch.setattr(output_files.os, "fsync", fill)
     else:
-        monkeypatch.setattr(training.os, "replace", fill)
+        monkeypatch.setattr(output_files.os, "replace", fill)
     with pytest.raises(OSError, match="No space"):
         training.save_atomically({"step": 2}, path)
     assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.pt"]

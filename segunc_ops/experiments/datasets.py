@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from . import scenes
+from .image_files import DatasetError as DatasetError
+from .image_files import open_image, read_label
 
 Size = tuple[int, int]
 
@@ -23,10 +25,6 @@ _BATCHES_AHEAD = 2
 # Labels from here on are taken for void or instances, not for classes that nobody has declared.
 _MAX_UNDECLARED_CLASSES = 4096
 _MAX_NAMED_CLASSES = 5
-
-
-class DatasetError(ValueError):
-    """A folder of images and label maps that cannot be used; the message names the file."""
 
 
 class Sample(NamedTuple):
@@ -115,22 +113,15 @@ def _list_images(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise DatasetError(f"{path}: cannot be read as an image ({error})") from error
-    return image
-
-
 class FolderDataset:
     """A folder of images and a folder of one-channel label maps with the same stems.
 
     Args:
-        images: folder of images in any format that Pillow reads.
-        labels: folder of PNG label maps: grey value or palette index = class.
-        num_classes: C; None counts up to the highest label that :meth:`scan` finds.
+        images: folder of images in any format that Pillow reads, 8 or 16 bits a channel; they are
+            turned as EXIF says where their label maps are.
+        labels: folder of PNG label maps: grey value or palette index = class, of any bit depth.
+        num_classes: C; None counts up to the highest label that :meth:`scan` finds, and labels that
+            are negative or 4096 and more are then refused.
         class_names: C names; None numbers the classes.
         ignore_index: label of the pixels that count for nothing.
 
@@ -224,13 +215,7 @@ class FolderDataset:
         return self._label(self._pairs[index][1])
 
     def _label(self, path: Path) -> NDArray[np.int32]:
-        image = _open(path)
-        if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
-            raise DatasetError(
-                f"{path}: expected a one-channel label map, got mode {image.mode}; "
-                "store class indices as grey values or palette indices"
-            )
-        label = np.asarray(image).astype(np.int32)
+        label = read_label(path)
         if self._num_classes is not None:
             wrong = (label != self.ignore_index) & ((label < 0) | (label >= self._num_classes))
             if wrong.any():
@@ -242,44 +227,39 @@ class FolderDataset:
         return label
 
     def __getitem__(self, index: int) -> Sample:
-        image_path, label_path = self._pairs[index]
-        image = np.asarray(_open(image_path).convert("RGB"))
-        label = self._label(label_path)
-        if image.shape[:2] != label.shape:
-            raise DatasetError(
-                f"{label_path}: label map is {label.shape[1]} x {label.shape[0]}, "
-                f"its image {image_path.name} {image.shape[1]} x {image.shape[0]}"
-            )
+        decoded, label = self._decode(self._pairs[index])
+        image = np.asarray(decoded)
         if max(self.num_classes - 1, self.ignore_index) < 256 and self.ignore_index >= 0:
             return Sample(image, label.astype(np.uint8))
         return Sample(image, label)
 
+    def _decode(self, pair: tuple[Path, Path]) -> tuple[Image.Image, NDArray[np.int32]]:
+        label = self._label(pair[1])
+        size = label.shape[::-1]
+        image = open_image(pair[0], size)
+        if image.size != size:
+            raise DatasetError(
+                f"{pair[1]}: label map is {size[0]} x {size[1]}, "
+                f"its image {pair[0].name} {image.size[0]} x {image.size[1]}"
+            )
+        return image, label
+
     def scan(self, progress: Callable[[int], object] | None = None) -> None:
-        """Reads every label map once, so that a bad one is found before training starts.
+        """Decodes every image and label map once, so that a bad one is found before training.
 
         Args:
-            progress: called with 1 after each file.
+            progress: called with 1 after each pair.
 
         Raises:
-            DatasetError: a map that is unreadable, of several channels, out of range or of
-                another size than its image; no labelled pixel at all; or, where the number of
-                classes was not given, a label that is negative or of 4096 and more.
+            DatasetError: an image that :func:`open_image` or a map that :func:`read_label` refuses;
+                a map that is out of range or of another size than its image; or no labelled pixel
+                at all.
         """
 
         values: dict[Path, list[int]] = {}
 
         def check(pair: tuple[Path, Path]) -> int:
-            label = self._label(pair[1])
-            try:
-                with Image.open(pair[0]) as image:
-                    size = image.size
-            except (UnidentifiedImageError, OSError) as error:
-                raise DatasetError(f"{pair[0]}: cannot be read as an image ({error})") from error
-            if size != label.shape[::-1]:
-                raise DatasetError(
-                    f"{pair[1]}: label map is {label.shape[1]} x {label.shape[0]}, "
-                    f"its image {pair[0].name} {size[0]} x {size[1]}"
-                )
+            label = self._decode(pair)[1]
             valid = label[label != self.ignore_index]
             values[pair[1]] = _distinct(label)
             return int(valid.max()) if valid.size else -1

@@ -28,6 +28,7 @@ from .evaluation import (
     seeded,
 )
 from .losses import loss_title
+from .output_files import remove_partial_files, try_output
 from .plots import (
     Panel,
     plot_curves,
@@ -49,6 +50,18 @@ NUM_PANELS = 4
 MAX_PANEL_CANDIDATES = 100
 # The mean uncertainty over the training images, PAvPU's threshold, is taken over so many of them.
 MAX_REFERENCE_IMAGES = 64
+
+
+EVALUATION_FILES = ("metrics.md", "metrics.json", "curves.png", "panels.png")
+"""What :func:`evaluate_checkpoints` writes."""
+
+
+def run_files(losses: Sequence[str]) -> list[str]:
+    """What an experiment with these losses writes to its folder."""
+    of_losses = [
+        name for loss in losses for name in (f"checkpoint-{loss}.pt", f"panels-{loss}.png")
+    ]
+    return [*of_losses, "learning-curves.png", "table.md", "table.json"]
 
 
 @dataclass(frozen=True)
@@ -245,7 +258,13 @@ def evaluate_checkpoints(
 
     Returns:
         The table, as written to ``metrics.md``.
+
+    Raises:
+        OutputError: `folder` cannot be written to, which is tried first.
     """
+    try_output(folder, EVALUATION_FILES)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_partial_files(folder, EVALUATION_FILES)
     models = [model.to(device) for model in models]
     if len(models) > 1:
         predict, num_samples = predict_by_ensemble(models), len(models)
@@ -298,6 +317,7 @@ def run(experiment: Experiment) -> str:
         CheckpointError: `resume` met a checkpoint of another experiment or other data.
         DatasetError: an image or label map cannot be used, or no batch had a labelled pixel.
         DivergedError: a loss is no longer finite.
+        OutputError: the folder cannot be written to, which is tried first.
     """
     if experiment.resume:
         _check_resumed(experiment)
@@ -305,13 +325,13 @@ def run(experiment: Experiment) -> str:
         for loss in experiment.losses:
             _train(experiment, loss)
         return ""
+    written = run_files(experiment.losses)
+    try_output(experiment.folder, written)
     experiment.folder.mkdir(parents=True, exist_ok=True)
+    remove_partial_files(experiment.folder, written)
     if not experiment.resume:
         # An older run's results must not pass for this one's if it is interrupted.
-        for loss in experiment.losses:
-            experiment.checkpoint(loss).unlink(missing_ok=True)
-            (experiment.folder / f"panels-{loss}.png").unlink(missing_ok=True)
-        for name in ("learning-curves.png", "table.md", "table.json"):
+        for name in written:
             (experiment.folder / name).unlink(missing_ok=True)
     names = experiment.train.class_names
     results: dict[str, LossResult] = {}

@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import re
-import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,9 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .datasets import DatasetError, FolderDataset, Sample, digest_files
+from .output_files import remove_partial_files, whole_file
 
 MASKS = "masks"
 """What of :meth:`MaskedDataset.contents` counts only for those who train by them."""
@@ -27,7 +25,6 @@ MaskKind = Literal["instance", "entropy"]
 
 _IMAGE_DESCRIPTION = 270
 _FORMAT = "segunc mask 1"
-_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial")
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,9 @@ def write_mask(path: Path, values: NDArray[np.float32], record: MaskRecord) -> N
         path: the TIFF.
         values: (H, W).
         record: what they were made of.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     encoded = io.BytesIO()
     Image.fromarray(values).save(
@@ -96,30 +96,13 @@ def write_mask(path: Path, values: NDArray[np.float32], record: MaskRecord) -> N
         compression="tiff_deflate",
         tiffinfo={_IMAGE_DESCRIPTION: record.to_json()},
     )
-    # Of a name of its own, so that no two processes ever write one file.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    try:
-        with partial.open("xb") as file:
-            file.write(encoded.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with whole_file(path) as file:
+        file.write(encoded.getbuffer())
 
 
 def remove_partial_masks(folder: Path, stems: set[str]) -> None:
     """Removes what killed processes left of the masks of these images."""
-    names = {mask_path(folder, stem).name for stem in stems}
-    for path in folder.iterdir():
-        found = _PARTIAL.fullmatch(path.name)
-        if found and found[1] in names:
-            path.unlink(missing_ok=True)
+    remove_partial_files(folder, {mask_path(folder, stem).name for stem in stems})
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.float32], MaskRecord | None]:
@@ -238,13 +221,8 @@ class MaskedDataset:
 
         def check(index: int) -> MaskRecord | None:
             mask, record = read_mask(self._paths[index])
-            image_path = self._dataset.image_path(index)
-            try:
-                with Image.open(image_path) as image:
-                    size = image.size
-            except (UnidentifiedImageError, OSError) as error:
-                raise DatasetError(f"{image_path}: cannot be read as an image ({error})") from error
-            self._check_size(index, mask.shape, size[::-1])
+            # Not the image file's size: it may be stored turned.
+            self._check_size(index, mask.shape, self._dataset.label(index).shape)
             return record
 
         records: list[MaskRecord | None] = []

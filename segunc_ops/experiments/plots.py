@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from ..metrics import SegmentationMetrics
 from .losses import LOSSES, loss_title
+from .output_files import whole_file
 from .training import History
 
 _STREET_COLOURS = {
@@ -92,12 +93,20 @@ def class_colours(class_names: Sequence[str]) -> list[str]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    """Writes a PNG whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     FigureCanvasAgg(figure)
-    figure.savefig(partial, format="png", dpi=110)
-    os.replace(partial, path)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _as_written(text: Text, content: str) -> None:
+    """Shows what users have named as they did: no formulas, no characters without a shape."""
+    text.set_parse_math(False)
+    text.set_text(content.encode("utf-8", "backslashreplace").decode())
 
 
 def _show_classes(
@@ -211,16 +220,15 @@ def plot_panels(
         for axes, shown in zip((row[5], row[8]), heat, strict=True):
             box = axes.inset_axes((0.04, 0.02, 0.22, 0.96))
             figure.colorbar(shown, cax=box).ax.tick_params(labelsize=7)
-    for place, heading in zip(places, _HEADINGS, strict=True):
-        grid[0, place].set_title(heading, fontsize=11, pad=4)
-    figure.suptitle(title, x=0.004, y=1 - 0.08 / total[1], ha="left", va="top", fontsize=12)
-    patches = [
-        Patch(facecolor=colour, label=name)
-        for colour, name in zip(colours, class_names, strict=True)
-    ]
-    patches.append(Patch(facecolor=_IGNORED, label="ignored"))
-    figure.legend(
-        handles=patches,
+    for place, column in zip(places, _HEADINGS, strict=True):
+        grid[0, place].set_title(column, fontsize=11, pad=4)
+    heading = figure.suptitle("", x=0.004, y=1 - 0.08 / total[1], ha="left", va="top", fontsize=12)
+    _as_written(heading, title)
+    names = [*class_names, "ignored"]
+    legend = figure.legend(
+        handles=[Patch(facecolor=colour) for colour in (*colours, _IGNORED)],
+        # Matplotlib would leave out a name that begins with an underscore.
+        labels=[str(index) for index in range(len(names))],
         loc="lower left",
         bbox_to_anchor=(0.0, 0.0),
         ncols=legend_columns,
@@ -229,6 +237,8 @@ def plot_panels(
         handlelength=1.1,
         columnspacing=1.2,
     )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        _as_written(text, name)
     save(figure, path)
 
 
@@ -242,7 +252,7 @@ def plot_curves(metrics: SegmentationMetrics, path: Path, title: str = "") -> No
     """
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     metrics.plot(ax=figure.subplots(1, 2))
-    figure.suptitle(title, fontsize=11)
+    _as_written(figure.suptitle("", fontsize=11), title)
     save(figure, path)
 
 

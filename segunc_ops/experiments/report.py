@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import torch
 from .. import build_info
 from .evaluation import Evaluation
 from .losses import loss_title
+from .output_files import whole_file
 from .timing import LossTime
 from .training import History, TrainingConfig
 
@@ -32,6 +32,7 @@ class LossResult:
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """Aligned rows; the first is the heading, its first column left and the others right."""
+    rows = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(cells: Sequence[str]) -> str:
@@ -216,17 +217,24 @@ def finite(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    """Writes a file whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with whole_file(path) as file:
+        # An argument that is no text in the console's encoding holds lone surrogates.
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_tables(
     results: Mapping[str, LossResult], class_shares: Sequence[float], folder: Path
 ) -> str:
-    """Writes ``table.md`` and ``table.json`` into `folder`; returns the Markdown."""
+    """Writes ``table.md`` and ``table.json`` into `folder`; returns the Markdown.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
     table = format_table(results, class_shares)
     device = next(iter(results.values())).config.device
     record = {

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +35,7 @@ from .interruption import Interrupted, deferred_interrupt
 from .losses import COMPONENT_PARAMETERS, LOSSES, LossParameters, Parameter, TrainedLoss, build_loss
 from .mask_files import MaskedDataset
 from .models import EncoderDecoder
+from .output_files import whole_file
 
 # What a resumed run may change without becoming another experiment. More steps extend it.
 _FREE_FIELDS = frozenset(
@@ -171,17 +171,8 @@ def polynomial_decay(step: int, total: int, power: float = 0.9) -> float:
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Writes a checkpoint that is either the old or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        torch.save(state, file)
 
 
 def _member_seed(seed: int, number: int) -> int:

@@ -1,0 +1,310 @@
+"""Files that are not what a decoder hands over: undone, or refused before training starts."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from python_tests.experiments.cases import write_pair
+from segunc_ops import cli
+from segunc_ops.experiments.datasets import DatasetError, FolderDataset
+from segunc_ops.experiments.image_files import open_image, read_label
+
+GREY, RGB, PALETTE = 0, 2, 3
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def header(width: int, height: int, bits: int = 8, colour: int = GREY) -> bytes:
+    fields = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", fields)
+
+
+def png(values: np.ndarray, bits: int, colour: int = GREY) -> bytes:
+    """A PNG of samples of `bits` bits each, which Pillow cannot write itself."""
+    height, width = values.shape[:2]
+    rows = values.reshape(height, -1)
+    if bits == 16:
+        packed = rows.astype(">u2").view(np.uint8)
+    else:
+        single = (rows[..., None] >> np.arange(bits)[::-1]) & 1
+        packed = np.packbits(single.reshape(height, -1).astype(np.uint8), axis=1)
+    filtered = np.concatenate([np.zeros((height, 1), np.uint8), packed], axis=1)
+    palette = chunk(b"PLTE", bytes(i % 256 for i in range(3 << bits))) if colour == PALETTE else b""
+    data = chunk(b"IDAT", zlib.compress(filtered.tobytes()))
+    return header(width, height, bits, colour) + palette + data + chunk(b"IEND", b"")
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def oriented(image: Image.Image, kind: str, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(image, kind, exif=exif)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """An image and a label map of 40 rows and 60 columns."""
+    write_pair(tmp_path, "train", "a", np.arange(40 * 60).reshape(40, 60) % 3)
+    return tmp_path / "train" / "a.jpg", tmp_path / "trainannot" / "a.png"
+
+
+def dataset_of(pair: tuple[Path, Path], **options: int) -> FolderDataset:
+    return FolderDataset(pair[0].parent, pair[1].parent, **options)
+
+
+def ramp(*shape: int) -> np.ndarray:
+    return np.arange(np.prod(shape)).reshape(shape)
+
+
+# Label maps
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_grey_labels_of_any_depth_are_class_indices(pair, bits):
+    label = ramp(40, 60) % min(2**bits, 300)
+    pair[1].write_bytes(png(label, bits))
+    np.testing.assert_array_equal(dataset_of(pair).label(0), label)
+    np.testing.assert_array_equal(dataset_of(pair)[0].label, label)
+    dataset = dataset_of(pair)
+    dataset.scan()
+    assert dataset.num_classes == label.max() + (1 if bits != 8 else 0)  # 255 is ignored
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palette_labels_of_any_depth_are_indices(pair, bits):
+    label = ramp(40, 60) % min(2**bits, 250)
+    pair[1].write_bytes(png(label, bits, PALETTE))
+    np.testing.assert_array_equal(dataset_of(pair).label(0), label)
+
+
+def test_lossless_labels_pass_under_the_name_of_png(pair):
+    label = (ramp(40, 60) % 7).astype(np.uint8)
+    for kind in ("BMP", "TIFF", "GIF"):
+        Image.fromarray(label).save(pair[1], kind)
+        np.testing.assert_array_equal(read_label(pair[1]), label)
+
+
+def with_second_part(whole: bytes, name: bytes) -> bytes:
+    """A PNG whose pixels lie in two chunks, the second one called `name`."""
+    start = whole.index(b"IDAT") - 4
+    (size,) = struct.unpack(">I", whole[start : start + 4])
+    data = whole[start + 8 : start + 8 + size]
+    second = chunk(b"IDAT", data[size // 2 :]).replace(b"IDAT", name)
+    return whole[:start] + chunk(b"IDAT", data[: size // 2]) + second + whole[start + 12 + size :]
+
+
+def spoiled_label(what: str) -> bytes:
+    grey = Image.fromarray((ramp(40, 60) % 3).astype(np.uint8))
+    turned = Image.fromarray((ramp(60, 40) % 3).astype(np.uint8))
+    whole = encoded(grey, "PNG")
+    return {
+        "JPEG": lambda: encoded(grey, "JPEG", quality=100),
+        "WEBP": lambda: encoded(grey, "WEBP", lossless=True),
+        "JPEG in TIFF": lambda: encoded(grey, "TIFF", compression="jpeg"),
+        "animation": lambda: encoded(grey, "PNG", save_all=True, append_images=[turned]),
+        "orientation": lambda: oriented(grey, "PNG", 3),
+        "float": lambda: encoded(grey.convert("F"), "TIFF"),
+        "inverted": lambda: encoded(grey, "TIFF", tiffinfo={262: 0}),
+        "alpha": lambda: encoded(grey.convert("LA"), "PNG"),
+        "beginning": lambda: whole.replace(b"IDAT", b"\x00DAT"),
+        "chunk name": lambda: with_second_part(whole, b"\x00DAT"),
+        "checksum": lambda: with_second_part(whole, b"IDAT\x00"),
+        "truncated": lambda: whole[: len(whole) // 2],
+        "nothing": lambda: b"",
+        "text": lambda: b"<html>404 not found</html>",
+        "header": lambda: whole[:20],
+        "wrong size": lambda: encoded(turned, "PNG"),
+        "14,000 x 14,000": lambda: header(14000, 14000) + chunk(b"IDAT", b""),
+    }[what]()
+
+
+def scan_error(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the library raises and the command prints, in one line, before training starts."""
+    with pytest.raises(DatasetError) as raised:
+        dataset_of(pair, num_classes=3).scan()
+    root = pair[1].parents[1]
+    arguments = ["train", "--data", str(root), "--classes", "3", "--output", str(root / "runs")]
+    assert cli.main(arguments) == 1
+    printed = capsys.readouterr().err.split("\r")[-1].strip().splitlines()
+    assert printed[-1] == f"segunc: error: {raised.value}"
+    assert not (root / "runs").exists()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("JPEG", "expected a PNG label map, got a JPEG file"),
+        ("WEBP", "expected a PNG label map, got a WEBP file"),
+        ("JPEG in TIFF", "got TIFF with jpeg compression"),
+        ("animation", "holds 2 pictures, expected one"),
+        ("orientation", "got EXIF orientation 3"),
+        ("float", "got mode F"),
+        ("inverted", "stored inverted"),
+        ("alpha", "got mode LA"),
+        ("beginning", "cannot be read as an image (of no known format"),
+        ("chunk name", "cannot be read as an image (broken PNG file"),
+        ("checksum", "cannot be read as an image ("),
+        ("truncated", "cannot be read as an image ("),
+        ("nothing", "cannot be read as an image ("),
+        ("text", "cannot be read as an image ("),
+        ("header", "cannot be read as an image ("),
+        ("wrong size", "label map is 40 x 60, its image a.jpg 60 x 40"),
+        ("14,000 x 14,000", "cut it into tiles"),
+    ],
+)
+def test_label_files_that_are_refused(pair, capsys, what, message):
+    pair[1].write_bytes(spoiled_label(what))
+    problem = scan_error(pair, capsys)
+    assert problem.startswith(f"{pair[1]}: ")
+    assert message in problem
+
+
+# Images
+
+
+def test_images_of_sixteen_bits_keep_the_upper_ones(pair):
+    values = ramp(40, 60, 3) * 9
+    for samples, colour in ((values, RGB), (values[..., 0], GREY)):
+        pair[0].write_bytes(png(samples, 16, colour))
+        expected = np.broadcast_to((samples >> 8).reshape(40, 60, -1), (40, 60, 3))
+        np.testing.assert_array_equal(np.asarray(open_image(pair[0])), expected)
+    Image.fromarray(values[..., 0].astype(np.uint16)).save(pair[0], "TIFF")
+    np.testing.assert_array_equal(np.asarray(open_image(pair[0])), expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_images_of_few_bits_reach_from_black_to_white(pair, bits):
+    values = ramp(40, 60) % 2**bits
+    pair[0].write_bytes(png(values, bits))
+    np.testing.assert_array_equal(
+        np.asarray(open_image(pair[0]))[..., 0], values * (255 // (2**bits - 1))
+    )
+
+
+def spoiled_image(what: str) -> bytes:
+    rgb = Image.fromarray((ramp(40, 60, 3) % 251).astype(np.uint8))
+    grey = rgb.convert("L")
+    jpeg, whole = encoded(rgb, "JPEG"), encoded(rgb, "PNG")
+    return {
+        "12 of 16 bits": lambda: png(ramp(40, 60) % 4096, 16),
+        "12 of 16 bits, RGB": lambda: png(ramp(40, 60, 3) % 4096, 16, RGB),
+        "int32": lambda: encoded(Image.fromarray(ramp(40, 60).astype(np.int32)), "TIFF"),
+        "float": lambda: encoded(grey.convert("F"), "TIFF"),
+        "pages": lambda: encoded(rgb, "TIFF", save_all=True, append_images=[rgb, grey]),
+        "animation": lambda: encoded(rgb, "GIF", save_all=True, append_images=[grey]),
+        "chunk name": lambda: with_second_part(whole, b"\x00DAT"),
+        "truncated JPEG": lambda: jpeg[: len(jpeg) // 2],
+        "truncated PNG": lambda: whole[: len(whole) // 2],
+        "nothing": lambda: b"",
+        "text": lambda: b"version https://git-lfs.github.com/spec/v1\n",
+        "14,000 x 14,000": lambda: header(14000, 14000) + chunk(b"IDAT", b""),
+    }[what]()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("12 of 16 bits", "no value of its 16 bits exceeds a quarter of white"),
+        ("12 of 16 bits, RGB", "no value of its 16 bits exceeds a quarter of white"),
+        ("int32", "got int32; scale it to 0 to 255"),
+        ("float", "got float32; scale it to 0 to 255"),
+        ("pages", "holds 3 pictures, expected one"),
+        ("animation", "holds 2 pictures, expected one"),
+        ("chunk name", "cannot be read as an image (broken PNG file"),
+        ("truncated JPEG", "cannot be read as an image ("),
+        ("truncated PNG", "cannot be read as an image ("),
+        ("nothing", "cannot be read as an image ("),
+        ("text", "cannot be read as an image ("),
+        ("14,000 x 14,000", "cut it into tiles"),
+    ],
+)
+def test_image_files_that_are_refused(pair, capsys, what, message):
+    pair[0].write_bytes(spoiled_image(what))
+    problem = scan_error(pair, capsys)
+    assert problem.startswith(f"{pair[0]}: ")
+    assert message in problem
+
+
+def test_the_first_picture_of_a_phone_is_taken(pair):
+    rgb = Image.fromarray((ramp(40, 60, 3) % 251).astype(np.uint8))
+    small = rgb.resize((30, 20))
+    pair[0].write_bytes(encoded(rgb, "MPO", save_all=True, append_images=[small]))
+    assert dataset_of(pair)[0].image.shape == (40, 60, 3)
+
+
+def test_smaller_copies_in_a_tiff_are_no_pictures(pair):
+    rgb = Image.fromarray((ramp(40, 60, 3) % 251).astype(np.uint8))
+    small = rgb.resize((30, 20))
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    rgb.save(pair[0], "TIFF", save_all=True, append_images=[small])
+    np.testing.assert_array_equal(np.asarray(open_image(pair[0])), np.asarray(rgb))
+
+
+# Orientation
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_image_is_turned_where_its_label_map_is(pair, kind, orientation):
+    stored = Image.fromarray((ramp(60, 40) // 10).astype(np.uint8)).convert("RGB")
+    pair[0].write_bytes(oriented(stored, kind, orientation))
+    with Image.open(io.BytesIO(oriented(stored, "PNG", orientation))) as tagged:
+        turned = np.asarray(ImageOps.exif_transpose(tagged), int)
+    dataset = dataset_of(pair)
+    dataset.scan()
+    tolerance = 8 if kind == "JPEG" else 0
+    assert abs(dataset[0].image - turned).max() <= tolerance
+
+
+def test_image_stays_as_stored_where_its_label_map_does(pair):
+    stored = Image.fromarray((ramp(40, 60, 3) % 251).astype(np.uint8))
+    pair[0].write_bytes(oriented(stored, "PNG", 6))
+    np.testing.assert_array_equal(dataset_of(pair)[0].image, np.asarray(stored))
+    assert open_image(pair[0]).size == (40, 60)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize(("orientation", "side"), [(2, 60), (3, 60), (4, 60), (6, 40)])
+def test_orientation_that_leaves_the_label_map_open_is_refused(
+    pair, capsys, kind, orientation, side
+):
+    rgb = Image.fromarray((ramp(40, side, 3) % 251).astype(np.uint8))
+    pair[0].write_bytes(oriented(rgb, kind, orientation))
+    Image.fromarray((ramp(40, side) % 3).astype(np.uint8)).save(pair[1])
+    problem = scan_error(pair, capsys)
+    assert problem.startswith(f"{pair[0]}: EXIF orientation {orientation} leaves open")
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 9])
+def test_orientations_that_say_nothing_are_passed_over(pair, orientation):
+    rgb = Image.fromarray((ramp(40, 60, 3) % 251).astype(np.uint8))
+    pair[0].write_bytes(oriented(rgb, "PNG", orientation))
+    np.testing.assert_array_equal(dataset_of(pair)[0].image, np.asarray(rgb))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_says_nothing(pair):
+    rgb = Image.fromarray((ramp(40, 60, 3) % 251).astype(np.uint8))
+    for damage in (
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\x7f",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x40",
+    ):
+        pair[0].write_bytes(encoded(rgb, "JPEG", exif=damage, quality=100))
+        assert dataset_of(pair)[0].image.shape == (40, 60, 3)
