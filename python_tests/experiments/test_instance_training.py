@@ -291,7 +291,7 @@ def test_more_ranks_than_members_are_refused(val_scenes, monkeypatch):
 # Experiments and the command line
 
 
-@pytest.mark.parametrize("by_masks", [False, True])
+@pytest.mark.parametrize("by_masks", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_experiment_evaluates_one_network(tmp_path, masked, by_masks):
     settings = config(
         steps=2, crop=(32, 48), masks=masked.fingerprint if by_masks else None, amp="bf16"

@@ -212,6 +212,7 @@ def values_of_rank(rank: int, size: int, folder: Path) -> list[Tensor]:
     return tensors_of(metric.compute())
 
 
+@pytest.mark.thorough
 def test_two_ranks_equal_one_process(tmp_path):
     expected = value_of(everything(), *batch((5, 33, 37)))
     for found in run_ranks(values_of_rank, 2, tmp_path):

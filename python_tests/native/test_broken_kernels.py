@@ -28,8 +28,9 @@ pytestmark = [
 HERE = Path(__file__).resolve().parent
 TESTS_FAILED = 1  # pytest's exit status: not that of an error in a test's collection
 TIMEOUT_SECONDS = 240
-# Of every family so many run in `make test`, the others in `make test-thorough`.
-CORE = 1
+# Of these families, whose first copy compiles in seconds, that runs in `make test`; all others run
+# in `make test-thorough`.
+QUICK = ("components", "counts", "reduction", "scale", "statistics")
 
 
 def mutations_of(family: str) -> tuple[Mutation, ...]:
@@ -52,12 +53,13 @@ def outcome(family: str, mutation: Mutation | None, directory: Path) -> tuple[in
 
 
 def parameters() -> list[Any]:
-    """All mutations; those beyond a family's core are marked."""
+    """All mutations; those that take longer are marked."""
     marked = []
     for path in sorted(HERE.glob("*/mutations.py")):
         family = path.parent.name
         for number, mutation in enumerate(mutations_of(family)):
-            thorough = [pytest.mark.thorough] if number >= CORE else []
+            quick = number == 0 and family in QUICK
+            thorough = [] if quick else [pytest.mark.thorough]
             name = f"{family}-{mutation.name.replace(' ', '_')}"
             marked.append(pytest.param(family, mutation, marks=thorough, id=name))
     return marked
