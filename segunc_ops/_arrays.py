@@ -62,6 +62,7 @@ def _first_array(arguments: Any) -> Any:
 
 def accepts_arrays(function: F) -> F:
     """Arrays in, arrays out, over the same memory (DLPack); tensors pass untouched."""
+    names = tuple(signature(function).parameters)
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -75,7 +76,6 @@ def accepts_arrays(function: F) -> F:
                 f"{type(array).__module__}.{type(array).__qualname__}"
             )
         from_dlpack = __import__(module).from_dlpack
-        names = signature(function).parameters
         tensors = [_to_tensor(name, value) for name, value in zip(names, args, strict=False)]
         named = {name: _to_tensor(name, value) for name, value in kwargs.items()}
         return _from_tensor(function(*tensors, **named), from_dlpack)

@@ -75,8 +75,7 @@ def check_tensor(name: str, value: object) -> None:
 
 def check_logits(name: str, logits: Tensor) -> None:
     """Raises unless it is a tensor of a type that is computed with."""
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {describe(logits)}")
+    check_tensor(name, logits)
     if logits.dtype not in LOGITS_DTYPES:
         raise TypeError(
             f"{name}: expected float32, bfloat16, float16 or float64, got {logits.dtype}"
@@ -170,8 +169,7 @@ def check_target(
     says which. `takes_size`: whether the caller could have been given one. `of_probabilities`:
     whether the input holds these instead of logits.
     """
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target: expected a tensor, got {describe(target)}")
+    check_tensor("target", target)
     if upsample is None:
         pixels = pixel_shape(input, size)
         fits = target.shape == pixels

@@ -50,11 +50,8 @@ def check_options(options: LossOptions) -> LossOptions:
     reduction, smoothing = options.reduction, options.label_smoothing
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")
-    if not isinstance(smoothing, _NUMBERS):
-        smoothing = check_share("label_smoothing", smoothing)
-        options = options._replace(label_smoothing=smoothing)
-    if not 0.0 <= smoothing <= 1.0:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {smoothing}")
+    if not (isinstance(smoothing, _NUMBERS) and 0.0 <= smoothing <= 1.0):
+        options = options._replace(label_smoothing=check_share("label_smoothing", smoothing))
     if isinstance(options.ignore_index, INTEGERS):
         return options
     return options._replace(ignore_index=check_integer("ignore_index", options.ignore_index))

@@ -320,9 +320,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run_folder(arguments: argparse.Namespace) -> Path:
+    folder: Path = arguments.output / (arguments.name or arguments.command)
+    return folder
+
+
 def _config(
     arguments: argparse.Namespace,
-    folder: Path,
     *,
     crop: tuple[int, int],
     num_images: int,
@@ -335,7 +339,7 @@ def _config(
     if arguments.epochs is not None:
         steps = arguments.epochs * max(1, num_images // arguments.batch_size)
     if steps is None and arguments.resume:
-        steps = recorded_steps(folder, arguments.loss)
+        steps = recorded_steps(_run_folder(arguments), arguments.loss)
     if steps is None:
         steps = arguments.default_steps
     return TrainingConfig(
@@ -383,13 +387,12 @@ def _demo(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
             for index in range(len(dataset)):
                 dataset[index]
                 bar.update()
-    folder = arguments.output / (arguments.name or "demo")
     return Experiment(
-        config=_config(arguments, folder, crop=(128, 192), num_images=len(train)),
+        config=_config(arguments, crop=(128, 192), num_images=len(train)),
         losses=list(dict.fromkeys(arguments.loss)),
         train=train,
         validation=validation,
-        folder=folder,
+        folder=_run_folder(arguments),
         eval_samples=arguments.samples,
         resume=arguments.resume,
     )
@@ -470,13 +473,12 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
             error(f"argument --masks: expected --loss {known}, which alone uses them")
         train = masked = _masked_dataset(arguments, splits[0], ranks)
         masks = masked.fingerprint
-    folder = arguments.output / (arguments.name or "train")
     experiment = Experiment(
-        config=_config(arguments, folder, crop=(256, 256), num_images=len(train), masks=masks),
+        config=_config(arguments, crop=(256, 256), num_images=len(train), masks=masks),
         losses=list(dict.fromkeys(arguments.loss)),
         train=train,
         validation=splits[1],
-        folder=folder,
+        folder=_run_folder(arguments),
         eval_samples=arguments.samples,
         resume=arguments.resume,
     )
@@ -525,8 +527,7 @@ def _run(arguments: argparse.Namespace) -> int:
         device = ranks.device(arguments.device)
         arguments.device = str(device)
         if ranks.first:
-            folder = arguments.output / (arguments.name or arguments.command)
-            try_output(folder, run_files(arguments.loss))
+            try_output(_run_folder(arguments), run_files(arguments.loss))
         make = _demo if arguments.command == "demo" else _train
         experiment = make(arguments, ranks)
         with process_group(ranks, device):

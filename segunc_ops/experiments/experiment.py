@@ -56,10 +56,19 @@ EVALUATION_FILES = ("metrics.md", "metrics.json", "curves.png", "panels.png")
 """What :func:`evaluate_checkpoints` writes."""
 
 
+def checkpoint_path(folder: Path, loss: str) -> Path:
+    """Where an experiment in `folder` keeps the state of the training by `loss`."""
+    return folder / f"checkpoint-{loss}.pt"
+
+
+def _panels_path(folder: Path, loss: str) -> Path:
+    return folder / f"panels-{loss}.png"
+
+
 def run_files(losses: Sequence[str]) -> list[str]:
     """What an experiment with these losses writes to its folder."""
     of_losses = [
-        name for loss in losses for name in (f"checkpoint-{loss}.pt", f"panels-{loss}.png")
+        path_of(Path(), loss).name for loss in losses for path_of in (checkpoint_path, _panels_path)
     ]
     return [*of_losses, "learning-curves.png", "table.md", "table.json"]
 
@@ -84,11 +93,6 @@ class Experiment:
     def checkpoint(self, loss: str) -> Path:
         """Where the training by `loss` keeps its state."""
         return checkpoint_path(self.folder, loss)
-
-
-def checkpoint_path(folder: Path, loss: str) -> Path:
-    """Where an experiment in `folder` keeps the state of the training by `loss`."""
-    return folder / f"checkpoint-{loss}.pt"
 
 
 def recorded_steps(folder: Path, losses: Sequence[str]) -> int | None:
@@ -351,7 +355,7 @@ def run(experiment: Experiment) -> str:
         plot_panels(
             panels,
             names,
-            experiment.folder / f"panels-{name}.png",
+            _panels_path(experiment.folder, name),
             ignore_index=experiment.train.ignore_index,
             title=f"{loss_title(name)}: mIoU {100 * evaluation.mean_iou:.1f} %, "
             f"ECE {evaluation.calibration_error:.3f}, PAvPU {100 * (evaluation.pavpu or 0):.1f} %",

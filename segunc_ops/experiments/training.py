@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -208,6 +208,24 @@ def identify_data(
     return {"training": identify(train), "validation": identify(validation)}
 
 
+def _differences(
+    state: dict[str, Any], config: TrainingConfig, data: dict[str, Identity]
+) -> Iterator[str]:
+    """In what a checkpoint's training is not the one that is to go on."""
+    for part, now in data.items():
+        before = state.get("data", {}).get(part)
+        if before is None:
+            yield "does not tell what data it was trained with, as one of an older version"
+        elif (other := difference(before, now, part, masks=config.takes_masks)) is not None:
+            yield other
+    written, steps = state["config"], state["config"]["steps"]
+    for name, value in config.identity.items():
+        if written.get(name) != value:
+            yield f"was trained with {name} = {written.get(name)}, not {value}"
+    if config.steps < steps:
+        yield f"was trained with steps = {steps}, not {config.steps}; it can only be extended"
+
+
 def check_resumable(
     path: Path, state: dict[str, Any], config: TrainingConfig, data: dict[str, Identity]
 ) -> None:
@@ -222,20 +240,7 @@ def check_resumable(
     Raises:
         CheckpointError: another recipe or other data made it, or it has more steps; says which.
     """
-    written, steps = state["config"], state["config"]["steps"]
-    problem = None
-    for part, now in data.items():
-        if part not in state.get("data", {}):
-            problem = "does not tell what data it was trained with, as one of an older version"
-        else:
-            before = state["data"][part]
-            problem = problem or difference(before, now, part, masks=config.takes_masks)
-    for name, value in config.identity.items():
-        if problem is None and written.get(name) != value:
-            problem = f"was trained with {name} = {written.get(name)}, not {value}"
-    if problem is None and config.steps < steps:
-        problem = f"was trained with steps = {steps}, not {config.steps}; it can only be extended"
-    if problem is not None:
+    for problem in _differences(state, config, data):
         raise CheckpointError(
             f"{path}: {problem}; resume with what it was trained with, or start another run"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import accepts_arrays
-from .._checks import check_integer, check_logits, describe
+from .._checks import check_integer, check_logits, check_tensor, describe
 from .._native.backend import implementation
 
 __all__ = ["component_mean", "connected_components"]
@@ -30,8 +30,7 @@ def _check_labels(
     labels: Tensor, connectivity: int | None, ignore_index: int | None
 ) -> tuple[Tensor, int, int | None]:
     """Labels in a type that every device compares, the connectivity, the ignored value in it."""
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels: expected a tensor, got {describe(labels)}")
+    check_tensor("labels", labels)
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"labels: expected class indices of an integer type, got {labels.dtype}")
     if labels.dim() not in _CONNECTIVITIES:

@@ -285,8 +285,7 @@ def _check_map_target(statistics: PredictiveStatistics, target: Tensor) -> None:
     check_target_dtype("input.prediction", prediction)
     check_logits("input.confidence", confidence)
     for name, values in (("input.confidence", confidence), ("target", target)):
-        if not isinstance(values, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {describe(values)}")
+        check_tensor(name, values)
         if values.shape != prediction.shape:
             raise ValueError(
                 f"{name}: expected shape {tuple(prediction.shape)} like input.prediction, got "

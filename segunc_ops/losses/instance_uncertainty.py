@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
+from .._checks import check_tensor
 from .._dtypes import accumulate_dtype
 from ..functional import PredictiveStatistics, component_mean
 from ..sampling import PredictiveAccumulator
@@ -242,8 +243,7 @@ class InstanceUncertaintyCrossEntropyLoss(UncertaintyWeightedLoss[_Observed]):
                 "prediction: expected the ensemble's, whose components are asked for, got none; "
                 "pass it or PredictiveStatistics"
             )
-        if not isinstance(prediction, Tensor):
-            raise TypeError(f"prediction: expected a tensor, got {type(prediction).__name__}")
+        check_tensor("prediction", prediction)
         if prediction.is_floating_point() or prediction.is_complex():
             raise TypeError(
                 f"prediction: expected class indices of an integer type, got {prediction.dtype}"

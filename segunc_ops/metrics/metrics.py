@@ -59,13 +59,6 @@ _MEASURES = ("std", "entropy", "expected_entropy", "mutual_information")
 _BY = ("target", "prediction")
 _NUM_BINS = 15
 _WINDOW, _ACCURACY_THRESHOLD = 4, 0.5
-_BY_CLASS_OR_CURVE = (
-    "class_iou",
-    "reliability",
-    "class_uncertainty",
-    "predicted_class_uncertainty",
-    "risk_coverage",
-)
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
@@ -877,7 +870,11 @@ class SegmentationMetrics(_PatchMetric):
         if self._has_patches:
             values["pavpu"] = self._patch_value()
         if self._scalars_only:
-            return {name: values[name] for name in values if name not in _BY_CLASS_OR_CURVE}
+            return {
+                name: value
+                for name, value in values.items()
+                if isinstance(value, Tensor) and value.dim() == 0
+            }
         return values
 
     def plot(self, val: dict[str, Any] | None = None, ax: Any = None) -> Any:

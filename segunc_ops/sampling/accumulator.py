@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._checks import check_size
+from .._checks import check_size, check_tensor
 from .._dtypes import accumulate_dtype
 from ..functional import PredictiveStatistics, accumulate_statistics, finalize_statistics
 from .ranks import Offer, check_group, check_offers, explained
@@ -74,8 +74,7 @@ class PredictiveAccumulator:
                 logits cannot be interpolated to the size.
             TypeError: if the type does, or is no type of logits.
         """
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
+        check_tensor("logits", logits)
         sizes = check_size("logits", logits, size, align_corners)
         shape = logits.shape if sizes is None else logits.shape[:2] + sizes
         state = self._state
