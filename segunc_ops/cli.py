@@ -1,4 +1,4 @@
-"""The ``segunc`` command: ``demo``, ``train``, ``masks``, ``eval`` and ``info``."""
+"""The ``segunc`` command: ``demo``, ``train``, ``masks``, ``predict``, ``eval`` and ``info``."""
 
 from __future__ import annotations
 
@@ -211,6 +211,66 @@ def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParse
     return parser
 
 
+def _predict_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="class map and uncertainty of images without labels",
+        description="Writes of each image, at its size and turned as its EXIF tag says: "
+        "DIR/classes/NAME.png, the index of each pixel's class as grey value; "
+        "DIR/colors/NAME.png, the same in colours (a palette PNG, whose palette indices are the "
+        "classes); DIR/std/NAME.tif, the standard deviation of the predicted class's probability "
+        "over samples or networks; DIR/entropy/NAME.tif, the predictive entropy in nats. NAME is "
+        "the image's file name without its suffix, below the sub-folder it was found in. TIFFs "
+        "are float32. A single network is sampled by Monte-Carlo dropout, several are an "
+        "ensemble. The same command goes on where it was stopped.",
+    )
+    predict.set_defaults(parser=predict)
+    predict.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="of `segunc train` or `segunc demo`; holds one network, or all that trained together",
+    )
+    predict.add_argument(
+        "images",
+        type=Path,
+        nargs="+",
+        metavar="IMAGES",
+        help="image files, and folders for every image in them and their sub-folders; hidden "
+        "files are left out",
+    )
+    predict.add_argument(
+        "--members",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CHECKPOINT",
+        help="further checkpoints, whose networks make an ensemble with those of the first",
+    )
+    predict.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="of the maps; may hold those of other images, but no folder of IMAGES and not lie in "
+        "one",
+    )
+    predict.add_argument(
+        "--samples",
+        type=_whole(2),
+        default=10,
+        metavar="S",
+        help="Monte-Carlo dropout samples of a single network (default: 10)",
+    )
+    predict.add_argument(
+        "--seed",
+        type=_whole(0),
+        default=0,
+        help="of the dropout; an image's results depend on it and on no other image (default: 0)",
+    )
+    _device_option(predict.add_argument_group("machine"))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command's argument parser."""
     parser = argparse.ArgumentParser(
@@ -281,6 +341,7 @@ def build_parser() -> argparse.ArgumentParser:
     machine.add_argument(
         "--workers", type=_whole(1), default=1, help="images at a time (default: 1)"
     )
+    _predict_parser(commands)
     evaluation = commands.add_parser(
         "eval",
         help="all metrics and plots of trained networks, also on other data",
@@ -585,6 +646,66 @@ def _masks(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _predict(arguments: argparse.Namespace) -> int:
+    from tqdm.auto import tqdm
+
+    from .experiments.datasets import DatasetError
+    from .experiments.networks import load_networks, trained_class_names
+    from .experiments.predictions import (
+        PredictionError,
+        Predictor,
+        check_folder,
+        check_images,
+        find_images,
+        write_predictions,
+    )
+    from .experiments.training import CheckpointError
+
+    error = arguments.parser.error
+    checkpoints = [arguments.checkpoint, *arguments.members]
+    try:
+        sources = find_images(arguments.images)
+    except DatasetError as problem:
+        error(f"argument IMAGES: {problem}")
+    try:
+        check_folder(arguments.output, arguments.images, sources)
+        networks = load_networks(checkpoints)
+        predictor = Predictor(
+            networks, trained_class_names(checkpoints), arguments.samples, arguments.seed
+        )
+        with tqdm(total=len(sources), desc="check images", unit="image", dynamic_ncols=True) as bar:
+            checked = check_images(sources, bar.update)
+        with tqdm(total=len(sources), desc="predict", unit="image", dynamic_ncols=True) as bar:
+            count = write_predictions(
+                predictor,
+                sources,
+                checked,
+                arguments.output,
+                device=torch.device(arguments.device),
+                progress=bar.update,
+            )
+    except CheckpointError as problem:
+        error(f"argument CHECKPOINT: {problem}")
+    except PredictionError as problem:
+        print(f"segunc: error: {problem}", file=sys.stderr)
+        return 1
+    if "colors" not in predictor.kinds:
+        print(
+            f"segunc: no colours of {len(predictor.class_names)} classes, as a palette has 256",
+            file=sys.stderr,
+        )
+    how = (
+        f"{arguments.samples} dropout samples"
+        if len(networks) == 1
+        else f"an ensemble of {len(networks)}"
+    )
+    _say(
+        f"{count.written} images predicted by {how}, {count.kept} kept; in {arguments.output}: "
+        f"{', '.join(predictor.kinds)}."
+    )
+    return 0
+
+
 def _eval_data(
     arguments: argparse.Namespace, num_classes: int
 ) -> tuple[SegmentationDataset, SegmentationDataset | None]:
@@ -690,12 +811,13 @@ def _command(arguments: argparse.Namespace) -> int:
 
     try:
         with interrupting_signals():
-            return {"masks": _masks, "eval": _eval}.get(arguments.command, _run)(arguments)
+            run = {"masks": _masks, "predict": _predict, "eval": _eval}
+            return run.get(arguments.command, _run)(arguments)
     except DatasetError as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        how = "" if arguments.command in ("masks", "eval") else " with --resume"
+        how = "" if arguments.command in ("masks", "predict", "eval") else " with --resume"
         with suppress(OSError):  # the terminal may be gone, which SIGHUP tells of
             print(f"\nsegunc: interrupted; the same command{how} continues", file=sys.stderr)
         return _SIGNALLED + getattr(stop, "signum", signal.SIGINT)

@@ -132,6 +132,8 @@ def test_no_loss_trains_when_the_run_of_another_cannot_go_on(tmp_path, train_sce
         (["train"], "--data"),
         (["train", "--data", "no/such/folder"], "--data"),
         (["train", "--data", ".", "--classes", "3", "--class-names", "a"], "--class-names"),
+        (["predict"], "CHECKPOINT, IMAGES, --output"),
+        (["predict", "a.pt", "no/such/file", "--output", "maps"], "IMAGES"),
         (["undo"], "command"),
     ],
 )

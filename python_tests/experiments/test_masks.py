@@ -194,7 +194,9 @@ def test_members_are_those_of_all_files_in_any_order(root, checkpoints, members)
 
 def test_members_that_make_no_ensemble_are_refused(root, checkpoints, tmp_path):
     first = checkpoints[0]
-    with pytest.raises(MaskError, match=r"ce-3-0\.pt: holds a member that is there already"):
+    with pytest.raises(
+        training.CheckpointError, match=r"ce-3-0\.pt: holds a member that is there already"
+    ):
         masks.load_ensemble([first, checkpoints[1], first])
     with pytest.raises(MaskError, match="at least 2 members, got 1"):
         masks.load_ensemble([first])

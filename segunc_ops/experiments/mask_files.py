@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .datasets import DatasetError, FolderDataset, Sample, digest_files
-from .output_files import remove_partial_files, whole_file
+from .map_files import Record, read_map, write_tiff
+from .output_files import remove_partial_files
 
 MASKS = "masks"
 """What of :meth:`MaskedDataset.contents` counts only for those who train by them."""
 
 MaskKind = Literal["instance", "entropy"]
 
-_IMAGE_DESCRIPTION = 270
-_FORMAT = "segunc mask 1"
-
 
 @dataclass(frozen=True)
-class MaskRecord:
+class MaskRecord(Record):
     """What a mask was made of, as it tells in its TIFF description.
 
     ``members`` are the SHA-256 digests of the members' weights, sorted. Of a map of raw entropy,
     which knows no components, ``components``, ``connectivity`` and ``ignore_index`` are None.
     """
+
+    FORMAT = "segunc mask 1"
 
     members: tuple[str, ...]
     map: MaskKind
@@ -41,33 +38,6 @@ class MaskRecord:
     components: str | None = None
     connectivity: int | None = None
     ignore_index: int | None = None
-
-    def to_json(self) -> str:
-        """The same text for equal records."""
-        return json.dumps({"format": _FORMAT, **asdict(self)}, sort_keys=True)
-
-    @staticmethod
-    def from_json(text: object) -> MaskRecord | None:
-        """The record in a TIFF description; None in one of another program."""
-        try:
-            fields: dict[str, Any] = json.loads(str(text))
-            if fields.pop("format") != _FORMAT:
-                return None
-            return MaskRecord(**{**fields, "members": tuple(fields["members"])})
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return None
-
-    def differs(self, other: MaskRecord) -> str:
-        """Names the first field in which another record differs, with both values."""
-        theirs = asdict(other)
-        for name, value in asdict(self).items():
-            if value != theirs[name]:
-                return f"{name} {_short(value)}, not {_short(theirs[name])}"
-        return "nothing"
-
-
-def _short(value: object) -> str:
-    return " ".join(digest[:8] for digest in value) if isinstance(value, tuple) else str(value)
 
 
 def mask_path(folder: Path, stem: str) -> Path:
@@ -89,15 +59,7 @@ def write_mask(path: Path, values: NDArray[np.float32], record: MaskRecord) -> N
     Raises:
         OutputError: the file cannot be written.
     """
-    encoded = io.BytesIO()
-    Image.fromarray(values).save(
-        encoded,
-        "TIFF",
-        compression="tiff_deflate",
-        tiffinfo={_IMAGE_DESCRIPTION: record.to_json()},
-    )
-    with whole_file(path) as file:
-        file.write(encoded.getbuffer())
+    write_tiff(path, values, record)
 
 
 def remove_partial_masks(folder: Path, stems: set[str]) -> None:
@@ -113,9 +75,7 @@ def read_mask(path: Path) -> tuple[NDArray[np.float32], MaskRecord | None]:
             float32, or holds NaN, infinity or negative values.
     """
     try:
-        with Image.open(path) as image:
-            mode, description = image.mode, getattr(image, "tag_v2", {}).get(_IMAGE_DESCRIPTION)
-            values = np.array(image)
+        values, mode, description = read_map(path)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such mask") from None
     except Exception as error:  # whatever a decoder makes of damaged bytes

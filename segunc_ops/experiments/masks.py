@@ -8,10 +8,8 @@ again.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -34,8 +32,8 @@ from .mask_files import (
     write_mask,
 )
 from .models import EncoderDecoder
+from .networks import load_networks, reproducible
 from .ranks import ALONE, Ranks
-from .training import CheckpointError, load_members
 
 
 class MaskError(ValueError):
@@ -58,43 +56,17 @@ class MaskCount(NamedTuple):
     kept: int
 
 
-def weights_digest(model: nn.Module) -> str:
-    """The SHA-256 of a model's parameters and buffers, names and types included."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def load_ensemble(checkpoints: Iterable[Path]) -> dict[str, EncoderDecoder]:
-    """All networks of some checkpoints by their digest, in its order: any order of files is one.
+    """All networks of some checkpoints as :func:`load_networks` gives them.
 
     Raises:
-        CheckpointError: a file cannot be read or is of an interrupted training, or the networks
-            know different numbers of classes.
-        MaskError: there is one network twice, or fewer than two.
+        CheckpointError: as there; or a file is of an interrupted training.
+        MaskError: there are fewer than two.
     """
-    members: dict[str, EncoderDecoder] = {}
-    first: tuple[Path, int] | None = None
-    for path in checkpoints:
-        for model in load_members(path, finished=True):
-            num_classes = model.num_classes
-            first = first or (path, num_classes)
-            if num_classes != first[1]:
-                raise CheckpointError(
-                    f"{path}: was trained for {num_classes} classes, {first[0]} for {first[1]}"
-                )
-            digest = weights_digest(model)
-            if digest in members:
-                raise MaskError(
-                    f"{path}: holds a member that is there already; train members with different "
-                    "seeds"
-                )
-            members[digest] = model
+    members = load_networks(checkpoints, finished=True)
     if len(members) < 2:
         raise MaskError(f"an ensemble needs at least 2 members, got {len(members)}")
-    return dict(sorted(members.items()))
+    return members
 
 
 def record_of(
@@ -137,17 +109,6 @@ def _compute(
     # Where the members are certain, rounding may take an entropy below 0.
     found: NDArray[np.float32] = values[0].clamp(min=0).cpu().numpy()
     return found
-
-
-@contextmanager
-def _reproducible() -> Iterator[None]:
-    """Puts the number of threads back, and lets cuDNN choose the same algorithm every time."""
-    threads = torch.get_num_threads()
-    try:
-        with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _is_done(path: Path, dataset: FolderDataset, index: int, record: MaskRecord) -> bool:
@@ -234,7 +195,7 @@ def write_masks(
 
     # One thread an image: how a convolution is split among threads may change its last bits.
     with (
-        _reproducible(),
+        reproducible(),
         deferred_interrupt() as stop,
         ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
