@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -28,6 +28,7 @@ from .experiments.losses import (
 if TYPE_CHECKING:
     from .experiments.datasets import FolderDataset, SegmentationDataset
     from .experiments.experiment import Experiment
+    from .experiments.label_mapping import LabelMapping
     from .experiments.mask_files import MaskedDataset
     from .experiments.ranks import Ranks
     from .experiments.training import TrainingConfig
@@ -120,10 +121,43 @@ def _data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> 
         type=Path,
         required=required,
         metavar="DIR",
-        help=None if required else "default: the demo's generated scenes",
+        help="the data set's folder (required)"
+        if required
+        else "the data set's folder (default: the demo's generated scenes)",
     )
     parser.add_argument(
-        "--ignore-index", type=int, default=255, metavar="LABEL", help="default: 255"
+        "--ignore-index",
+        type=int,
+        default=255,
+        metavar="CLASS",
+        help="of pixels that count for nothing (default: 255)",
+    )
+    files = parser.add_argument_group(
+        "how DIR is laid out", "Not needed for the layouts and endings in docs/data.md."
+    )
+    files.add_argument(
+        "--image-suffix",
+        metavar="END",
+        help="end of the images' stems that label maps do not share: _leftImg8bit",
+    )
+    files.add_argument(
+        "--label-suffix", metavar="END", help="end of the label maps' stems: _mask, _labelIds"
+    )
+    files.add_argument(
+        "--map",
+        nargs="+",
+        metavar="LABEL:CLASS",
+        help="classes by labels, such as 0:0 255:1; rest:255 ignores all that are not listed, "
+        "which are refused otherwise. Or one word: cityscapes (its 34 ids to 19 classes; the "
+        "default for label maps named *_gtFine_labelIds), reduce-zero-label (0 ignored, the others "
+        "one less) or none",
+    )
+    files.add_argument(
+        "--held-out",
+        type=_real(0.001, 1),
+        default=0.2,
+        metavar="SHARE",
+        help="for validation, of data that is not divided into train and val (default: 0.2)",
     )
 
 
@@ -167,7 +201,12 @@ def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParse
     group.add_argument(
         "--dropout", type=_real(0.001, 1), default=0.2, help="after each stage (default: 0.2)"
     )
-    group.add_argument("--seed", type=_whole(0), default=0)
+    group.add_argument(
+        "--seed",
+        type=_whole(0),
+        default=0,
+        help="of weights, crops and dropout (default: 0)",
+    )
     uncertainty = parser.add_argument_group("uncertainty")
     uncertainty.add_argument(
         "--samples",
@@ -197,7 +236,9 @@ def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParse
         choices=("bf16", "fp16"),
         help="autocast; fp16 scales gradients and needs CUDA (without a value: bf16)",
     )
-    machine.add_argument("--channels-last", action="store_true")
+    machine.add_argument(
+        "--channels-last", action="store_true", help="memory layout of images and network"
+    )
     machine.add_argument("--compile", action="store_true", help="torch.compile the network")
     machine.add_argument(
         "--workers", type=_whole(1), default=1, help="threads that prepare batches (default: 1)"
@@ -279,7 +320,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser(
         "demo",
-        parents=[_common_options(DEMO, steps=450)],
+        parents=[_common_options(DEMO, steps=400)],
         help="train on generated street scenes by CE, U-CE and IU; print a table, write pictures",
     )
     demo.set_defaults(parser=demo)
@@ -287,14 +328,15 @@ def build_parser() -> argparse.ArgumentParser:
         "train",
         parents=[_common_options(DEFAULT, steps=4000)],
         help="the same on a folder of images and label maps",
-        description="Trains on DIR, laid out as train/ trainannot/ val/ valannot/ or as "
-        "images/{train,val} labels/{train,val}: images in any format of 8 or 16 bits, label maps "
-        "as one-channel PNG with the same stem.",
+        description="Trains on DIR, laid out as train/ trainannot/ val/ valannot/, as "
+        "images/{train,val} labels/{train,val}, like Cityscapes, or undivided with IMAGE_mask.png "
+        "beside IMAGE.jpg: images in any format of 8 or 16 bits, one-channel label maps as PNG, "
+        "TIFF, BMP or GIF.",
     )
     train.set_defaults(parser=train)
     _data_options(train)
     train.add_argument("--classes", type=_whole(1), metavar="C", help="default: as labelled")
-    train.add_argument("--class-names", nargs="+", metavar="NAME")
+    train.add_argument("--class-names", nargs="+", metavar="NAME", help="of classes 0, 1, ...")
     train.add_argument(
         "--masks",
         type=Path,
@@ -328,13 +370,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     masks.add_argument("--output", type=Path, required=True, metavar="DIR", help="of the masks")
     masks.add_argument(
-        "--map",
+        "--values",
         choices=("instance", "entropy"),
         default="instance",
         help="the instance uncertainty or the entropy of each pixel (default: instance)",
     )
     _parameter_options(
-        masks.add_argument_group("components of --map instance"), COMPONENT_PARAMETERS
+        masks.add_argument_group("components of --values instance"), COMPONENT_PARAMETERS
     )
     machine = masks.add_argument_group("machine")
     _device_option(machine)
@@ -352,7 +394,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.set_defaults(parser=evaluation)
     evaluation.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
     _data_options(evaluation, required=False)
-    evaluation.add_argument("--class-names", nargs="+", metavar="NAME")
+    evaluation.add_argument("--class-names", nargs="+", metavar="NAME", help="of classes 0, 1, ...")
     evaluation.add_argument(
         "--split", choices=("train", "val"), default="val", help="of DIR (default: val)"
     )
@@ -469,14 +511,28 @@ def _folder_dataset(
     """A split of --data, every image and label map of it checked."""
     from tqdm.auto import tqdm
 
-    from .experiments.datasets import DatasetError, FolderDataset, find_split
+    from .experiments.datasets import DatasetError, FolderDataset
+    from .experiments.label_mapping import parse_mapping
+    from .experiments.layouts import find_split, is_divided
 
+    mapping: LabelMapping | Literal["auto"] = "auto"
+    if arguments.map is not None:
+        try:
+            mapping = parse_mapping(arguments.map, arguments.ignore_index)
+        except ValueError as problem:
+            arguments.parser.error(f"argument --map: {problem}")
     try:
+        folders = find_split(arguments.data, split, arguments.label_suffix)
+        divided = is_divided(arguments.data, arguments.label_suffix)
         dataset = FolderDataset(
-            *find_split(arguments.data, split),
+            *folders,
             num_classes=num_classes,
             class_names=class_names,
             ignore_index=arguments.ignore_index,
+            image_suffix=arguments.image_suffix,
+            label_suffix=arguments.label_suffix,
+            mapping=mapping,
+            part=None if divided else (split, arguments.held_out),
         )
     except DatasetError as problem:
         arguments.parser.error(f"argument --data: {problem}")
@@ -485,7 +541,13 @@ def _folder_dataset(
     ) as bar:
         dataset.scan(bar.update)
     if ranks.first:
-        for note in dataset.notes:
+        notes = dataset.notes
+        if not divided:
+            notes += (
+                f"{arguments.data}: is not divided; {len(dataset)} of its images are {split}'s "
+                f"(--held-out {arguments.held_out:g}, by their names)",
+            )
+        for note in notes:
             print(f"segunc: {note}", file=sys.stderr)
     return dataset
 
@@ -630,7 +692,7 @@ def _masks(arguments: argparse.Namespace) -> int:
                 members,
                 dataset,
                 arguments.output,
-                MaskSettings(arguments.map, arguments.components, arguments.connectivity),
+                MaskSettings(arguments.values, arguments.components, arguments.connectivity),
                 device=ranks.device(arguments.device),
                 workers=arguments.workers,
                 ranks=ranks,
@@ -710,7 +772,8 @@ def _eval_data(
     arguments: argparse.Namespace, num_classes: int
 ) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """What is evaluated, and the training images that go with it."""
-    from .experiments.datasets import DatasetError, SceneDataset, find_split
+    from .experiments.datasets import DatasetError, SceneDataset
+    from .experiments.layouts import find_split
     from .experiments.ranks import ALONE
 
     error = arguments.parser.error
@@ -732,7 +795,7 @@ def _eval_data(
     dataset = _folder_dataset(arguments, arguments.split, num_classes, ALONE, names)
     if arguments.threshold is None:
         try:
-            find_split(arguments.data, "train")
+            find_split(arguments.data, "train", arguments.label_suffix)
         except DatasetError:
             print(
                 f"segunc: no training images in {arguments.data}, hence no PAvPU; pass --threshold",

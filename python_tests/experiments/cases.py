@@ -16,6 +16,7 @@ from PIL import Image
 from segunc_ops import cli
 from segunc_ops.experiments import datasets, training
 from segunc_ops.experiments.datasets import FolderDataset, Sample, SceneDataset
+from segunc_ops.experiments.layouts import find_split
 
 # Of folders, unlike scenes.
 IGNORED = 11
@@ -44,12 +45,12 @@ def write_images(root: Path, count: int, sizes: tuple[tuple[int, int], ...] = SI
 
 
 def dataset_of(root: Path, split: str = "train") -> FolderDataset:
-    return FolderDataset(*datasets.find_split(root, split), num_classes=3, ignore_index=IGNORED)
+    return FolderDataset(*find_split(root, split), num_classes=3, ignore_index=IGNORED)
 
 
 def train_member(root: Path, seed: int, num_classes: int = 3, loss: str = "ce") -> Path:
     dataset = FolderDataset(
-        *datasets.find_split(root, "train"), num_classes=num_classes, ignore_index=IGNORED
+        *find_split(root, "train"), num_classes=num_classes, ignore_index=IGNORED
     )
     config = training.TrainingConfig(
         loss=loss, steps=1, batch_size=2, crop=(32, 32), seed=seed, samples=2, members=2

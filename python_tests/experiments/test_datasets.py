@@ -14,6 +14,7 @@ from python_tests.experiments.cases import exit_code, write_pair
 from segunc_ops import cli
 from segunc_ops.experiments import datasets, scenes
 from segunc_ops.experiments.datasets import FolderDataset, Sample, SceneDataset
+from segunc_ops.experiments.layouts import find_split
 
 # Scenes
 
@@ -61,7 +62,7 @@ def test_scenes_check_arguments(arguments, message):
 def test_folder_reads_both_layouts(tmp_path, layout):
     label = np.arange(48 * 64).reshape(48, 64) % 4
     write_pair(tmp_path, "train", "a", label, layout)
-    dataset = FolderDataset(*datasets.find_split(tmp_path, "train"), ignore_index=3)
+    dataset = FolderDataset(*find_split(tmp_path, "train"), ignore_index=3)
     dataset.scan()
     assert len(dataset) == 1
     assert dataset.class_names == ("class 0", "class 1", "class 2")
@@ -78,10 +79,10 @@ def test_folder_takes_palette_maps_and_wide_indices(tmp_path):
     palette = Image.fromarray(label.astype(np.uint8), mode="P")
     palette.putpalette([7] * 768)
     palette.save(path)
-    dataset = FolderDataset(*datasets.find_split(tmp_path, "train"))
+    dataset = FolderDataset(*find_split(tmp_path, "train"))
     np.testing.assert_array_equal(dataset[0].label, label)
     Image.fromarray((label + 300).astype(np.uint16)).save(path)
-    dataset = FolderDataset(*datasets.find_split(tmp_path, "train"))
+    dataset = FolderDataset(*find_split(tmp_path, "train"))
     np.testing.assert_array_equal(dataset[0].label, label + 300)
     assert dataset[0].label.dtype == np.int32
 
@@ -123,7 +124,7 @@ def spoil(root: Path, what: str) -> None:
 def test_folder_errors_name_the_file(folder, capsys, what, code, message):
     spoil(folder, what)
     with pytest.raises(datasets.DatasetError, match=message):
-        FolderDataset(*datasets.find_split(folder, "train"), num_classes=3, ignore_index=11).scan()
+        FolderDataset(*find_split(folder, "train"), num_classes=3, ignore_index=11).scan()
     arguments = ["train", "--data", str(folder), "--ignore-index", "11", "--classes", "3"]
     assert exit_code([*arguments, "--output", str(folder / "runs")]) == code
     prefix = "argument --data: " if code == 2 else "segunc: error: "
@@ -142,7 +143,7 @@ def label_maps(root: Path, *maps: list[int], **options: object) -> FolderDataset
         label = np.resize(np.array(values), (8, 8))
         wide = label.max() > 255 or label.min() < 0
         Image.fromarray(label.astype(np.uint16 if wide else np.uint8)).save(path)
-    dataset = FolderDataset(*datasets.find_split(root, "train"), **options)
+    dataset = FolderDataset(*find_split(root, "train"), **options)
     dataset.scan()
     return dataset
 
@@ -154,16 +155,16 @@ def label_maps(root: Path, *maps: list[int], **options: object) -> FolderDataset
             [[0, 255], [0]],
             {},
             [
-                "255 occurs and is ignored; is this a binary mask? Class 0 alone is left; store "
-                "two classes as 0 and 1, and ignore neither"
+                "255 occurs and is ignored; is this a binary mask? Class 0 alone is left; "
+                "`--map 0:0 255:1` makes two classes of them"
             ],
         ),
         (
             [[0, 7]],
             {"ignore_index": 0, "num_classes": 8},
             [
-                "0 occurs and is ignored; is this a binary mask? Class 7 alone is left; store "
-                "two classes as 0 and 1, and ignore neither",
+                "0 occurs and is ignored; is this a binary mask? Class 7 alone is left; "
+                "`--map 0:0 7:1` makes two classes of them, with another --ignore-index",
                 "6 of 8 classes have no pixel: 1, 2, 3, 4, 5 and 1 more",
             ],
         ),
@@ -171,8 +172,8 @@ def label_maps(root: Path, *maps: list[int], **options: object) -> FolderDataset
             [[0, 255]],
             {"class_names": ("ground", "crack")},
             [
-                "255 occurs and is ignored; is this a binary mask? Class 0 alone is left; store "
-                "two classes as 0 and 1, and ignore neither",
+                "255 occurs and is ignored; is this a binary mask? Class 0 alone is left; "
+                "`--map 0:0 255:1` makes two classes of them",
                 "1 of 2 classes have no pixel: 1 (crack)",
             ],
         ),
@@ -206,7 +207,7 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, maps, options, message
 
 def test_negative_labels_are_refused(tmp_path, monkeypatch):
     write_pair(tmp_path, "train", "a", np.zeros((8, 8), int))
-    dataset = FolderDataset(*datasets.find_split(tmp_path, "train"))
+    dataset = FolderDataset(*find_split(tmp_path, "train"))
     label = np.array([[-1] * 8] + [[3] * 8] * 7, np.int32)
     monkeypatch.setattr(dataset, "_label", lambda path: label)
     with pytest.raises(datasets.DatasetError, match=r"a\.png: label -1 is no .* 2 distinct values"):

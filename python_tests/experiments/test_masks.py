@@ -33,6 +33,7 @@ from python_tests.experiments.cases import (
 from segunc_ops import cli
 from segunc_ops.experiments import datasets, mask_files, masks, output_files, ranks, training
 from segunc_ops.experiments.datasets import DatasetError, Sample
+from segunc_ops.experiments.layouts import find_split
 from segunc_ops.experiments.mask_files import MaskedDataset, MaskRecord, read_mask, write_mask
 from segunc_ops.experiments.masks import MaskError, MaskSettings
 
@@ -272,7 +273,7 @@ def test_threads_workers_and_ranks_give_the_same_files(root, members, written, t
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signals_leave_whole_masks_to_go_on_from(root, members, written, tmp_path, signum):
     folder = tmp_path / "masks"
-    split = datasets.find_split(root, "train")
+    split = find_split(root, "train")
     dataset = InterruptingFolder(*split, num_classes=3, ignore_index=IGNORED)
     dataset.countdown, dataset.signum = 3, signum
     with pytest.raises(KeyboardInterrupt):
@@ -287,7 +288,7 @@ def test_signals_leave_whole_masks_to_go_on_from(root, members, written, tmp_pat
 
 def test_masks_never_mix_with_the_images(root, members):
     before = contents(root / "train")
-    with pytest.raises(MaskError, match="train: holds the images"):
+    with pytest.raises(MaskError, match="train: lies within the images"):
         masks.write_masks(members, dataset_of(root), root / "train", MaskSettings(), device=CPU)
     assert contents(root / "train") == before
 
@@ -310,7 +311,7 @@ def arguments_of(root: Path, checkpoints: list[Path], folder: Path) -> list[str]
 def test_a_disk_that_fills_up_keeps_what_is_complete(
     root, checkpoints, tmp_path, capsys, monkeypatch
 ):
-    arguments = [*arguments_of(root, checkpoints, tmp_path / "masks"), "--map", "entropy"]
+    arguments = [*arguments_of(root, checkpoints, tmp_path / "masks"), "--values", "entropy"]
     monkeypatch.setattr(output_files, "_TRIAL_BYTES", 1)
     with full_disk(free=20_000):  # the first mask fits, the second does not
         assert cli.main(arguments) == 1
@@ -382,7 +383,7 @@ def test_command_shares_the_work_and_tells_of_it(
         (["--members", "nothing.pt"], 2, "argument --members: nothing.pt: not a checkpoint"),
         (["--data", "nowhere"], 2, "argument --data: nowhere: expected the folders"),
         (["--ignore-index", "7"], 1, "segunc: error: "),
-        (["--map", "raw"], 2, "argument --map"),
+        (["--values", "raw"], 2, "argument --values"),
         (["--connectivity", "6"], 2, "argument --connectivity"),
         (["--workers", "0"], 2, "argument --workers"),
     ],

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from python_tests.experiments.cases import SIZE, InterruptingScenes, PartlyLabelled, config
-from segunc_ops.experiments import datasets, output_files, training
+from segunc_ops.experiments import output_files, training
 from segunc_ops.experiments.datasets import DatasetError, FolderDataset, Sample, SceneDataset
 from segunc_ops.experiments.evaluation import evaluate, predict_by_dropout, predict_by_ensemble
 from segunc_ops.experiments.experiment import make_panels
@@ -25,6 +25,7 @@ from segunc_ops.experiments.interruption import (
     deferred_interrupt,
     interrupting_signals,
 )
+from segunc_ops.experiments.layouts import find_split
 from segunc_ops.experiments.models import EncoderDecoder
 
 
@@ -223,7 +224,7 @@ def test_ctrl_c_does_not_save_what_has_diverged(tmp_path, val_scenes):
 
 def folder_dataset(root: Path, split: str = "train", **options: Any) -> FolderDataset:
     options = {"num_classes": 3, "ignore_index": 11, **options}
-    return FolderDataset(*datasets.find_split(root, split), **options)
+    return FolderDataset(*find_split(root, split), **options)
 
 
 def change_data(root: Path, what: str) -> None:

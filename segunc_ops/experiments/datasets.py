@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 from . import scenes
 from .image_files import DatasetError as DatasetError
 from .image_files import open_image, read_label
+from .label_mapping import LabelMapping, cityscapes_mapping
+from .layouts import Pair, divide, pair_files
 
 Size = tuple[int, int]
 
@@ -25,6 +27,7 @@ _BATCHES_AHEAD = 2
 # Labels from here on are taken for void or instances, not for classes that nobody has declared.
 _MAX_UNDECLARED_CLASSES = 4096
 _MAX_NAMED_CLASSES = 5
+_CITYSCAPES_LABELS = ("_gtFine_labelIds", "_gtCoarse_labelIds")
 
 
 class Sample(NamedTuple):
@@ -100,33 +103,28 @@ class SceneDataset:
         return {"seed": self.seed, "size": self.size, "label noise": self.label_noise}
 
 
-def _list_images(folder: Path) -> dict[str, Path]:
-    """Images by stem, sorted; two files of one stem are ambiguous."""
-    known = Image.registered_extensions()
-    files: OrderedDict[str, Path] = OrderedDict()
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in known or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            raise DatasetError(f"{path}: same stem as {files[path.stem].name} in {folder}")
-        files[path.stem] = path
-    return files
-
-
 class FolderDataset:
-    """A folder of images and a folder of one-channel label maps with the same stems.
+    """Images and the one-channel label maps that belong to them by name, in folders of any depth.
 
     Args:
         images: folder of images in any format that Pillow reads, 8 or 16 bits a channel; they are
             turned as EXIF says where their label maps are.
-        labels: folder of PNG label maps: grey value or palette index = class, of any bit depth.
+        labels: folder of label maps without loss (PNG, TIFF, BMP, GIF), which may be the same: grey
+            value or palette index = class, of any bit depth.
         num_classes: C; None counts up to the highest label that :meth:`scan` finds, and labels that
             are negative or 4096 and more are then refused.
         class_names: C names; None numbers the classes.
         ignore_index: label of the pixels that count for nothing.
+        image_suffix: end of the images' stems that label maps do not share; None finds it out
+            (:func:`segunc_ops.experiments.layouts.pair_files`).
+        label_suffix: end of the label maps' stems, such as ``"_mask"``; None finds it out.
+        mapping: classes by labels; None keeps labels as they are. ``"auto"`` maps the 34 ids of
+            label maps that are named like Cityscapes' (``_gtFine_labelIds``) to its 19 classes.
+        part: of an undivided data set, the split and the share of its images held out for
+            ``"val"``, such as ``("train", 0.2)``; None takes all images.
 
-    After :meth:`scan`, ``notes`` has a line for what its user should know of the labels: an ignored
-    index that leaves one class alone, classes without a pixel.
+    ``notes`` has a line for what its user should know: labels that were mapped unasked and, after
+    :meth:`scan`, an ignored index that leaves one class alone, and classes without a pixel.
 
     Raises:
         DatasetError: a folder that is missing or empty, an image without a label map.
@@ -141,20 +139,33 @@ class FolderDataset:
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
         ignore_index: int = 255,
+        image_suffix: str | None = None,
+        label_suffix: str | None = None,
+        mapping: LabelMapping | Literal["auto"] | None = "auto",
+        part: tuple[str, float] | None = None,
     ) -> None:
-        for folder in (Path(images), Path(labels)):
-            if not folder.is_dir():
-                raise DatasetError(f"{folder}: no such folder")
-        found = _list_images(Path(images))
-        if not found:
-            raise DatasetError(f"{images}: holds no images")
-        maps = {stem: Path(labels) / f"{stem}.png" for stem in found}
-        missing = [path for path in maps.values() if not path.is_file()]
-        if missing:
-            raise DatasetError(
-                f"{missing[0]}: no label map for {found[missing[0].stem].name} "
-                f"({len(missing)} of {len(found)} images have none)"
-            )
+        self.image_folder = Path(images)
+        self.notes: tuple[str, ...] = ()
+        self._pairs = pair_files(
+            Path(images), Path(labels), image_suffix=image_suffix, label_suffix=label_suffix
+        )
+        if part is not None:
+            self._pairs = divide(self._pairs, *part)
+        if mapping == "auto":
+            mapping = None
+            if all(pair.label.stem.endswith(_CITYSCAPES_LABELS) for pair in self._pairs):
+                mapping = cityscapes_mapping(ignore_index)
+                self.notes = (
+                    f"{labels}: Cityscapes' ids are mapped to its {mapping.num_classes} classes, "
+                    "the others ignored; --map none keeps them",
+                )
+        self._mapping = mapping
+        if (
+            mapping is not None
+            and class_names is None
+            and num_classes in (None, mapping.num_classes)
+        ):
+            num_classes, class_names = mapping.num_classes, mapping.class_names
         if class_names is not None:
             if num_classes is not None and num_classes != len(class_names):
                 raise ValueError(
@@ -162,10 +173,8 @@ class FolderDataset:
                 )
             num_classes = len(class_names)
         self.ignore_index = ignore_index
-        self.notes: tuple[str, ...] = ()
         self._names = None if class_names is None else tuple(class_names)
         self._num_classes = num_classes
-        self._pairs = [(found[stem], maps[stem]) for stem in found]
         self._contents: dict[str, Any] | None = None
 
     @property
@@ -188,11 +197,11 @@ class FolderDataset:
 
     def image_path(self, index: int) -> Path:
         """The file of an image."""
-        return self._pairs[index][0]
+        return self._pairs[index].image
 
-    def stem(self, index: int) -> str:
-        """What the files of an image and its label map are called, less the suffix."""
-        return self._pairs[index][0].stem
+    def name(self, index: int) -> str:
+        """An image's path below its folder, less the extension, with forward slashes."""
+        return self._pairs[index].name
 
     def contents(self) -> dict[str, Any]:
         """Digests of names and bytes of the files, as they were at the first call.
@@ -201,21 +210,27 @@ class FolderDataset:
             DatasetError: a file cannot be read.
         """
         if self._contents is None:
-            images, labels = zip(*self._pairs, strict=True)
-            names = "\n".join(path.stem for path in images).encode()
+            names, images, labels = zip(*self._pairs, strict=True)
             self._contents = {
-                "names of files": hashlib.sha256(names).hexdigest()[:16],
+                "names of files": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
                 "images": digest_files(images),
                 "label maps": digest_files(labels),
             }
+            if self._mapping:
+                self._contents["label mapping"] = str(self._mapping)
         return self._contents
 
     def label(self, index: int) -> NDArray[np.integer]:
         """The label map (H, W), int32, without reading the image."""
-        return self._label(self._pairs[index][1])
+        return self._label(self._pairs[index].label)
 
     def _label(self, path: Path) -> NDArray[np.int32]:
         label = read_label(path)
+        if self._mapping is not None:
+            try:
+                label = self._mapping.apply(label, self.ignore_index)
+            except ValueError as problem:
+                raise DatasetError(f"{path}: {problem}") from None
         if self._num_classes is not None:
             wrong = (label != self.ignore_index) & ((label < 0) | (label >= self._num_classes))
             if wrong.any():
@@ -233,14 +248,14 @@ class FolderDataset:
             return Sample(image, label.astype(np.uint8))
         return Sample(image, label)
 
-    def _decode(self, pair: tuple[Path, Path]) -> tuple[Image.Image, NDArray[np.int32]]:
-        label = self._label(pair[1])
+    def _decode(self, pair: Pair) -> tuple[Image.Image, NDArray[np.int32]]:
+        label = self._label(pair.label)
         size = label.shape[::-1]
-        image = open_image(pair[0], size)
+        image = open_image(pair.image, size)
         if image.size != size:
             raise DatasetError(
-                f"{pair[1]}: label map is {size[0]} x {size[1]}, "
-                f"its image {pair[0].name} {image.size[0]} x {image.size[1]}"
+                f"{pair.label}: label map is {size[0]} x {size[1]}, "
+                f"its image {pair.image.name} {image.size[0]} x {image.size[1]}"
             )
         return image, label
 
@@ -258,10 +273,10 @@ class FolderDataset:
 
         values: dict[Path, list[int]] = {}
 
-        def check(pair: tuple[Path, Path]) -> int:
+        def check(pair: Pair) -> int:
             label = self._decode(pair)[1]
             valid = label[label != self.ignore_index]
-            values[pair[1]] = _distinct(label)
+            values[pair.label] = _distinct(label)
             return int(valid.max()) if valid.size else -1
 
         highest = -1
@@ -271,13 +286,13 @@ class FolderDataset:
                 if progress is not None:
                     progress(1)
         where: dict[int, Path] = {}
-        for _, path in self._pairs:
-            for value in values[path]:
-                where.setdefault(value, path)
+        for pair in self._pairs:
+            for value in values[pair.label]:
+                where.setdefault(value, pair.label)
         ignored = where.pop(self.ignore_index, None)
         if not where:
             raise DatasetError(
-                f"{self._pairs[0][1].parent}: every pixel is ignored (index {self.ignore_index})"
+                f"{self._pairs[0].label.parent}: every pixel is ignored (index {self.ignore_index})"
             )
         if self._num_classes is None:
             if min(where) < 0 or highest >= _MAX_UNDECLARED_CLASSES:
@@ -290,15 +305,20 @@ class FolderDataset:
                     f"(--ignore-index {value}); {classes if value >= 0 else 'classes start at 0'}"
                 )
             self._num_classes = highest + 1
-        self.notes = tuple(self._notes(sorted(where), ignored))
+        self.notes = (*self.notes, *self._notes(sorted(where), ignored))
 
     def _notes(self, labelled: list[int], ignored: Path | None) -> Iterator[str]:
-        folder = self._pairs[0][1].parent
+        folder = self._pairs[0].label.parent
         if ignored is not None and len(labelled) == 1:
+            low, high = sorted((self.ignore_index, labelled[0]))
+            advice = f"`--map {low}:0 {high}:1` makes two classes of them"
+            if self._mapping:
+                advice = "map two labels to classes that are not ignored"
+            elif self.ignore_index in (0, 1):
+                advice += ", with another --ignore-index"
             yield (
                 f"{folder}: {self.ignore_index} occurs and is ignored; is this a binary mask? "
-                f"Class {labelled[0]} alone is left; store two classes as 0 and 1, and ignore "
-                "neither"
+                f"Class {labelled[0]} alone is left; {advice}"
             )
         missing = sorted(set(range(self.num_classes)) - {*labelled, self.ignore_index})
         if missing:
@@ -319,31 +339,6 @@ def _distinct(label: NDArray[np.integer]) -> list[int]:
     else:
         values = np.unique(label).tolist()
     return values
-
-
-def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
-    """Folders of the images and label maps of one split.
-
-    Args:
-        root: dataset folder, laid out as ``train/ trainannot/ val/ valannot/`` or as
-            ``images/{train,val} labels/{train,val}``.
-        split: ``"train"`` or ``"val"``.
-
-    Raises:
-        DatasetError: neither layout is there.
-    """
-    root = Path(root)
-    layouts = (
-        (root / split, root / f"{split}annot"),
-        (root / "images" / split, root / "labels" / split),
-    )
-    for images, labels in layouts:
-        if images.is_dir() and labels.is_dir():
-            return images, labels
-    raise DatasetError(
-        f"{root}: expected the folders {split}/ and {split}annot/, or images/{split}/ and "
-        f"labels/{split}/"
-    )
 
 
 def _resize(image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:

@@ -14,6 +14,8 @@ from PIL.ExifTags import Base
 
 # Formats that keep a class index as it was written, a TIFF unless it is compressed so.
 _LABEL_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
+LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
+"""Extensions of label maps."""
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 _LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B")
 # Grey values of few bits arrive stretched to 0 to 255 by this factor.

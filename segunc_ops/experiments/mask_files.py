@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .datasets import DatasetError, FolderDataset, Sample, digest_files
 from .map_files import Record, read_map, write_tiff
-from .output_files import remove_partial_files
+from .output_files import by_folder, remove_partial_files
 
 MASKS = "masks"
 """What of :meth:`MaskedDataset.contents` counts only for those who train by them."""
@@ -40,9 +40,9 @@ class MaskRecord(Record):
     ignore_index: int | None = None
 
 
-def mask_path(folder: Path, stem: str) -> Path:
-    """Where the mask of the image with this stem lies."""
-    return folder / f"{stem}.tif"
+def mask_path(folder: Path, name: str) -> Path:
+    """Where the mask of the image with this name (:meth:`FolderDataset.name`) lies."""
+    return folder / f"{name}.tif"
 
 
 def write_mask(path: Path, values: NDArray[np.float32], record: MaskRecord) -> None:
@@ -62,9 +62,10 @@ def write_mask(path: Path, values: NDArray[np.float32], record: MaskRecord) -> N
     write_tiff(path, values, record)
 
 
-def remove_partial_masks(folder: Path, stems: set[str]) -> None:
-    """Removes what killed processes left of the masks of these images."""
-    remove_partial_files(folder, {mask_path(folder, stem).name for stem in stems})
+def remove_partial_masks(folder: Path, names: set[str]) -> None:
+    """Removes what killed processes left of the masks of the images with these names."""
+    for parent, files in by_folder(mask_path(folder, name) for name in names).items():
+        remove_partial_files(parent, files)
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.float32], MaskRecord | None]:
@@ -97,7 +98,7 @@ class MaskedDataset:
 
     Args:
         dataset: images and label maps.
-        masks: folder with a TIFF for each image, of its stem, as `segunc masks` writes them.
+        masks: folder with a TIFF for each image, of its name, as `segunc masks` writes them.
 
     Raises:
         DatasetError: the folder or a mask is missing.
@@ -108,7 +109,7 @@ class MaskedDataset:
         if not folder.is_dir():
             raise DatasetError(f"{folder}: no such folder")
         self._dataset = dataset
-        self._paths = [mask_path(folder, dataset.stem(i)) for i in range(len(dataset))]
+        self._paths = [mask_path(folder, dataset.name(i)) for i in range(len(dataset))]
         missing = [path for path in self._paths if not path.is_file()]
         if missing:
             raise DatasetError(
@@ -192,7 +193,7 @@ class MaskedDataset:
                 if record is not None and record.map != "instance":
                     raise DatasetError(
                         f"{path}: holds the {record.map} of each pixel, not the instance "
-                        "uncertainty; write that with `segunc masks --map instance`"
+                        "uncertainty; write that with `segunc masks --values instance`"
                     )
                 first = records[0]
                 if record != first:

@@ -149,7 +149,7 @@ def write_masks(
     Args:
         members: as :func:`load_ensemble` gives them.
         dataset: images and label maps, of any sizes.
-        folder: gets a TIFF for each image, of its stem.
+        folder: gets a TIFF for each image, of its name, in the images' sub-folders.
         settings: what the masks hold.
         device: where the members run.
         workers: threads, each with an image of its own.
@@ -161,23 +161,25 @@ def write_masks(
         How many masks of this rank were written, and how many were there already.
 
     Raises:
-        MaskError: the folder is that of the images; a mask in it is damaged, not of these members
-            and settings, or of another size than its image; nothing was written then. Or the
-            members give no number.
+        MaskError: the folder is or lies in that of the images; a mask in it is damaged, not of
+            these members and settings, or of another size than its image; nothing was written
+            then. Or the members give no number.
         DatasetError: an image or label map cannot be used.
         KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the masks at hand are written.
     """
-    if folder.resolve() == dataset.image_path(0).parent.resolve():
-        raise MaskError(f"{folder}: holds the images; choose a folder of its own for the masks")
+    if folder.resolve().is_relative_to(dataset.image_folder.resolve()):
+        raise MaskError(
+            f"{folder}: lies within the images' folder; choose one outside of it for the masks"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     record = record_of(members, settings, dataset.ignore_index)
     every = range(len(dataset))
-    paths = [mask_path(folder, dataset.stem(index)) for index in every]
+    paths = [mask_path(folder, dataset.name(index)) for index in every]
     mine = every[ranks.rank :: ranks.size]
     # Those of all ranks: each refuses a folder before the first has written to it.
     with ThreadPoolExecutor() as pool:
         is_done = list(pool.map(lambda i: _is_done(paths[i], dataset, i, record), every))
-    remove_partial_masks(folder, {dataset.stem(index) for index in mine})
+    remove_partial_masks(folder, {dataset.name(index) for index in mine})
     missing = [index for index in mine if not is_done[index]]
     kept = len(mine) - len(missing)
     if progress is not None:

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -58,8 +58,18 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise OutputError(f"{path}: cannot be written ({cause.strerror or cause})") from error
 
 
+def by_folder(paths: Iterable[Path]) -> dict[Path, set[str]]:
+    """The names of files by the folder they lie in."""
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name)
+    return names
+
+
 def remove_partial_files(folder: Path, names: Collection[str]) -> None:
-    """Removes what killed processes left in a folder of the files with these names."""
+    """Removes what killed processes left in a folder, if it is there, of files with these names."""
+    if not folder.is_dir():
+        return
     for path in folder.iterdir():
         found = _PARTIAL.fullmatch(path.name)
         if found and found[1] in names:

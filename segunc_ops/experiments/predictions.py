@@ -8,7 +8,7 @@ left alone or killed and started again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,16 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from .datasets import normalize
 from .evaluation import Predict, predict_by_dropout, predict_by_ensemble, seeded
 from .image_files import DatasetError, open_image
 from .interruption import Interrupted, deferred_interrupt
+from .layouts import list_images
 from .map_files import Record, read_map, write_png, write_tiff
 from .models import EncoderDecoder
 from .networks import reproducible
-from .output_files import remove_partial_files, try_output
+from .output_files import by_folder, remove_partial_files, try_output
 from .plots import class_colours
 
 MapKind = Literal["classes", "colors", "std", "entropy"]
@@ -131,21 +131,6 @@ class CheckedImage(NamedTuple):
     size: tuple[int, int]
 
 
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Images in a folder and its sub-folders, sorted; what is hidden is left out."""
-    known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    above = (*above, folder.resolve())
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            # A link to a folder around itself would never end.
-            if path.resolve() not in above:
-                yield from _walk(path, above)
-        elif path.suffix.lower() in known:
-            yield path
-
-
 def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).with_name(path.stem).as_posix()
 
@@ -164,7 +149,7 @@ def find_images(paths: Iterable[Path]) -> list[Source]:
     found: dict[str, Path] = {}
     for given in paths:
         if given.is_dir():
-            each = [Source(path, _name(path, given)) for path in _walk(given)]
+            each = [Source(path, _name(path, given)) for path in list_images(given)]
             if not each:
                 raise DatasetError(f"{given}: holds no images")
         elif given.suffix == ".pt":
@@ -186,13 +171,6 @@ def find_images(paths: Iterable[Path]) -> list[Source]:
 def map_path(folder: Path, kind: MapKind, name: str) -> Path:
     """Where a map of the image with this name lies."""
     return folder / kind / f"{name}{_SUFFIXES[kind]}"
-
-
-def _by_folder(paths: Iterable[Path]) -> dict[Path, set[str]]:
-    names: dict[Path, set[str]] = {}
-    for path in paths:
-        names.setdefault(path.parent, set()).add(path.name)
-    return names
 
 
 def check_folder(folder: Path, given: Iterable[Path], sources: Sequence[Source]) -> None:
@@ -218,7 +196,7 @@ def check_folder(folder: Path, given: Iterable[Path], sources: Sequence[Source])
                 )
     try_output(folder)
     paths = (map_path(folder, kind, name) for kind in kinds for _, name in sources)
-    for parent, names in _by_folder(paths).items():
+    for parent, names in by_folder(paths).items():
         try_output(parent, names)
 
 
@@ -368,9 +346,8 @@ def write_predictions(
     with ThreadPoolExecutor() as pool:
         missing = list(pool.map(missing_maps, range(len(sources))))
     paths = [map_path(folder, kind, name) for kind in kinds for _, name in sources]
-    for parent, names in _by_folder(paths).items():
-        if parent.is_dir():
-            remove_partial_files(parent, names)
+    for parent, names in by_folder(paths).items():
+        remove_partial_files(parent, names)
     todo = [index for index in range(len(sources)) if missing[index]]
     kept = len(sources) - len(todo)
     if progress is not None:

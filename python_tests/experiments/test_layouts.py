@@ -1,0 +1,253 @@
+"""Data sets as they are found: folders, names, splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from python_tests.experiments.cases import exit_code
+from segunc_ops.experiments.datasets import DatasetError, FolderDataset
+from segunc_ops.experiments.label_mapping import parse_mapping
+from segunc_ops.experiments.layouts import Pair, divide, find_split, is_divided, pair_files
+
+TRAINING = ["--loss", "ce", "--steps", "1", "--batch-size", "2", "--crop", "32", "32"]
+
+
+def write_image(path: Path, size: tuple[int, int] = (32, 48)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(len(path.name))
+    Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(path)
+
+
+def write_label(path: Path, *values: int, size: tuple[int, int] = (32, 48)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.resize(np.array(values, np.uint8), size)).save(path)
+
+
+def write_cityscapes(root: Path, cities: tuple[str, ...] = ("aachen", "ulm")) -> Path:
+    """The files of the two archives, as they are unpacked."""
+    for split, places in (("train", cities), ("val", ("munster",))):
+        for city in places:
+            for number in range(2):
+                stem = f"{city}_00000{number}_000019"
+                write_image(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png")
+                folder = root / "gtFine" / split / city
+                write_label(folder / f"{stem}_gtFine_labelIds.png", *range(34))
+                write_label(folder / f"{stem}_gtFine_instanceIds.png", 200)
+                write_image(folder / f"{stem}_gtFine_color.png")
+                (folder / f"{stem}_gtFine_polygons.json").write_text("{}")
+    return root
+
+
+def write_beside(root: Path, count: int = 5, ending: str = "_mask.png") -> Path:
+    for index in range(count):
+        write_image(root / f"image{index}.jpg")
+        write_label(root / f"image{index}{ending}", 0, 0, 255)
+    return root
+
+
+# Which label map belongs to an image
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("a.jpg", "a.png"),
+        ("a.png", "a_mask.png"),
+        ("a.jpg", "a_labelIds.tif"),
+        ("a.jpg", "a.bmp"),
+        ("a_sat.jpg", "a_mask.png"),
+        ("a_leftImg8bit.png", "a_gtFine_labelIds.png"),
+        ("a_img.png", "a_img_seg.gif"),
+        ("city/a.JPG", "city/a_label.PNG"),
+        ("2024.05.01.jpg", "2024.05.01_gt.tiff"),
+    ],
+)
+def test_names_tell_the_label_map(tmp_path, image, label):
+    write_image(tmp_path / "images" / image)
+    write_label(tmp_path / "labels" / label, 1)
+    (pair,) = pair_files(tmp_path / "images", tmp_path / "labels")
+    assert pair == Pair(
+        image.rpartition(".")[0], tmp_path / "images" / image, tmp_path / "labels" / label
+    )
+
+
+def test_endings_can_be_given(tmp_path):
+    write_image(tmp_path / "a-rgb.jpg")
+    write_label(tmp_path / "a-truth.png", 1)
+    (pair,) = pair_files(tmp_path, tmp_path, image_suffix="-rgb", label_suffix="-truth")
+    assert (pair.image.name, pair.label.name) == ("a-rgb.jpg", "a-truth.png")
+
+
+def test_hidden_files_and_other_labels_are_left_out(tmp_path):
+    write_cityscapes(tmp_path)
+    write_image(tmp_path / "leftImg8bit" / "train" / ".thumbnails" / "x.png")
+    write_image(tmp_path / "leftImg8bit" / "train" / "aachen" / "._y.png")
+    pairs = pair_files(*find_split(tmp_path, "train"))
+    assert [pair.name for pair in pairs] == [
+        f"{city}/{city}_00000{number}_000019_leftImg8bit"
+        for city in ("aachen", "ulm")
+        for number in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a_mask.png"], r"b_mask\.png: no label map for b\.jpg \(1 of 2 images have none\)"),
+        ([], r"a\.png: no label map for a\.jpg \(2 of 2"),
+        (["a.png", "b.png", "b.tif"], r"b\.tif: same stem as b\.png; which .* of b\.jpg\?"),
+        (
+            ["a.png", "b.png", "a_mask.png", "b_mask.png"],
+            r"a\.png: may be the label map of a\.jpg, but so may a_mask\.png; .*--label-suffix",
+        ),
+    ],
+)
+def test_unclear_label_maps_are_refused(tmp_path, labels, message):
+    for stem in "ab":
+        write_image(tmp_path / "images" / f"{stem}.jpg")
+    (tmp_path / "labels").mkdir()
+    for name in labels:
+        write_label(tmp_path / "labels" / name, 1)
+    with pytest.raises(DatasetError, match=message):
+        pair_files(tmp_path / "images", tmp_path / "labels")
+
+
+def test_a_lossy_label_map_is_found_and_refused_with_the_reason(tmp_path):
+    write_image(tmp_path / "images" / "a.jpg")
+    write_image(tmp_path / "labels" / "a.jpg")
+    with pytest.raises(DatasetError, match=r"a\.jpg: expected a PNG label map, got a JPEG"):
+        FolderDataset(tmp_path / "images", tmp_path / "labels").scan()
+
+
+# Splits
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("train", "trainannot"),
+        ("images/train", "labels/train"),
+        ("images/training", "annotations/training"),
+        ("img_dir/train", "ann_dir/train"),
+        ("train/images", "train/masks"),
+        ("leftImg8bit/train", "gtCoarse/train"),
+    ],
+)
+def test_layouts_are_known(tmp_path, images, labels):
+    for folder in (images, labels):
+        (tmp_path / folder).mkdir(parents=True)
+    assert find_split(tmp_path, "train") == (tmp_path / images, tmp_path / labels)
+    assert is_divided(tmp_path)
+    with pytest.raises(DatasetError, match="expected the folders val/ and valannot/"):
+        find_split(tmp_path, "val")
+
+
+def test_two_layouts_are_refused(tmp_path):
+    for folder in ("gtFine/train", "gtCoarse/train", "leftImg8bit/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"gtFine/train/, but also .*gtCoarse/train/"):
+        find_split(tmp_path, "train")
+
+
+def test_label_maps_beside_their_images(tmp_path):
+    write_beside(tmp_path / "train")
+    write_beside(tmp_path / "valid", ending="_truth.png")
+    assert find_split(tmp_path, "train") == (tmp_path / "train",) * 2
+    assert find_split(tmp_path, "val", "_truth") == (tmp_path / "valid",) * 2
+    with pytest.raises(DatasetError, match="expected the folders val/"):
+        find_split(tmp_path, "val")
+
+
+@pytest.mark.parametrize("folders", [("images", "masks"), (".", ".")])
+def test_what_is_not_divided_is_found_whole(tmp_path, folders):
+    write_beside(tmp_path)
+    for folder in folders:
+        (tmp_path / folder).mkdir(exist_ok=True)
+    if folders[0] == "images":
+        write_image(tmp_path / "images" / "a.png")
+    wanted = tuple(tmp_path / folder for folder in folders)
+    assert find_split(tmp_path, "train") == find_split(tmp_path, "val") == wanted
+    assert not is_divided(tmp_path)
+
+
+def test_divided_by_name():
+    pairs = [Pair(f"{index}", Path(f"{index}.png"), Path("x")) for index in range(50)]
+    train, validation = divide(pairs, "train", 0.2), divide(pairs, "val", 0.2)
+    assert len(validation) == 10
+    assert sorted(train + validation) == sorted(pairs)
+    assert divide(pairs[::-1], "val", 0.2) == validation[::-1]
+    moved = {*divide([*pairs, Pair("new", Path("new"), Path("x"))], "val", 0.2)} ^ {*validation}
+    assert len(moved) <= 2
+    for share, count in ((0.001, 1), (0.999, 49)):
+        assert len(divide(pairs, "val", share)) == count
+    with pytest.raises(DatasetError, match="one image alone"):
+        divide(pairs[:1], "val", 0.2)
+
+
+# Commands
+
+
+def test_cityscapes_as_downloaded_trains_with_one_command(tmp_path, capsys):
+    root = write_cityscapes(tmp_path / "cityscapes")
+    run = [*TRAINING, "--samples", "2", "--output", str(tmp_path / "runs")]
+    assert exit_code(["train", "--data", str(root), *run]) == 0
+    captured = capsys.readouterr()
+    assert "19 classes, 4 training and 2 validation images" in captured.err
+    assert "Cityscapes' ids are mapped to its 19 classes" in captured.err
+    assert "bicycle" in (tmp_path / "runs" / "train" / "table.json").read_text()
+    assert exit_code(["train", "--data", str(root), *run, "--resume", "--map", "none"]) == 2
+    assert "was trained for 19 classes, not 34" in capsys.readouterr().err
+
+
+def test_a_folder_of_binary_masks_trains_with_one_command(tmp_path, capsys):
+    root = write_beside(tmp_path / "cracks")
+    run = [*TRAINING, "--samples", "2", "--output", str(tmp_path / "runs")]
+    assert exit_code(["train", "--data", str(root), "--map", "0:0", "255:1", *run]) == 0
+    captured = capsys.readouterr()
+    assert "2 classes, 4 training and 1 validation images" in captured.err
+    assert "is not divided; 4 of its images are train's (--held-out 0.2" in captured.err
+    again = ["train", "--data", str(root), "--map", "0:1", "255:0", *run, "--resume"]
+    assert exit_code(again) == 2
+    assert "label mapping 0:0 255:1, not 0:1 255:0" in capsys.readouterr().err
+
+
+def test_masks_of_nested_folders_lie_in_the_same(tmp_path):
+    root = write_cityscapes(tmp_path / "cityscapes", ("aachen",))
+    checkpoints = []
+    for seed in range(2):
+        run = [*TRAINING, "--samples", "2", "--seed", str(seed), "--name", f"{seed}"]
+        arguments = ["train", "--data", str(root), *run, "--output", str(tmp_path / "runs")]
+        assert exit_code(arguments) == 0
+        checkpoints.append(str(tmp_path / "runs" / f"{seed}" / "checkpoint-ce.pt"))
+    out = tmp_path / "masks"
+    masks = ["masks", "--data", str(root), "--members", *checkpoints, "--output", str(out)]
+    assert exit_code(masks) == 0
+    written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
+    assert written == [f"aachen/aachen_00000{n}_000019_leftImg8bit.tif" for n in range(2)]
+    iu = ["train", "--data", str(root), *TRAINING, "--samples", "2", "--name", "iu"]
+    iu[iu.index("ce")] = "iu"
+    assert exit_code([*iu, "--masks", str(out), "--output", str(tmp_path / "runs")]) == 0
+
+
+def test_labels_that_are_not_mapped_are_named(tmp_path, capsys):
+    root = write_beside(tmp_path / "cracks")
+    write_label(root / "image3_mask.png", 0, 254)
+    arguments = ["train", "--data", str(root), "--map", "0:0", "255:1"]
+    assert exit_code([*arguments, "--output", str(tmp_path / "runs")]) == 1
+    assert "image3_mask.png: label 254 is not mapped; add 254:CLASS" in capsys.readouterr().err
+    assert exit_code([*arguments, "7"]) == 2
+    assert "argument --map: expected LABEL:CLASS" in capsys.readouterr().err
+
+
+def test_mapping_enters_samples(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write_label(tmp_path / "a_mask.png", 0, 255)
+    dataset = FolderDataset(tmp_path, tmp_path, mapping=parse_mapping(["0:0", "255:1"], 255))
+    dataset.scan()
+    assert dataset.class_names == ("class 0", "class 1")
+    assert dataset.notes == ()
+    np.testing.assert_array_equal(dataset[0].label, np.resize([0, 1], (32, 48)))

@@ -1,0 +1,151 @@
+"""What labels in files stand for, where that is not the class itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PRESETS = ("cityscapes", "reduce-zero-label", "none")
+_REST = "rest"
+_PAIR = re.compile(r"(\d+|rest):(\d+)")
+_UNLISTED = -(1 << 31)
+_TABLE_SIZE = 1 << 16
+# The ids that are evaluated, in the order of their training ids.
+_CITYSCAPES = {
+    7: "road",
+    8: "sidewalk",
+    11: "building",
+    12: "wall",
+    13: "fence",
+    17: "pole",
+    19: "traffic light",
+    20: "traffic sign",
+    21: "vegetation",
+    22: "terrain",
+    23: "sky",
+    24: "person",
+    25: "rider",
+    26: "car",
+    27: "truck",
+    28: "bus",
+    31: "train",
+    32: "motorcycle",
+    33: "bicycle",
+}
+
+
+@dataclass(frozen=True)
+class LabelMapping:
+    """Classes by labels.
+
+    ``pairs`` maps labels to classes or to the ignored index, ``rest`` all that it does not list;
+    the ignored index, unless listed, stays what it is. Without ``rest`` any other label is refused,
+    so that none passes for a class by chance; without either, labels are kept.
+    """
+
+    pairs: tuple[tuple[int, int], ...] = ()
+    rest: int | None = None
+    num_classes: int | None = None
+    """C, if the mapping determines it."""
+    class_names: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        pairs = [f"{label}:{index}" for label, index in self.pairs]
+        return " ".join(pairs if self.rest is None else [*pairs, f"{_REST}:{self.rest}"])
+
+    def __bool__(self) -> bool:
+        return bool(self.pairs) or self.rest is not None
+
+    def apply(self, label: NDArray[np.int32], ignore_index: int) -> NDArray[np.int32]:
+        """Classes of labels of any shape.
+
+        Raises:
+            ValueError: a label is not listed.
+        """
+        if not self:
+            return label
+        if label.size and label.min() >= 0 and label.max() < _TABLE_SIZE:
+            mapped = self._classes(np.arange(label.max() + 1, dtype=np.int32), ignore_index)[label]
+        else:
+            values, where = np.unique(label, return_inverse=True)
+            mapped = self._classes(values, ignore_index)[where].reshape(label.shape)
+        unlisted = mapped == _UNLISTED
+        if unlisted.any():
+            value = label[unlisted][0]
+            raise ValueError(
+                f"label {value} is not mapped; add {value}:CLASS to --map, or "
+                f"{_REST}:{ignore_index} to ignore all that it does not list"
+            )
+        return mapped
+
+    def _classes(self, values: NDArray[np.int32], ignore_index: int) -> NDArray[np.int32]:
+        classes = np.full(values.shape, _UNLISTED if self.rest is None else self.rest, np.int32)
+        classes[values == ignore_index] = ignore_index
+        sources, targets = np.array(self.pairs, np.int32).reshape(-1, 2).T
+        order = np.argsort(sources)
+        sources, targets = sources[order], targets[order]
+        place = np.searchsorted(sources, values).clip(max=max(0, len(sources) - 1))
+        if len(sources):
+            listed = sources[place] == values
+            classes[listed] = targets[place[listed]]
+        return classes
+
+
+def cityscapes_mapping(ignore_index: int) -> LabelMapping:
+    """The 19 classes that Cityscapes evaluates, of its 34 ids; the others are ignored."""
+    pairs = tuple((label, index) for index, label in enumerate(_CITYSCAPES))
+    return LabelMapping(pairs, ignore_index, len(pairs), tuple(_CITYSCAPES.values()))
+
+
+def _reduce_zero_label(ignore_index: int) -> LabelMapping:
+    """Label 0 ignored, every other one less: of data whose 0 is "everything else"."""
+    pairs = [
+        (label, label - 1)
+        for label in range(1, _TABLE_SIZE)
+        if ignore_index not in (label, label - 1)
+    ]
+    return LabelMapping(((0, ignore_index), *pairs))
+
+
+def parse_mapping(words: Sequence[str], ignore_index: int) -> LabelMapping:
+    """The mapping that ``--map`` asks for.
+
+    Args:
+        words: pairs ``LABEL:CLASS``, of which one label may be ``rest``; or one of
+            ``cityscapes``, ``reduce-zero-label`` and ``none``.
+        ignore_index: the class of what counts for nothing.
+
+    Raises:
+        ValueError: another word, or a label twice.
+    """
+    if len(words) == 1 and words[0] in _PRESETS:
+        if words[0] == "cityscapes":
+            return cityscapes_mapping(ignore_index)
+        return LabelMapping() if words[0] == "none" else _reduce_zero_label(ignore_index)
+    pairs: dict[int, int] = {}
+    rest: int | None = None
+    for word in words:
+        match = _PAIR.fullmatch(word)
+        if match is None:
+            raise ValueError(
+                f"expected LABEL:CLASS, {_REST}:CLASS, or alone {', '.join(_PRESETS)}; got {word!r}"
+            )
+        index = int(match[2])
+        if (match[1] == _REST and rest is not None) or (
+            match[1] != _REST and int(match[1]) in pairs
+        ):
+            raise ValueError(f"label {match[1]} is mapped twice")
+        if match[1] == _REST:
+            rest = index
+        else:
+            pairs[int(match[1])] = index
+    classes = {*pairs.values(), rest} - {None, ignore_index}
+    if not classes:
+        raise ValueError(f"maps every label to {ignore_index}, which is ignored")
+    return LabelMapping(
+        tuple(sorted(pairs.items())), rest, max(c for c in classes if c is not None) + 1
+    )
