@@ -130,6 +130,7 @@ def test_a_lossy_label_map_is_found_and_refused_with_the_reason(tmp_path):
     ("images", "labels"),
     [
         ("train", "trainannot"),
+        ("training", "training_masks"),
         ("images/train", "labels/train"),
         ("images/training", "annotations/training"),
         ("img_dir/train", "ann_dir/train"),

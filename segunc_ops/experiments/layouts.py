@@ -32,6 +32,8 @@ LABEL_SUFFIXES = (
 _SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 _DIVIDED = (
     ("{split}", "{split}annot"),
+    ("{split}", "{split}_labels"),
+    ("{split}", "{split}_masks"),
     ("images/{split}", "labels/{split}"),
     ("images/{split}", "masks/{split}"),
     ("images/{split}", "annotations/{split}"),
@@ -107,11 +109,12 @@ def is_divided(root: str | Path, label_suffix: str | None = None) -> bool:
 def find_split(root: str | Path, split: str, label_suffix: str | None = None) -> Split:
     """Folders of the images and label maps of one split.
 
-    Known are ``train/ trainannot/``; ``images/train/`` with ``labels/train/``, ``masks/train/`` or
-    ``annotations/train/``, also the other way round (``train/images/``); ``img_dir/train/
-    ann_dir/train/``; Cityscapes' ``leftImg8bit/train/ gtFine/train/``; and ``train/`` alone, where
-    label maps lie beside their images. A data set that is not divided gives the same folders for
-    either split: ``images/`` with ``labels/``, ``masks/`` or ``annotations/``, or `root` itself.
+    Known are ``train/`` with ``trainannot/``, ``train_labels/`` or ``train_masks/``;
+    ``images/train/`` with ``labels/train/``, ``masks/train/`` or ``annotations/train/``, also the
+    other way round (``train/images/``); ``img_dir/train/ ann_dir/train/``; Cityscapes'
+    ``leftImg8bit/train/ gtFine/train/``; and ``train/`` alone, where label maps lie beside their
+    images. A data set that is not divided gives the same folders for either split: ``images/`` with
+    ``labels/``, ``masks/`` or ``annotations/``, or `root` itself.
 
     Args:
         root: the data set's folder.
