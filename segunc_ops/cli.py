@@ -252,20 +252,7 @@ def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParse
     return parser
 
 
-def _predict_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    predict = commands.add_parser(
-        "predict",
-        help="class map and uncertainty of images without labels",
-        description="Writes of each image, at its size and turned as its EXIF tag says: "
-        "DIR/classes/NAME.png, the index of each pixel's class as grey value; "
-        "DIR/colors/NAME.png, the same in colours (a palette PNG, whose palette indices are the "
-        "classes); DIR/std/NAME.tif, the standard deviation of the predicted class's probability "
-        "over samples or networks; DIR/entropy/NAME.tif, the predictive entropy in nats. NAME is "
-        "the image's file name without its suffix, below the sub-folder it was found in. TIFFs "
-        "are float32. A single network is sampled by Monte-Carlo dropout, several are an "
-        "ensemble. The same command goes on where it was stopped.",
-    )
-    predict.set_defaults(parser=predict)
+def _predict_options(predict: argparse.ArgumentParser) -> None:
     predict.add_argument(
         "checkpoint",
         type=Path,
@@ -383,7 +370,20 @@ def build_parser() -> argparse.ArgumentParser:
     machine.add_argument(
         "--workers", type=_whole(1), default=1, help="images at a time (default: 1)"
     )
-    _predict_parser(commands)
+    predict = commands.add_parser(
+        "predict",
+        help="class map and uncertainty of images without labels",
+        description="Writes of each image, at its size and turned as its EXIF tag says: "
+        "DIR/classes/NAME.png, the index of each pixel's class as grey value; "
+        "DIR/colors/NAME.png, the same in colours (a palette PNG, whose palette indices are the "
+        "classes); DIR/std/NAME.tif, the standard deviation of the predicted class's probability "
+        "over samples or networks; DIR/entropy/NAME.tif, the predictive entropy in nats. NAME is "
+        "the image's file name without its suffix, below the sub-folder it was found in. TIFFs "
+        "are float32. A single network is sampled by Monte-Carlo dropout, several are an "
+        "ensemble. The same command goes on where it was stopped.",
+    )
+    predict.set_defaults(parser=predict)
+    _predict_options(predict)
     evaluation = commands.add_parser(
         "eval",
         help="all metrics and plots of trained networks, also on other data",
