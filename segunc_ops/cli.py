@@ -302,7 +302,9 @@ def _predict_options(predict: argparse.ArgumentParser) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The command's argument parser."""
     parser = argparse.ArgumentParser(
-        prog="segunc", description="Uncertainty-aware semantic segmentation."
+        prog="segunc",
+        description="Uncertainty-aware semantic segmentation.",
+        epilog="`segunc COMMAND --help` shows the options of a command.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser(
@@ -314,7 +316,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         parents=[_common_options(DEFAULT, steps=4000)],
-        help="the same on a folder of images and label maps",
+        help="train, evaluate and compare networks on a folder of images and label maps",
         description="Trains on DIR, laid out as train/ trainannot/ val/ valannot/, as "
         "images/{train,val} labels/{train,val}, like Cityscapes, or undivided with IMAGE_mask.png "
         "beside IMAGE.jpg: images in any format of 8 or 16 bits, one-channel label maps as PNG, "
@@ -338,9 +340,9 @@ def build_parser() -> argparse.ArgumentParser:
         "masks",
         help="write an ensemble's uncertainty of each image, for `segunc train --loss iu --masks`",
         description="Writes a float32 TIFF for each image of DIR (laid out as for `segunc train`), "
-        "of its stem: the mean of the ensemble's predictive entropy, in nats, over each pixel's "
-        "component. The same command goes on where it was stopped; under torchrun the ranks share "
-        "the work.",
+        "called like it, in the same sub-folder: the mean of the ensemble's predictive entropy, in "
+        "nats, over each pixel's component. The same command goes on where it was stopped; under "
+        "torchrun the ranks share the work.",
     )
     masks.set_defaults(parser=masks)
     _data_options(masks)
@@ -392,7 +394,13 @@ def build_parser() -> argparse.ArgumentParser:
         "(reliability, risk over coverage) and panels.png.",
     )
     evaluation.set_defaults(parser=evaluation)
-    evaluation.add_argument("checkpoint", type=Path, nargs="+", metavar="CHECKPOINT")
+    evaluation.add_argument(
+        "checkpoint",
+        type=Path,
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="of one network, or of the members of an ensemble",
+    )
     _data_options(evaluation, required=False)
     evaluation.add_argument("--class-names", nargs="+", metavar="NAME", help="of classes 0, 1, ...")
     evaluation.add_argument(
@@ -411,7 +419,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="Monte-Carlo dropout samples of a single network (default: 10)",
     )
-    evaluation.add_argument("--seed", type=_whole(0), default=0)
+    evaluation.add_argument(
+        "--seed",
+        type=_whole(0),
+        default=0,
+        help="of dropout and generated scenes (default: 0)",
+    )
     evaluation.add_argument(
         "--output", type=Path, metavar="DIR", help="default: eval beside the first checkpoint"
     )
