@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -113,6 +113,16 @@ def _parameter_options(group: argparse._ArgumentGroup, parameters: Sequence[Para
 
 def _device_option(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
+
+
+def _samples_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--samples",
+        type=_whole(2),
+        default=10,
+        metavar="S",
+        help="Monte-Carlo dropout samples of a single network (default: 10)",
+    )
 
 
 def _data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -283,13 +293,7 @@ def _predict_options(predict: argparse.ArgumentParser) -> None:
         help="of the maps; may hold those of other images, but no folder of IMAGES and not lie in "
         "one",
     )
-    predict.add_argument(
-        "--samples",
-        type=_whole(2),
-        default=10,
-        metavar="S",
-        help="Monte-Carlo dropout samples of a single network (default: 10)",
-    )
+    _samples_option(predict)
     predict.add_argument(
         "--seed",
         type=_whole(0),
@@ -412,13 +416,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="U",
         help="of PAvPU's uncertainty (default: its mean over the training images of the data)",
     )
-    evaluation.add_argument(
-        "--samples",
-        type=_whole(2),
-        default=10,
-        metavar="S",
-        help="Monte-Carlo dropout samples of a single network (default: 10)",
-    )
+    _samples_option(evaluation)
     evaluation.add_argument(
         "--seed",
         type=_whole(0),
@@ -528,7 +526,7 @@ def _folder_dataset(
     from .experiments.label_mapping import parse_mapping
     from .experiments.layouts import find_split, is_divided
 
-    mapping: LabelMapping | Literal["auto"] = "auto"
+    mapping: LabelMapping | None = None
     if arguments.map is not None:
         try:
             mapping = parse_mapping(arguments.map, arguments.ignore_index)
@@ -885,15 +883,16 @@ def _command(arguments: argparse.Namespace) -> int:
     from .experiments.datasets import DatasetError
     from .experiments.interruption import interrupting_signals
 
+    # Those that need no option to continue.
+    going_on = {"masks": _masks, "predict": _predict, "eval": _eval}
     try:
         with interrupting_signals():
-            run = {"masks": _masks, "predict": _predict, "eval": _eval}
-            return run.get(arguments.command, _run)(arguments)
+            return going_on.get(arguments.command, _run)(arguments)
     except DatasetError as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        how = "" if arguments.command in ("masks", "predict", "eval") else " with --resume"
+        how = "" if arguments.command in going_on else " with --resume"
         with suppress(OSError):  # the terminal may be gone, which SIGHUP tells of
             print(f"\nsegunc: interrupted; the same command{how} continues", file=sys.stderr)
         return _SIGNALLED + getattr(stop, "signum", signal.SIGINT)

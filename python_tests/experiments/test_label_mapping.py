@@ -80,4 +80,5 @@ def test_a_mapping_tells_how_many_classes_there_are():
 
 def test_equal_mappings_read_alike():
     assert str(parse_mapping(["8:1", "rest:255", "7:0"], 255)) == "7:0 8:1 rest:255"
+    assert str(parse_mapping(["reduce-zero-label"], 255)) == "reduce-zero-label"
     assert not LabelMapping()

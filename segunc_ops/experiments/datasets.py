@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -118,8 +118,9 @@ class FolderDataset:
         image_suffix: end of the images' stems that label maps do not share; None finds it out
             (:func:`segunc_ops.experiments.layouts.pair_files`).
         label_suffix: end of the label maps' stems, such as ``"_mask"``; None finds it out.
-        mapping: classes by labels; None keeps labels as they are. ``"auto"`` maps the 34 ids of
-            label maps that are named like Cityscapes' (``_gtFine_labelIds``) to its 19 classes.
+        mapping: classes by labels; an empty one keeps labels as they are. None does so too, but
+            maps the 34 ids of label maps that are named like Cityscapes' (``_gtFine_labelIds``) to
+            its 19 classes.
         part: of an undivided data set, the split and the share of its images held out for
             ``"val"``, such as ``("train", 0.2)``; None takes all images.
 
@@ -141,30 +142,27 @@ class FolderDataset:
         ignore_index: int = 255,
         image_suffix: str | None = None,
         label_suffix: str | None = None,
-        mapping: LabelMapping | Literal["auto"] | None = "auto",
+        mapping: LabelMapping | None = None,
         part: tuple[str, float] | None = None,
     ) -> None:
         self.image_folder = Path(images)
-        self.notes: tuple[str, ...] = ()
+        self._mapped_unasked: tuple[str, ...] = ()
         self._pairs = pair_files(
             Path(images), Path(labels), image_suffix=image_suffix, label_suffix=label_suffix
         )
         if part is not None:
             self._pairs = divide(self._pairs, *part)
-        if mapping == "auto":
-            mapping = None
+        if mapping is None:
+            mapping = LabelMapping()
             if all(pair.label.stem.endswith(_CITYSCAPES_LABELS) for pair in self._pairs):
                 mapping = cityscapes_mapping(ignore_index)
-                self.notes = (
+                self._mapped_unasked = (
                     f"{labels}: Cityscapes' ids are mapped to its {mapping.num_classes} classes, "
                     "the others ignored; --map none keeps them",
                 )
+        self.notes: tuple[str, ...] = self._mapped_unasked
         self._mapping = mapping
-        if (
-            mapping is not None
-            and class_names is None
-            and num_classes in (None, mapping.num_classes)
-        ):
+        if class_names is None and num_classes in (None, mapping.num_classes):
             num_classes, class_names = mapping.num_classes, mapping.class_names
         if class_names is not None:
             if num_classes is not None and num_classes != len(class_names):
@@ -226,11 +224,10 @@ class FolderDataset:
 
     def _label(self, path: Path) -> NDArray[np.int32]:
         label = read_label(path)
-        if self._mapping is not None:
-            try:
-                label = self._mapping.apply(label, self.ignore_index)
-            except ValueError as problem:
-                raise DatasetError(f"{path}: {problem}") from None
+        try:
+            label = self._mapping.apply(label, self.ignore_index)
+        except ValueError as problem:
+            raise DatasetError(f"{path}: {problem}") from None
         if self._num_classes is not None:
             wrong = (label != self.ignore_index) & ((label < 0) | (label >= self._num_classes))
             if wrong.any():
@@ -305,7 +302,7 @@ class FolderDataset:
                     f"(--ignore-index {value}); {classes if value >= 0 else 'classes start at 0'}"
                 )
             self._num_classes = highest + 1
-        self.notes = (*self.notes, *self._notes(sorted(where), ignored))
+        self.notes = (*self._mapped_unasked, *self._notes(sorted(where), ignored))
 
     def _notes(self, labelled: list[int], ignored: Path | None) -> Iterator[str]:
         folder = self._pairs[0].label.parent

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +53,12 @@ class LabelMapping:
     num_classes: int | None = None
     """C, if the mapping determines it."""
     class_names: tuple[str, ...] | None = None
+    name: str | None = None
+    """What stands for pairs that are too many to be told."""
 
     def __str__(self) -> str:
+        if self.name is not None:
+            return self.name
         pairs = [f"{label}:{index}" for label, index in self.pairs]
         return " ".join(pairs if self.rest is None else [*pairs, f"{_REST}:{self.rest}"])
 
@@ -69,10 +74,10 @@ class LabelMapping:
         if not self:
             return label
         if label.size and label.min() >= 0 and label.max() < _TABLE_SIZE:
-            mapped = self._classes(np.arange(label.max() + 1, dtype=np.int32), ignore_index)[label]
+            mapped = self._classes(range(label.max() + 1), ignore_index)[label]
         else:
             values, where = np.unique(label, return_inverse=True)
-            mapped = self._classes(values, ignore_index)[where].reshape(label.shape)
+            mapped = self._classes(values.tolist(), ignore_index)[where].reshape(label.shape)
         unlisted = mapped == _UNLISTED
         if unlisted.any():
             value = label[unlisted][0]
@@ -82,17 +87,16 @@ class LabelMapping:
             )
         return mapped
 
-    def _classes(self, values: NDArray[np.int32], ignore_index: int) -> NDArray[np.int32]:
-        classes = np.full(values.shape, _UNLISTED if self.rest is None else self.rest, np.int32)
-        classes[values == ignore_index] = ignore_index
-        sources, targets = np.array(self.pairs, np.int32).reshape(-1, 2).T
-        order = np.argsort(sources)
-        sources, targets = sources[order], targets[order]
-        place = np.searchsorted(sources, values).clip(max=max(0, len(sources) - 1))
-        if len(sources):
-            listed = sources[place] == values
-            classes[listed] = targets[place[listed]]
-        return classes
+    @cached_property
+    def _listed(self) -> dict[int, int]:
+        return dict(self.pairs)
+
+    def _classes(self, labels: Iterable[int], ignore_index: int) -> NDArray[np.int32]:
+        rest = _UNLISTED if self.rest is None else self.rest
+        classes = [
+            self._listed.get(label, label if label == ignore_index else rest) for label in labels
+        ]
+        return np.array(classes, np.int32)
 
 
 def cityscapes_mapping(ignore_index: int) -> LabelMapping:
@@ -108,7 +112,7 @@ def _reduce_zero_label(ignore_index: int) -> LabelMapping:
         for label in range(1, _TABLE_SIZE)
         if ignore_index not in (label, label - 1)
     ]
-    return LabelMapping(((0, ignore_index), *pairs))
+    return LabelMapping(((0, ignore_index), *pairs), name="reduce-zero-label")
 
 
 def parse_mapping(words: Sequence[str], ignore_index: int) -> LabelMapping:
@@ -126,26 +130,20 @@ def parse_mapping(words: Sequence[str], ignore_index: int) -> LabelMapping:
         if words[0] == "cityscapes":
             return cityscapes_mapping(ignore_index)
         return LabelMapping() if words[0] == "none" else _reduce_zero_label(ignore_index)
-    pairs: dict[int, int] = {}
-    rest: int | None = None
+    found: dict[int | str, int] = {}
     for word in words:
         match = _PAIR.fullmatch(word)
         if match is None:
             raise ValueError(
                 f"expected LABEL:CLASS, {_REST}:CLASS, or alone {', '.join(_PRESETS)}; got {word!r}"
             )
-        index = int(match[2])
-        if (match[1] == _REST and rest is not None) or (
-            match[1] != _REST and int(match[1]) in pairs
-        ):
+        label = match[1] if match[1] == _REST else int(match[1])
+        if label in found:
             raise ValueError(f"label {match[1]} is mapped twice")
-        if match[1] == _REST:
-            rest = index
-        else:
-            pairs[int(match[1])] = index
-    classes = {*pairs.values(), rest} - {None, ignore_index}
+        found[label] = int(match[2])
+    classes = {*found.values()} - {ignore_index}
     if not classes:
         raise ValueError(f"maps every label to {ignore_index}, which is ignored")
-    return LabelMapping(
-        tuple(sorted(pairs.items())), rest, max(c for c in classes if c is not None) + 1
-    )
+    rest = found.pop(_REST, None)
+    pairs = sorted((int(label), index) for label, index in found.items())
+    return LabelMapping(tuple(pairs), rest, max(classes) + 1)

@@ -58,7 +58,7 @@ class Pair(NamedTuple):
     """The files of an image and its label map."""
 
     name: str
-    """The image's path below its folder, less the extension, with forward slashes."""
+    """That of the image (:func:`image_name`)."""
     image: Path
     label: Path
 
@@ -82,10 +82,15 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
             yield path
 
 
+def image_name(path: Path, folder: Path) -> str:
+    """An image's path below a folder, less the extension, with forward slashes."""
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
 def _holds_label_maps(folder: Path, label_suffix: str | None) -> bool:
     """Whether some of a folder's images are label maps by the ending of their stem."""
     suffixes = (label_suffix,) if label_suffix else LABEL_SUFFIXES
-    return folder.is_dir() and any(path.stem.endswith(suffixes) for path in list_images(folder))
+    return folder.is_dir() and any(path.stem.endswith(suffixes) for path in _walk(folder, ()))
 
 
 def _divided(root: Path, split: str, label_suffix: str | None) -> list[Split]:
@@ -173,11 +178,11 @@ def pair_files(
     if not found:
         raise DatasetError(f"{images}: holds no images")
     beside = images.resolve() == labels.resolve()
-    maps: dict[Path, list[Path]] = {}
+    maps: dict[str, list[Path]] = {}
     for path in found if beside else list_images(labels):
-        maps.setdefault(path.relative_to(labels).with_suffix(""), []).append(path)
+        maps.setdefault(image_name(path, labels), []).append(path)
     complete: dict[tuple[str, str], list[Pair]] = {}
-    best: tuple[int, DatasetError] | None = None
+    best: tuple[int, str] | None = None
     for of_label in ("", *LABEL_SUFFIXES) if label_suffix is None else (label_suffix,):
         if beside and not of_label:
             continue
@@ -190,29 +195,23 @@ def pair_files(
             if not missing:
                 complete[of_image, of_label] = pairs
             elif best is None or len(pairs) > best[0]:
-                wanted = labels / missing[0][1].with_suffix(".png")
+                path, wanted = missing[0]
                 best = (
                     len(pairs),
-                    DatasetError(
-                        f"{wanted}: no label map for {missing[0][0].name} "
-                        f"({len(missing)} of {len(inputs)} images have none)"
-                    ),
+                    f"{labels / wanted}.png: no label map for {path.name} "
+                    f"({len(missing)} of {len(inputs)} images have none)",
                 )
     if len(complete) > 1:
-        one, other = (pairs[0].label for pairs in list(complete.values())[:2])
+        one, other = (pairs[0] for pairs in list(complete.values())[:2])
         raise DatasetError(
-            f"{one}: may be the label map of {next(iter(complete.values()))[0].image.name}, but so "
-            f"may {other.name}; choose one with --label-suffix"
+            f"{one.label}: may be the label map of {one.image.name}, but so may "
+            f"{other.label.name}; choose one with --label-suffix"
         )
     if not complete:
-        raise (
-            best[1]
-            if best
-            else DatasetError(
-                f"{images}: holds no image with a stem that ends in {image_suffix!r} and label map "
-                f"whose stem ends in {label_suffix or LABEL_SUFFIXES[0]!r}"
-            )
+        nothing = (
+            f"{images}: holds no image, label maps left out, that ends in {image_suffix or ''!r}"
         )
+        raise DatasetError(best[1] if best else nothing)
     pairs = next(iter(complete.values()))
     _check_distinct(pairs)
     return pairs
@@ -221,15 +220,15 @@ def pair_files(
 def _match(
     inputs: Sequence[Path],
     images: Path,
-    maps: dict[Path, list[Path]],
+    maps: dict[str, list[Path]],
     image_suffix: str,
     label_suffix: str,
-) -> tuple[list[Pair], list[tuple[Path, Path]]]:
-    """Pairs by these endings, and images without a label map with where it should be."""
+) -> tuple[list[Pair], list[tuple[Path, str]]]:
+    """Pairs by these endings, and images without a label map with the name it should have."""
     pairs, missing = [], []
     for path in inputs:
-        relative = path.relative_to(images).with_suffix("")
-        wanted = relative.with_name(relative.name.removesuffix(image_suffix) + label_suffix)
+        name = image_name(path, images)
+        wanted = name.removesuffix(image_suffix) + label_suffix
         there = maps.get(wanted, [])
         lossless = [each for each in there if each.suffix.lower() in LABEL_EXTENSIONS]
         if len(lossless) > 1:
@@ -239,9 +238,9 @@ def _match(
             )
         # Of another extension it is refused when it is read, with the reason.
         if there:
-            pairs.append(Pair(relative.as_posix(), path, (lossless or there)[0]))
+            pairs.append(Pair(name, path, (lossless or there)[0]))
         else:
-            missing.append((path, wanted.with_name(f"{wanted.name}.png")))
+            missing.append((path, wanted))
     return pairs, missing
 
 

@@ -53,6 +53,12 @@ class Record:
                 return f"{name} {_short(value)}, not {_short(theirs[name])}"
         return "nothing"
 
+    def why_not(self, found: Record | None) -> str | None:
+        """Why a file that tells `found` is not one of this record, for a message; None if it is."""
+        if found is None:
+            return "was not written by this program"
+        return None if found == self else f"was made with {found.differs(self)}"
+
 
 def _short(value: object) -> str:
     if isinstance(value, tuple):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .datasets import DatasetError, FolderDataset, Sample, digest_files
 from .map_files import Record, read_map, write_tiff
-from .output_files import by_folder, remove_partial_files
+from .output_files import remove_partial_files
 
 MASKS = "masks"
 """What of :meth:`MaskedDataset.contents` counts only for those who train by them."""
@@ -64,8 +64,7 @@ def write_mask(path: Path, values: NDArray[np.float32], record: MaskRecord) -> N
 
 def remove_partial_masks(folder: Path, names: set[str]) -> None:
     """Removes what killed processes left of the masks of the images with these names."""
-    for parent, files in by_folder(mask_path(folder, name) for name in names).items():
-        remove_partial_files(parent, files)
+    remove_partial_files(folder, (mask_path(Path(), name) for name in names))
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.float32], MaskRecord | None]:

@@ -120,10 +120,8 @@ def _is_done(path: Path, dataset: FolderDataset, index: int, record: MaskRecord)
         values, found = read_mask(path)
     except DatasetError as problem:
         raise MaskError(f"{problem}; {advice}") from problem
-    if found is None:
-        raise MaskError(f"{path}: was not written by this program; {advice}")
-    if found != record:
-        raise MaskError(f"{path}: was made with {found.differs(record)}; {advice}")
+    if (why := record.why_not(found)) is not None:
+        raise MaskError(f"{path}: {why}; {advice}")
     size = dataset.label(index).shape
     if values.shape != size:
         raise MaskError(

@@ -66,14 +66,18 @@ def by_folder(paths: Iterable[Path]) -> dict[Path, set[str]]:
     return names
 
 
-def remove_partial_files(folder: Path, names: Collection[str]) -> None:
-    """Removes what killed processes left in a folder, if it is there, of files with these names."""
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        found = _PARTIAL.fullmatch(path.name)
-        if found and found[1] in names:
-            path.unlink(missing_ok=True)
+def remove_partial_files(folder: Path, names: Iterable[str | Path]) -> None:
+    """Removes what killed processes left in a folder of the files with these names.
+
+    Args:
+        folder: where they lie, if it is there.
+        names: of the files, with their sub-folders.
+    """
+    for parent, files in by_folder(folder / name for name in names).items():
+        for path in parent.iterdir() if parent.is_dir() else ():
+            found = _PARTIAL.fullmatch(path.name)
+            if found and found[1] in files:
+                path.unlink(missing_ok=True)
 
 
 def try_output(folder: Path, names: Collection[str] = ()) -> None:

@@ -22,7 +22,7 @@ from .datasets import normalize
 from .evaluation import Predict, predict_by_dropout, predict_by_ensemble, seeded
 from .image_files import DatasetError, open_image
 from .interruption import Interrupted, deferred_interrupt
-from .layouts import list_images
+from .layouts import image_name, list_images
 from .map_files import Record, read_map, write_png, write_tiff
 from .models import EncoderDecoder
 from .networks import reproducible
@@ -131,10 +131,6 @@ class CheckedImage(NamedTuple):
     size: tuple[int, int]
 
 
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).with_name(path.stem).as_posix()
-
-
 def find_images(paths: Iterable[Path]) -> list[Source]:
     """The images that some paths stand for.
 
@@ -149,7 +145,7 @@ def find_images(paths: Iterable[Path]) -> list[Source]:
     found: dict[str, Path] = {}
     for given in paths:
         if given.is_dir():
-            each = [Source(path, _name(path, given)) for path in list_images(given)]
+            each = [Source(path, image_name(path, given)) for path in list_images(given)]
             if not each:
                 raise DatasetError(f"{given}: holds no images")
         elif given.suffix == ".pt":
@@ -250,11 +246,8 @@ def _is_done(path: Path, record: PredictionRecord, size: tuple[int, int]) -> boo
         values, _, description = read_map(path)
     except Exception as problem:  # whatever a decoder makes of another file
         raise PredictionError(f"{path}: cannot be read ({problem}); {advice}") from problem
-    found = PredictionRecord.from_json(description)
-    if found is None:
-        raise PredictionError(f"{path}: was not written by this program; {advice}")
-    if found != record:
-        raise PredictionError(f"{path}: was made with {found.differs(record)}; {advice}")
+    if (why := record.why_not(PredictionRecord.from_json(description))) is not None:
+        raise PredictionError(f"{path}: {why}; {advice}")
     if values.shape != size:
         raise PredictionError(
             f"{path}: is {values.shape[1]} x {values.shape[0]}, its image {size[1]} x {size[0]}; "
@@ -345,9 +338,8 @@ def write_predictions(
 
     with ThreadPoolExecutor() as pool:
         missing = list(pool.map(missing_maps, range(len(sources))))
-    paths = [map_path(folder, kind, name) for kind in kinds for _, name in sources]
-    for parent, names in by_folder(paths).items():
-        remove_partial_files(parent, names)
+    maps = (map_path(Path(), kind, name) for kind in kinds for _, name in sources)
+    remove_partial_files(folder, maps)
     todo = [index for index in range(len(sources)) if missing[index]]
     kept = len(sources) - len(todo)
     if progress is not None:
