@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .experiments.ranks import Ranks
     from .experiments.training import TrainingConfig
 
+_IGNORE_INDEX = 255
 _USAGE_ERROR = 2
 _SIGNALLED = 128
 
@@ -112,7 +113,9 @@ def _parameter_options(group: argparse._ArgumentGroup, parameters: Sequence[Para
 
 
 def _device_option(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
+    group.add_argument(
+        "--device", type=_device, default="cpu", help="cpu, cuda or cuda:N (default: cpu)"
+    )
 
 
 def _samples_option(parser: argparse.ArgumentParser) -> None:
@@ -125,8 +128,13 @@ def _samples_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    parser.add_argument(
+def _data_options(
+    parser: argparse.ArgumentParser, *, required: bool = True, of_networks: bool = False
+) -> None:
+    """Where images and label maps are, and how labels are read; for networks, as in training."""
+    trained = "as in training, else " if of_networks else ""
+    data = parser.add_argument_group("data")
+    data.add_argument(
         "--data",
         type=Path,
         required=required,
@@ -135,12 +143,12 @@ def _data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> 
         if required
         else "the data set's folder (default: the demo's generated scenes)",
     )
-    parser.add_argument(
+    data.add_argument(
         "--ignore-index",
         type=int,
-        default=255,
+        default=None if of_networks else _IGNORE_INDEX,
         metavar="CLASS",
-        help="of pixels that count for nothing (default: 255)",
+        help=f"of pixels that count for nothing (default: {trained}{_IGNORE_INDEX})",
     )
     files = parser.add_argument_group(
         "how DIR is laid out", "Not needed for the layouts and endings in docs/data.md."
@@ -158,9 +166,9 @@ def _data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> 
         nargs="+",
         metavar="LABEL:CLASS",
         help="classes by labels, such as 0:0 255:1; rest:255 ignores all that are not listed, "
-        "which are refused otherwise. Or one word: cityscapes (its 34 ids to 19 classes; the "
-        "default for label maps named *_gtFine_labelIds), reduce-zero-label (0 ignored, the others "
-        "one less) or none",
+        "which are refused otherwise. Or one word: cityscapes (its 34 ids to 19 classes), "
+        "reduce-zero-label (0 ignored, the others one less) or none (default: "
+        f"{trained}none, but cityscapes for label maps named *_gtFine_labelIds)",
     )
     files.add_argument(
         "--held-out",
@@ -171,7 +179,9 @@ def _data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> 
     )
 
 
-def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParser:
+def _common_options(
+    losses: Sequence[str], *, steps: int, crop: tuple[int, int]
+) -> argparse.ArgumentParser:
     """The options of both trainings, with the defaults of one of them."""
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("training")
@@ -180,7 +190,9 @@ def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParse
         nargs="+",
         choices=tuple(LOSSES),
         default=list(losses),
-        help=f"losses to train alike and compare (default: {' '.join(losses)})",
+        help="losses to train alike and compare: "
+        f"{', '.join(f'{name}, {loss.about}' for name, loss in LOSSES.items())} "
+        f"(default: {' '.join(losses)})",
     )
     length = group.add_mutually_exclusive_group()
     parser.set_defaults(default_steps=steps)
@@ -192,7 +204,12 @@ def _common_options(losses: Sequence[str], steps: int) -> argparse.ArgumentParse
     length.add_argument("--epochs", type=_whole(1), help="passes over the training images")
     group.add_argument("--batch-size", type=_whole(2), default=4, metavar="N", help="default: 4")
     group.add_argument(
-        "--crop", type=_whole(32), nargs=2, metavar=("H", "W"), help="default: 128 192, 256 256"
+        "--crop",
+        type=_whole(32),
+        nargs=2,
+        default=list(crop),
+        metavar=("H", "W"),
+        help=f"pixels of an image that are learnt from at a time (default: {crop[0]} {crop[1]})",
     )
     group.add_argument(
         "--scale",
@@ -313,13 +330,15 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser(
         "demo",
-        parents=[_common_options(DEMO, steps=400)],
+        usage="%(prog)s [OPTION ...]",
+        parents=[_common_options(DEMO, steps=400, crop=(128, 192))],
         help="train on generated street scenes by CE, U-CE and IU; print a table, write pictures",
     )
     demo.set_defaults(parser=demo)
     train = commands.add_parser(
         "train",
-        parents=[_common_options(DEFAULT, steps=4000)],
+        usage="%(prog)s --data DIR [OPTION ...]",
+        parents=[_common_options(DEFAULT, steps=4000, crop=(256, 256))],
         help="train, evaluate and compare networks on a folder of images and label maps",
         description="Trains on DIR, laid out as train/ trainannot/ val/ valannot/, as "
         "images/{train,val} labels/{train,val}, like Cityscapes, or undivided with IMAGE_mask.png "
@@ -342,6 +361,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     masks = commands.add_parser(
         "masks",
+        usage="%(prog)s --data DIR --members CHECKPOINT [CHECKPOINT ...] --output DIR [OPTION ...]",
         help="write an ensemble's uncertainty of each image, for `segunc train --loss iu --masks`",
         description="Writes a float32 TIFF for each image of DIR (laid out as for `segunc train`), "
         "called like it, in the same sub-folder: the mean of the ensemble's predictive entropy, in "
@@ -349,7 +369,7 @@ def build_parser() -> argparse.ArgumentParser:
         "torchrun the ranks share the work.",
     )
     masks.set_defaults(parser=masks)
-    _data_options(masks)
+    _data_options(masks, of_networks=True)
     masks.add_argument(
         "--split", choices=("train", "val"), default="train", help="of DIR (default: train)"
     )
@@ -359,7 +379,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="CHECKPOINT",
-        help="networks that `segunc train` has trained with different seeds, or together",
+        help="networks of the ensemble, which `segunc train` has trained with different seeds, or "
+        "together",
     )
     masks.add_argument("--output", type=Path, required=True, metavar="DIR", help="of the masks")
     masks.add_argument(
@@ -378,6 +399,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict = commands.add_parser(
         "predict",
+        usage="%(prog)s CHECKPOINT IMAGES [IMAGES ...] --output DIR [OPTION ...]",
         help="class map and uncertainty of images without labels",
         description="Writes of each image, at its size and turned as its EXIF tag says: "
         "DIR/classes/NAME.png, the index of each pixel's class as grey value; "
@@ -392,6 +414,7 @@ def build_parser() -> argparse.ArgumentParser:
     _predict_options(predict)
     evaluation = commands.add_parser(
         "eval",
+        usage="%(prog)s CHECKPOINT [CHECKPOINT ...] [--data DIR] [OPTION ...]",
         help="all metrics and plots of trained networks, also on other data",
         description="Evaluates checkpoints of `segunc train` or `segunc demo`: a single network by "
         "Monte-Carlo dropout, several as an ensemble. Writes metrics.md, metrics.json, curves.png "
@@ -405,8 +428,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         help="of one network, or of the members of an ensemble",
     )
-    _data_options(evaluation, required=False)
-    evaluation.add_argument("--class-names", nargs="+", metavar="NAME", help="of classes 0, 1, ...")
+    _data_options(evaluation, required=False, of_networks=True)
+    evaluation.add_argument(
+        "--class-names",
+        nargs="+",
+        metavar="NAME",
+        help="of classes 0, 1, ... (default: as in training)",
+    )
     evaluation.add_argument(
         "--split", choices=("train", "val"), default="val", help="of DIR (default: val)"
     )
@@ -414,7 +442,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--threshold",
         type=_real(0),
         metavar="U",
-        help="of PAvPU's uncertainty (default: its mean over the training images of the data)",
+        help="uncertainty from which a pixel is uncertain, for PAvPU, the share of patches that "
+        "are accurate and certain or neither (default: the mean over the training images)",
     )
     _samples_option(evaluation)
     evaluation.add_argument(
@@ -428,7 +457,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _device_option(evaluation.add_argument_group("machine"))
     info = commands.add_parser(
-        "info", help="versions, instruction set, CUDA targets, what is loaded"
+        "info",
+        help="versions, instruction set, CUDA targets, what is loaded",
+        description="Shows the versions of segunc_ops and torch, the instruction set that the CPU "
+        "kernels use, the CUDA targets that were built, and which native libraries are loaded or "
+        "why they are not: what a bug report needs.",
     )
     info.set_defaults(parser=info)
     return parser
@@ -442,7 +475,6 @@ def _run_folder(arguments: argparse.Namespace) -> Path:
 def _config(
     arguments: argparse.Namespace,
     *,
-    crop: tuple[int, int],
     num_images: int,
     masks: str | None = None,
 ) -> TrainingConfig:
@@ -460,7 +492,7 @@ def _config(
         loss=arguments.loss[0],
         steps=steps,
         batch_size=arguments.batch_size,
-        crop=crop if arguments.crop is None else tuple(arguments.crop),
+        crop=tuple(arguments.crop),
         scale=tuple(arguments.scale),
         learning_rate=arguments.lr,
         dropout=arguments.dropout,
@@ -502,7 +534,7 @@ def _demo(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
                 dataset[index]
                 bar.update()
     return Experiment(
-        config=_config(arguments, crop=(128, 192), num_images=len(train)),
+        config=_config(arguments, num_images=len(train)),
         losses=list(dict.fromkeys(arguments.loss)),
         train=train,
         validation=validation,
@@ -512,19 +544,8 @@ def _demo(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
     )
 
 
-def _folder_dataset(
-    arguments: argparse.Namespace,
-    split: str,
-    num_classes: int | None,
-    ranks: Ranks,
-    class_names: Sequence[str] | None = None,
-) -> FolderDataset:
-    """A split of --data, every image and label map of it checked."""
-    from tqdm.auto import tqdm
-
-    from .experiments.datasets import DatasetError, FolderDataset
+def _mapping(arguments: argparse.Namespace) -> LabelMapping | None:
     from .experiments.label_mapping import parse_mapping
-    from .experiments.layouts import find_split, is_divided
 
     mapping: LabelMapping | None = None
     if arguments.map is not None:
@@ -532,6 +553,66 @@ def _folder_dataset(
             mapping = parse_mapping(arguments.map, arguments.ignore_index)
         except ValueError as problem:
             arguments.parser.error(f"argument --map: {problem}")
+    return mapping
+
+
+def _labels_as_trained(
+    arguments: argparse.Namespace, checkpoints: Sequence[Path], ranks: Ranks
+) -> None:
+    """Reads labels as the training of these networks did, unless options say otherwise."""
+    from .experiments.networks import trained_labels
+
+    told = {path: labels for path in checkpoints if (labels := trained_labels(path)) is not None}
+
+    def choose(option: str, given: str | None, trained: dict[Path, str], usual: str) -> str | None:
+        differing: dict[str, Path] = {}
+        for path, value in trained.items():
+            differing.setdefault(value, path)
+        if given is not None:
+            if (others := sorted(differing.keys() - {given})) and ranks.first:
+                _note(f"{option} {given} is not that of the training ({', '.join(others)})")
+            return given
+        if len(differing) > 1:
+            (one, path), (other, place) = list(differing.items())[:2]
+            arguments.parser.error(
+                f"argument {option}: {path} was trained with {one}, {place} with {other}; pass one"
+            )
+        chosen = next(iter(differing), None)
+        if chosen not in (None, usual) and ranks.first:
+            _note(f"labels are read as in training, with {option} {chosen}")
+        return chosen
+
+    ignored = None if arguments.ignore_index is None else str(arguments.ignore_index)
+    indices = {path: str(labels.ignore_index) for path, labels in told.items()}
+    ignored = choose("--ignore-index", ignored, indices, str(_IGNORE_INDEX))
+    arguments.ignore_index = _IGNORE_INDEX if ignored is None else int(ignored)
+    parsed = _mapping(arguments)
+    given = None if parsed is None else str(parsed) or "none"
+    mappings = {path: labels.mapping for path, labels in told.items()}
+    mapping = choose("--map", given, mappings, "none")
+    arguments.map = None if mapping is None else mapping.split()
+
+
+def _note(text: str) -> None:
+    print(f"segunc: {text}", file=sys.stderr)
+
+
+def _folder_dataset(
+    arguments: argparse.Namespace,
+    split: str,
+    num_classes: int | None,
+    ranks: Ranks,
+    class_names: Sequence[str] | None = None,
+    *,
+    for_training: bool = False,
+) -> FolderDataset:
+    """A split of --data, every image and label map of it checked."""
+    from tqdm.auto import tqdm
+
+    from .experiments.datasets import DatasetError, FolderDataset
+    from .experiments.layouts import find_split, is_divided
+
+    mapping = _mapping(arguments)
     try:
         folders = find_split(arguments.data, split, arguments.label_suffix)
         divided = is_divided(arguments.data, arguments.label_suffix)
@@ -550,17 +631,13 @@ def _folder_dataset(
     with tqdm(
         total=len(dataset), desc=f"check {split}", unit="image", disable=not ranks.first
     ) as bar:
-        dataset.scan(bar.update)
-    if ranks.first:
-        notes = dataset.notes
-        if not divided:
-            notes += (
-                f"{arguments.data}: is not divided; {len(dataset)} of its images are {split}'s "
-                f"(--held-out {arguments.held_out:g}, by their names)",
-            )
-        for note in notes:
-            print(f"segunc: {note}", file=sys.stderr)
+        dataset.scan(bar.update, for_training=for_training)
     return dataset
+
+
+def _say_notes(*datasets: FolderDataset) -> None:
+    for note in dict.fromkeys(note for dataset in datasets for note in dataset.notes):
+        _note(note)
 
 
 def _masked_dataset(
@@ -592,11 +669,17 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
     for split in ("train", "val"):
         # Validation labels must be classes that training knows.
         num_classes = splits[0].num_classes if splits else arguments.classes
-        splits.append(_folder_dataset(arguments, split, num_classes, ranks, names))
+        splits.append(
+            _folder_dataset(
+                arguments, split, num_classes, ranks, names, for_training=split == "train"
+            )
+        )
     if ranks.first:
+        _say_notes(*splits)
+        classes = splits[0].num_classes
         print(
-            f"{splits[0].num_classes} classes, {len(splits[0])} training and {len(splits[1])} "
-            f"validation images in {arguments.data}",
+            f"{classes} class{'es' if classes > 1 else ''}, {len(splits[0])} training and "
+            f"{len(splits[1])} validation images in {arguments.data}",
             file=sys.stderr,
         )
     train: SegmentationDataset = splits[0]
@@ -608,7 +691,7 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
         train = masked = _masked_dataset(arguments, splits[0], ranks)
         masks = masked.fingerprint
     experiment = Experiment(
-        config=_config(arguments, crop=(256, 256), num_images=len(train), masks=masks),
+        config=_config(arguments, num_images=len(train), masks=masks),
         losses=list(dict.fromkeys(arguments.loss)),
         train=train,
         validation=splits[1],
@@ -674,9 +757,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if not ranks.first:
         return 0
     _say(f"\n{table}")
-    pictures = ", ".join(sorted(path.name for path in experiment.folder.glob("*.png")))
-    seconds = time.perf_counter() - started
-    _say(f"Written to {experiment.folder}: table.md, table.json, {pictures} ({seconds:.0f} s).")
+    pictures = sorted(path.name for path in experiment.folder.glob("*.png"))
+    checkpoints = [experiment.checkpoint(loss).name for loss in experiment.losses]
+    files = ", ".join(["table.md", "table.json", *pictures, *checkpoints])
+    _say(f"Written to {experiment.folder}: {files} ({time.perf_counter() - started:.0f} s).")
     return 0
 
 
@@ -684,6 +768,7 @@ def _masks(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from .experiments.masks import MaskError, MaskSettings, load_ensemble, write_masks
+    from .experiments.networks import trained_class_names
     from .experiments.output_files import try_output
     from .experiments.ranks import RankError, ranks_of_environment
     from .experiments.training import CheckpointError
@@ -694,7 +779,11 @@ def _masks(arguments: argparse.Namespace) -> int:
         try_output(arguments.output)
         members = load_ensemble(arguments.members)
         num_classes = next(iter(members.values())).num_classes
-        dataset = _folder_dataset(arguments, arguments.split, num_classes, ranks)
+        _labels_as_trained(arguments, arguments.members, ranks)
+        names = trained_class_names(arguments.members)
+        dataset = _folder_dataset(arguments, arguments.split, num_classes, ranks, names)
+        if ranks.first:
+            _say_notes(dataset)
         share = len(range(ranks.rank, len(dataset), ranks.size))
         with tqdm(
             total=share, desc="masks", unit="image", disable=not ranks.first, dynamic_ncols=True
@@ -710,7 +799,7 @@ def _masks(arguments: argparse.Namespace) -> int:
                 progress=bar.update,
             )
     except CheckpointError as problem:
-        error(f"argument --members: {problem}")
+        error(f"{problem}")
     except (MaskError, RankError) as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
@@ -722,7 +811,7 @@ def _masks(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
-    from .experiments.datasets import DatasetError
+    from .experiments.datasets import DatasetError, number_classes
     from .experiments.networks import load_networks, trained_class_names
     from .experiments.predictions import (
         PredictionError,
@@ -743,9 +832,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     try:
         check_folder(arguments.output, arguments.images, sources)
         networks = load_networks(checkpoints)
-        predictor = Predictor(
-            networks, trained_class_names(checkpoints), arguments.samples, arguments.seed
+        names = trained_class_names(checkpoints) or number_classes(
+            next(iter(networks.values())).num_classes
         )
+        predictor = Predictor(networks, names, arguments.samples, arguments.seed)
         with tqdm(total=len(sources), desc="check images", unit="image", dynamic_ncols=True) as bar:
             checked = check_images(sources, bar.update)
         with tqdm(total=len(sources), desc="predict", unit="image", dynamic_ncols=True) as bar:
@@ -758,15 +848,12 @@ def _predict(arguments: argparse.Namespace) -> int:
                 progress=bar.update,
             )
     except CheckpointError as problem:
-        error(f"argument CHECKPOINT: {problem}")
+        error(f"{problem}")
     except PredictionError as problem:
         print(f"segunc: error: {problem}", file=sys.stderr)
         return 1
     if "colors" not in predictor.kinds:
-        print(
-            f"segunc: no colours of {len(predictor.class_names)} classes, as a palette has 256",
-            file=sys.stderr,
-        )
+        _note(f"no colours of {len(predictor.class_names)} classes, as a palette has 256")
     how = (
         f"{arguments.samples} dropout samples"
         if len(networks) == 1
@@ -783,58 +870,55 @@ def _eval_data(
     arguments: argparse.Namespace, num_classes: int
 ) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """What is evaluated, and the training images that go with it."""
-    from .experiments.datasets import DatasetError, SceneDataset
+    from .experiments.datasets import DatasetError, SceneDataset, number_classes
     from .experiments.layouts import find_split
+    from .experiments.networks import trained_class_names
     from .experiments.ranks import ALONE
 
     error = arguments.parser.error
+    trained = trained_class_names(arguments.checkpoint)
     if arguments.data is None:
-        if num_classes != len(SceneDataset.class_names):
+        if (trained or number_classes(num_classes)) != SceneDataset.class_names:
             error(
-                f"argument --data: expected one for networks of {num_classes} classes; generated "
-                f"scenes have {len(SceneDataset.class_names)}"
+                "argument --data: is missing; only networks of `segunc demo` are evaluated on "
+                f"generated scenes, and {arguments.checkpoint[0]} has other classes"
             )
         seed = 2 * arguments.seed
         return (
             SceneDataset(_DEMO_VAL_SCENES, seed=seed + 1, size=_DEMO_SIZE, label_noise=False),
             SceneDataset(_DEMO_TRAIN_SCENES, seed=seed, size=_DEMO_SIZE),
         )
-    names = arguments.class_names
+    names = arguments.class_names or trained
     if names and len(names) != num_classes:
         error(f"argument --class-names: expected {num_classes} names, got {len(names)}")
-    reference: SegmentationDataset | None = None
+    _labels_as_trained(arguments, arguments.checkpoint, ALONE)
+    reference: FolderDataset | None = None
     dataset = _folder_dataset(arguments, arguments.split, num_classes, ALONE, names)
     if arguments.threshold is None:
         try:
             find_split(arguments.data, "train", arguments.label_suffix)
         except DatasetError:
-            print(
-                f"segunc: no training images in {arguments.data}, hence no PAvPU; pass --threshold",
-                file=sys.stderr,
-            )
+            _note(f"no training images in {arguments.data}, hence no PAvPU; pass --threshold")
         else:
             reference = _folder_dataset(arguments, "train", num_classes, ALONE, names)
+    _say_notes(*(each for each in (dataset, reference) if each is not None))
     return dataset, reference
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     from .experiments.experiment import EVALUATION_FILES, evaluate_checkpoints
+    from .experiments.networks import load_networks
     from .experiments.output_files import try_output
-    from .experiments.training import CheckpointError, load_members
+    from .experiments.training import CheckpointError
 
     error = arguments.parser.error
     folder = arguments.output or arguments.checkpoint[0].parent / "eval"
     try_output(folder, EVALUATION_FILES)
-    models = []
     try:
-        for path in arguments.checkpoint:
-            models += load_members(path)
+        models = [*load_networks(arguments.checkpoint).values()]
+        dataset, reference = _eval_data(arguments, models[0].num_classes)
     except CheckpointError as problem:
-        error(f"argument CHECKPOINT: {problem}")
-    classes = [model.num_classes for model in models]
-    if len(set(classes)) > 1:
-        error(f"argument CHECKPOINT: expected one number of classes, got {sorted(set(classes))}")
-    dataset, reference = _eval_data(arguments, classes[0])
+        error(f"{problem}")
     table = evaluate_checkpoints(
         models,
         dataset,

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from python_tests.experiments.cases import exit_code, write_pair
-from segunc_ops import cli
 from segunc_ops.experiments import datasets, scenes
 from segunc_ops.experiments.datasets import FolderDataset, Sample, SceneDataset
+from segunc_ops.experiments.label_mapping import parse_mapping
 from segunc_ops.experiments.layouts import find_split
 
 # Scenes
@@ -153,7 +153,7 @@ def label_maps(root: Path, *maps: list[int], **options: object) -> FolderDataset
     [
         (
             [[0, 255], [0]],
-            {},
+            {"num_classes": 1},
             [
                 "255 occurs and is ignored; is this a binary mask? Class 0 alone is left; "
                 "`--map 0:0 255:1` makes two classes of them"
@@ -174,15 +174,28 @@ def label_maps(root: Path, *maps: list[int], **options: object) -> FolderDataset
             [
                 "255 occurs and is ignored; is this a binary mask? Class 0 alone is left; "
                 "`--map 0:0 255:1` makes two classes of them",
-                "1 of 2 classes have no pixel: 1 (crack)",
+                "1 of 2 classes has no pixel: 1 (crack)",
             ],
         ),
-        ([[0, 1], [3, 255]], {}, ["1 of 4 classes have no pixel: 2"]),
-        ([[0, 1], [2]], {"num_classes": 4}, ["1 of 4 classes have no pixel: 3"]),
+        ([[0, 1], [3, 255]], {}, ["1 of 4 classes has no pixel: 2"]),
+        ([[0, 1], [2]], {"num_classes": 4}, ["1 of 4 classes has no pixel: 3"]),
         ([[0, 1, 255]], {}, []),
-        ([[0], [0]], {}, []),
+        ([[0], [0]], {"num_classes": 1}, []),
         ([[0, 1], [255]], {"num_classes": 2}, []),
-        ([[300, 303]], {}, ["301 of 304 classes have no pixel: 0, 1, 2, 3, 4 and 296 more"]),
+        ([[3, 7]], {"num_classes": 8}, ["6 of 8 classes have no pixel: 0, 1, 2, 4, 5 and 1 more"]),
+        (
+            [[0, 1, 2], [300, 255]],
+            {},
+            [
+                "296 of 301 classes have no pixel: 3, 4, 5, 6, 7 and 291 more; "
+                "`--map 0:0 1:1 2:2 300:3` numbers the 4 that have some"
+            ],
+        ),
+        (
+            [[0, 1, 5]],
+            {"mapping": parse_mapping(["0:0", "1:1", "2:1", "5:2", "8:3"], 255)},
+            ["no label map holds 2, 8, which --map lists", "1 of 4 classes has no pixel: 3"],
+        ),
         ([[0, 65535], [1]], {"ignore_index": 65535}, []),
     ],
 )
@@ -207,21 +220,51 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, maps, options, message
         label_maps(tmp_path, *maps, **options)
 
 
+BINARY = r"255 occurs and is ignored; is this a binary mask\? Class 0 alone .*`--map 0:0 255:1`"
+
+
+@pytest.mark.parametrize(
+    ("maps", "options", "message"),
+    [
+        ([[0, 255], [0]], {}, rf"{BINARY}.* declare it \(--classes 1\)"),
+        (
+            [[0, 255], [0]],
+            {"mapping": parse_mapping(["0:0", "254:1"], 255)},
+            rf"no label map holds 254, which --map lists; {BINARY}",
+        ),
+        ([[7]], {}, "every pixel is of class 7"),
+        ([[0, 255]], {"mapping": parse_mapping(["0:255", "255:1"], 255)}, "`--map 0:0 255:1`"),
+        ([[0, 1, 2]], {"mapping": parse_mapping(["1:0", "rest:255"], 255)}, "map two labels to"),
+    ],
+)
+def test_one_class_left_alone_is_refused(tmp_path, maps, options, message):
+    with pytest.raises(datasets.DatasetError, match=message):
+        label_maps(tmp_path, *maps, **options)
+
+
+def test_one_class_of_several_may_be_evaluated_but_not_learnt_from(tmp_path):
+    dataset = label_maps(tmp_path, [0, 255], num_classes=2)
+    with pytest.raises(datasets.DatasetError, match=BINARY):
+        dataset.scan(for_training=True)
+
+
 def test_negative_labels_are_refused(tmp_path, monkeypatch):
     write_pair(tmp_path, "train", "a", np.zeros((8, 8), int))
     dataset = FolderDataset(*find_split(tmp_path, "train"))
     label = np.array([[-1] * 8] + [[3] * 8] * 7, np.int32)
-    monkeypatch.setattr(dataset, "_label", lambda path: label)
+    monkeypatch.setattr(datasets, "read_label", lambda path: label)
     with pytest.raises(datasets.DatasetError, match=r"a\.png: label -1 is no .* 2 distinct values"):
         dataset.scan()
 
 
 def test_command_tells_of_binary_masks(tmp_path, capsys):
-    label_maps(tmp_path, [0, 255])
+    write_pair(tmp_path, "train", "a", np.array([[0, 255]] * 8))
     arguments = ["train", "--data", str(tmp_path), "--output", str(tmp_path / "runs")]
-    with pytest.raises(SystemExit):  # there is no validation split
-        cli.main(arguments)
-    assert "255 occurs and is ignored; is this a binary mask?" in capsys.readouterr().err
+    for declared in ([], ["--classes", "2"], ["--class-names", "ground", "crack"]):
+        assert exit_code([*arguments, *declared]) == 1
+        assert re.search(f"segunc: error: .*{BINARY}", capsys.readouterr().err)
+    assert exit_code([*arguments, "--classes", "1"]) == 2  # there is no validation split
+    assert re.search(f"trainannot: {BINARY}", capsys.readouterr().err) is None
 
 
 # Augmentation and batches

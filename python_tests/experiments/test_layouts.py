@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +212,7 @@ def test_a_folder_of_binary_masks_trains_with_one_command(tmp_path, capsys):
     assert exit_code(["train", "--data", str(root), "--map", "0:0", "255:1", *run]) == 0
     captured = capsys.readouterr()
     assert "2 classes, 4 training and 1 validation images" in captured.err
-    assert "is not divided; 4 of its images are train's (--held-out 0.2" in captured.err
+    assert "is not divided; 4 of its 5 images are train's (--held-out 0.2" in captured.err
     again = ["train", "--data", str(root), "--map", "0:1", "255:0", *run, "--resume"]
     assert exit_code(again) == 2
     assert "label mapping 0:0 255:1, not 0:1 255:0" in capsys.readouterr().err
@@ -232,6 +234,70 @@ def test_masks_of_nested_folders_lie_in_the_same(tmp_path):
     iu = ["train", "--data", str(root), *TRAINING, "--samples", "2", "--name", "iu"]
     iu[iu.index("ce")] = "iu"
     assert exit_code([*iu, "--masks", str(out), "--output", str(tmp_path / "runs")]) == 0
+
+
+@pytest.fixture(scope="module")
+def cracks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A binary data set, and networks that were trained with some mappings of it."""
+    root = tmp_path_factory.mktemp("cracks")
+    write_beside(root / "data")
+    for name, options in {
+        "a": ["--map", "0:0", "255:1"],
+        "b": ["--map", "0:0", "255:1", "--seed", "1"],
+        "other": ["--map", "0:1", "255:0"],
+        "ignoring": ["--map", "0:0", "255:2", "--ignore-index", "1", "--class-names", *"uvw"],
+    }.items():
+        run = [*TRAINING, "--samples", "2", "--output", str(root), "--name", name, *options]
+        assert exit_code(["train", "--data", str(root / "data"), *run]) == 0
+    return root
+
+
+def evaluated(root: Path, out: Path, *arguments: str) -> dict[str, object]:
+    names = [f"{root / name}/checkpoint-ce.pt" for name in arguments if not name.startswith("-")]
+    options = arguments[len(names) :]
+    command = ["eval", *names, "--data", str(root / "data"), "--samples", "2", "--output", str(out)]
+    assert exit_code([*command, *" ".join(options).split()]) == 0
+    evaluation: dict[str, object] = json.loads((out / "metrics.json").read_text())["evaluation"]
+    return evaluation
+
+
+def test_evaluation_reads_labels_as_training_did(cracks, tmp_path, capsys):
+    plain = evaluated(cracks, tmp_path, "a")
+    assert "labels are read as in training, with --map 0:0 255:1" in capsys.readouterr().err
+    assert plain["num_pixels"] == 32 * 48
+    assert evaluated(cracks, tmp_path, "a", "--map 0:0 255:1") == plain
+    assert "training" not in capsys.readouterr().err
+    other = evaluated(cracks, tmp_path, "a", "--map 0:1 255:0")
+    assert "--map 0:1 255:0 is not that of the training (0:0 255:1)" in capsys.readouterr().err
+    assert other["mean_iou"] != plain["mean_iou"]
+    ignoring = evaluated(cracks, tmp_path, "ignoring")
+    assert "as in training, with --ignore-index 1" in capsys.readouterr().err
+    assert ignoring["class_names"] == ["u", "v", "w"]
+    assert ignoring["iou"][1] is None
+
+
+def test_networks_of_different_labels_are_not_evaluated_together_unasked(cracks, tmp_path, capsys):
+    names = [f"{cracks / name}/checkpoint-ce.pt" for name in ("a", "other")]
+    command = ["eval", *names, "--data", str(cracks / "data"), "--output", str(tmp_path / "out")]
+    assert exit_code(command) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert re.search("a/.* was trained with 0:0 255:1, .*other/.* with 0:1 255:0; pass one", shown)
+    assert exit_code([*command, "--map", "0:0", "255:1"]) == 0
+
+
+def test_masks_are_of_the_labels_of_the_training_that_uses_them(cracks, tmp_path, capsys):
+    members = [f"{cracks / name}/checkpoint-ce.pt" for name in "ab"]
+    masks = tmp_path / "masks"
+    data = ["--data", str(cracks / "data")]
+    assert exit_code(["masks", *data, "--members", *members, "--output", str(masks)]) == 0
+    assert "labels are read as in training, with --map 0:0 255:1" in capsys.readouterr().err
+    run = [*data, *TRAINING, "--samples", "2", "--output", str(tmp_path), "--masks", str(masks)]
+    run[run.index("ce")] = "iu"
+    assert exit_code(["train", *run, "--map", "0:0", "255:1"]) == 0
+    capsys.readouterr()
+    assert exit_code(["train", *run, "--map", "0:1", "255:0", "--name", "other"]) == 1
+    message = "was made of label maps with another label mapping, 0:0 255:1, not 0:1 255:0"
+    assert message in capsys.readouterr().err
 
 
 def test_labels_that_are_not_mapped_are_named(tmp_path, capsys):

@@ -23,10 +23,14 @@ from .layouts import Pair, divide, pair_files
 
 Size = tuple[int, int]
 
+MAPPING = "label mapping"
+"""What of :meth:`FolderDataset.contents` tells its mapping, if it has one."""
+
 _BATCHES_AHEAD = 2
 # Labels from here on are taken for void or instances, not for classes that nobody has declared.
 _MAX_UNDECLARED_CLASSES = 4096
-_MAX_NAMED_CLASSES = 5
+_MAX_LISTED = 5
+_MAX_ADVISED_LABELS = 16
 _CITYSCAPES_LABELS = ("_gtFine_labelIds", "_gtCoarse_labelIds")
 
 
@@ -58,6 +62,11 @@ class SegmentationDataset(Protocol):
 
     def label(self, index: int) -> NDArray[np.integer]:
         """The label map (H, W) alone, which may cost less than the whole sample."""
+
+
+def number_classes(num_classes: int) -> tuple[str, ...]:
+    """Names of classes that have none."""
+    return tuple(f"class {c}" for c in range(num_classes))
 
 
 class SceneDataset:
@@ -124,8 +133,10 @@ class FolderDataset:
         part: of an undivided data set, the split and the share of its images held out for
             ``"val"``, such as ``("train", 0.2)``; None takes all images.
 
-    ``notes`` has a line for what its user should know: labels that were mapped unasked and, after
-    :meth:`scan`, an ignored index that leaves one class alone, and classes without a pixel.
+    ``notes`` has a line for what its user should know: images and labels that were divided and
+    mapped unasked and, after
+    :meth:`scan`, an ignored index that leaves one class alone, labels of the mapping that do not
+    occur, and classes without a pixel.
 
     Raises:
         DatasetError: a folder that is missing or empty, an image without a label map.
@@ -146,22 +157,29 @@ class FolderDataset:
         part: tuple[str, float] | None = None,
     ) -> None:
         self.image_folder = Path(images)
-        self._mapped_unasked: tuple[str, ...] = ()
+        self._unasked: tuple[str, ...] = ()
         self._pairs = pair_files(
             Path(images), Path(labels), image_suffix=image_suffix, label_suffix=label_suffix
         )
         if part is not None:
-            self._pairs = divide(self._pairs, *part)
+            split, held_out = part
+            total = len(self._pairs)
+            self._pairs = divide(self._pairs, split, held_out)
+            self._unasked += (
+                f"{images}: is not divided; {len(self._pairs)} of its {total} images are {split}'s "
+                f"(--held-out {held_out:g}, by their names)",
+            )
         if mapping is None:
             mapping = LabelMapping()
             if all(pair.label.stem.endswith(_CITYSCAPES_LABELS) for pair in self._pairs):
                 mapping = cityscapes_mapping(ignore_index)
-                self._mapped_unasked = (
-                    f"{labels}: Cityscapes' ids are mapped to its {mapping.num_classes} classes, "
-                    "the others ignored; --map none keeps them",
+                self._unasked += (
+                    f"Cityscapes' ids are mapped to its {mapping.num_classes} classes, the others "
+                    "ignored; --map none keeps them",
                 )
-        self.notes: tuple[str, ...] = self._mapped_unasked
-        self._mapping = mapping
+        self.notes: tuple[str, ...] = self._unasked
+        self.mapping = mapping
+        self._declared = num_classes is not None or class_names is not None
         if class_names is None and num_classes in (None, mapping.num_classes):
             num_classes, class_names = mapping.num_classes, mapping.class_names
         if class_names is not None:
@@ -187,7 +205,7 @@ class FolderDataset:
     def class_names(self) -> tuple[str, ...]:
         """The names given, or ``class 0`` to ``class C-1``."""
         if self._names is None:
-            self._names = tuple(f"class {c}" for c in range(self.num_classes))
+            self._names = number_classes(self.num_classes)
         return self._names
 
     def __len__(self) -> int:
@@ -214,18 +232,19 @@ class FolderDataset:
                 "images": digest_files(images),
                 "label maps": digest_files(labels),
             }
-            if self._mapping:
-                self._contents["label mapping"] = str(self._mapping)
+            if self.mapping:
+                self._contents[MAPPING] = str(self.mapping)
         return self._contents
 
     def label(self, index: int) -> NDArray[np.integer]:
         """The label map (H, W), int32, without reading the image."""
-        return self._label(self._pairs[index].label)
+        path = self._pairs[index].label
+        return self._classes(path, read_label(path))
 
-    def _label(self, path: Path) -> NDArray[np.int32]:
-        label = read_label(path)
+    def _classes(self, path: Path, label: NDArray[np.int32]) -> NDArray[np.int32]:
+        """What the labels of a map stand for."""
         try:
-            label = self._mapping.apply(label, self.ignore_index)
+            label = self.mapping.apply(label, self.ignore_index)
         except ValueError as problem:
             raise DatasetError(f"{path}: {problem}") from None
         if self._num_classes is not None:
@@ -239,14 +258,15 @@ class FolderDataset:
         return label
 
     def __getitem__(self, index: int) -> Sample:
-        decoded, label = self._decode(self._pairs[index])
-        image = np.asarray(decoded)
+        pair = self._pairs[index]
+        decoded, label = self._decode(pair)
+        image, label = np.asarray(decoded), self._classes(pair.label, label)
         if max(self.num_classes - 1, self.ignore_index) < 256 and self.ignore_index >= 0:
             return Sample(image, label.astype(np.uint8))
         return Sample(image, label)
 
     def _decode(self, pair: Pair) -> tuple[Image.Image, NDArray[np.int32]]:
-        label = self._label(pair.label)
+        label = read_label(pair.label)
         size = label.shape[::-1]
         image = open_image(pair.image, size)
         if image.size != size:
@@ -256,76 +276,115 @@ class FolderDataset:
             )
         return image, label
 
-    def scan(self, progress: Callable[[int], object] | None = None) -> None:
+    def scan(
+        self, progress: Callable[[int], object] | None = None, *, for_training: bool = False
+    ) -> None:
         """Decodes every image and label map once, so that a bad one is found before training.
 
         Args:
             progress: called with 1 after each pair.
+            for_training: whether a network is to learn from them.
 
         Raises:
             DatasetError: an image that :func:`open_image` or a map that :func:`read_label` refuses;
-                a map that is out of range or of another size than its image; or no labelled pixel
-                at all.
+                a map that is out of range or of another size than its image; no labelled pixel at
+                all; or, for training and where C was not given, one class alone. A single one
+                that is declared is let through.
         """
 
-        values: dict[Path, list[int]] = {}
+        def check(pair: Pair) -> tuple[list[int], list[int]]:
+            raw = self._decode(pair)[1]
+            classes = _distinct(self._classes(pair.label, raw))
+            return classes, _distinct(raw) if self.mapping else classes
 
-        def check(pair: Pair) -> int:
-            label = self._decode(pair)[1]
-            valid = label[label != self.ignore_index]
-            values[pair.label] = _distinct(label)
-            return int(valid.max()) if valid.size else -1
-
-        highest = -1
+        where: dict[int, Path] = {}
+        labels: set[int] = set()
         with ThreadPoolExecutor() as pool:
-            for top in pool.map(check, self._pairs):
-                highest = max(highest, top)
+            for pair, (classes, found) in zip(
+                self._pairs, pool.map(check, self._pairs), strict=True
+            ):
+                for value in classes:
+                    where.setdefault(value, pair.label)
+                labels.update(found)
                 if progress is not None:
                     progress(1)
-        where: dict[int, Path] = {}
-        for pair in self._pairs:
-            for value in values[pair.label]:
-                where.setdefault(value, pair.label)
         ignored = where.pop(self.ignore_index, None)
         if not where:
             raise DatasetError(
-                f"{self._pairs[0].label.parent}: every pixel is ignored (index {self.ignore_index})"
+                f"{self._folder}: every pixel is ignored (index {self.ignore_index})"
             )
         if self._num_classes is None:
+            highest = max(where)
             if min(where) < 0 or highest >= _MAX_UNDECLARED_CLASSES:
                 value = min(where) if min(where) < 0 else highest
                 distinct = len(where) + (ignored is not None)
-                classes = f"if there are so many classes, declare them (--classes {value + 1})"
+                advice = f"if there are so many classes, declare them (--classes {value + 1})"
                 raise DatasetError(
                     f"{where[value]}: label {value} is no class that was declared; the label maps "
                     f"hold {distinct} distinct values. If it stands for no class, ignore it "
-                    f"(--ignore-index {value}); {classes if value >= 0 else 'classes start at 0'}"
+                    f"(--ignore-index {value}); {advice if value >= 0 else 'classes start at 0'}"
                 )
             self._num_classes = highest + 1
-        self.notes = (*self._mapped_unasked, *self._notes(sorted(where), ignored))
-
-    def _notes(self, labelled: list[int], ignored: Path | None) -> Iterator[str]:
-        folder = self._pairs[0].label.parent
-        if ignored is not None and len(labelled) == 1:
-            low, high = sorted((self.ignore_index, labelled[0]))
-            advice = f"`--map {low}:0 {high}:1` makes two classes of them"
-            if self._mapping:
-                advice = "map two labels to classes that are not ignored"
-            elif self.ignore_index in (0, 1):
-                advice += ", with another --ignore-index"
-            yield (
-                f"{folder}: {self.ignore_index} occurs and is ignored; is this a binary mask? "
-                f"Class {labelled[0]} alone is left; {advice}"
+        declared_alone = self._declared and self._num_classes == 1
+        if len(where) == 1 and not declared_alone and (for_training or not self._declared):
+            raise DatasetError(
+                f"{self._one_class(labels, next(iter(where)), ignored)}. Of one class a network "
+                "learns nothing; if that is meant, declare it (--classes 1)"
             )
+        self.notes = (*self._unasked, *self._notes(labels, sorted(where), ignored))
+
+    def _one_class(self, labels: set[int], only: int, ignored: Path | None) -> str:
+        """Says that one class alone is labelled, and what to do."""
+        absent = "".join(f"{each}; " for each in self._absent(labels))
+        if ignored is None:
+            return f"{self._folder}: {absent}every pixel is of class {only}"
+        advice = "map two labels to classes that are not ignored"
+        if len(labels) == 2:
+            low, high = sorted(labels)
+            advice = f"`--map {low}:0 {high}:1` makes two classes of them"
+            if self.ignore_index in (0, 1):
+                advice += ", with another --ignore-index"
+        return (
+            f"{self._folder}: {absent}{self.ignore_index} occurs and is ignored; is this a binary "
+            f"mask? Class {only} alone is left; {advice}"
+        )
+
+    @property
+    def _folder(self) -> Path:
+        """Of label maps, for messages."""
+        return self._pairs[0].label.parent
+
+    def _absent(self, labels: set[int]) -> Iterator[str]:
+        if absent := [label for label in self.mapping.spelled_out if label not in labels]:
+            yield f"no label map holds {_listing(absent)}, which --map lists"
+
+    def _notes(self, labels: set[int], labelled: list[int], ignored: Path | None) -> Iterator[str]:
+        if ignored is not None and len(labelled) == 1:
+            yield self._one_class(labels, labelled[0], ignored)
+        else:
+            yield from (f"{self._folder}: {each}" for each in self._absent(labels))
         missing = sorted(set(range(self.num_classes)) - {*labelled, self.ignore_index})
         if missing:
-            named = [
-                f"{index} ({self._names[index]})" if self._names else f"{index}"
-                for index in missing[:_MAX_NAMED_CLASSES]
-            ]
-            more = len(missing) - len(named)
-            which = ", ".join(named) + (f" and {more} more" if more else "")
-            yield (f"{folder}: {len(missing)} of {self.num_classes} classes have no pixel: {which}")
+            which = _listing(
+                [f"{index} ({self._names[index]})" if self._names else index for index in missing]
+            )
+            have = "has" if len(missing) == 1 else "have"
+            advice = ""
+            advised = len(labelled) <= min(len(missing), _MAX_ADVISED_LABELS)
+            if advised and not (self._declared or self.mapping):
+                pairs = [f"{label}:{index}" for index, label in enumerate(labelled)]
+                advice = f"; `--map {' '.join(pairs)}` numbers the {len(pairs)} that have some"
+            yield (
+                f"{self._folder}: {len(missing)} of {self.num_classes} classes {have} no pixel: "
+                f"{which}{advice}"
+            )
+
+
+def _listing(values: Sequence[object]) -> str:
+    """The first few of them."""
+    named = [str(each) for each in values[:_MAX_LISTED]]
+    more = len(values) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more else "")
 
 
 def _distinct(label: NDArray[np.integer]) -> list[int]:

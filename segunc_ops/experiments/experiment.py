@@ -130,6 +130,7 @@ def _train(experiment: Experiment, loss: str) -> Trainer:
 
 
 def _evaluate(experiment: Experiment, trainer: Trainer) -> Evaluation:
+    """As `segunc eval` does, in batches of the same size, hence with the same dropout masks."""
     config = trainer.config
     reference = EvenlySpaced(experiment.train, MAX_REFERENCE_IMAGES)
     with tqdm(
@@ -146,7 +147,6 @@ def _evaluate(experiment: Experiment, trainer: Trainer) -> Evaluation:
             num_samples=experiment.eval_samples,
             reference=reference,
             seed=config.seed,
-            batch_size=config.batch_size,
             channels_last=config.channels_last,
             autocast=config.autocast,
             progress=bar.update,

@@ -54,7 +54,7 @@ class LabelMapping:
     """C, if the mapping determines it."""
     class_names: tuple[str, ...] | None = None
     name: str | None = None
-    """What stands for pairs that are too many to be told."""
+    """The word that asks for it, if pairs do not."""
 
     def __str__(self) -> str:
         if self.name is not None:
@@ -64,6 +64,11 @@ class LabelMapping:
 
     def __bool__(self) -> bool:
         return bool(self.pairs) or self.rest is not None
+
+    @property
+    def spelled_out(self) -> tuple[int, ...]:
+        """The labels of pairs that its user has listed."""
+        return () if self.name else tuple(label for label, _ in self.pairs)
 
     def apply(self, label: NDArray[np.int32], ignore_index: int) -> NDArray[np.int32]:
         """Classes of labels of any shape.
@@ -102,7 +107,8 @@ class LabelMapping:
 def cityscapes_mapping(ignore_index: int) -> LabelMapping:
     """The 19 classes that Cityscapes evaluates, of its 34 ids; the others are ignored."""
     pairs = tuple((label, index) for index, label in enumerate(_CITYSCAPES))
-    return LabelMapping(pairs, ignore_index, len(pairs), tuple(_CITYSCAPES.values()))
+    names = tuple(_CITYSCAPES.values())
+    return LabelMapping(pairs, ignore_index, len(pairs), names, name="cityscapes")
 
 
 def _reduce_zero_label(ignore_index: int) -> LabelMapping:

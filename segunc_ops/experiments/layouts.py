@@ -128,9 +128,11 @@ def find_split(root: str | Path, split: str, label_suffix: str | None = None) ->
         label_suffix: as of :func:`pair_files`.
 
     Raises:
-        DatasetError: no layout is there, or several.
+        DatasetError: there is no such folder, no layout in it, or several.
     """
     root = Path(root)
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder")
     found = _divided(root, split, label_suffix)
     if len(found) > 1:
         one, other = (

@@ -41,7 +41,7 @@ COMPONENT_PARAMETERS = (
         "those of the label map or of the ensemble's prediction",
         choices=("target", "prediction"),
     ),
-    Parameter("connectivity", 8, "neighbours", choices=(4, 8)),
+    Parameter("connectivity", 8, "neighbours of a pixel", choices=(4, 8)),
 )
 """What the components of an ensemble's masks are, too."""
 
@@ -68,7 +68,7 @@ LOSSES = {
         "U-CE",
         "uncertainty-aware cross-entropy",
         UncertaintyAwareCrossEntropyLoss,
-        parameters=(Parameter("alpha", 10.0, "exponent of the weight 1 + deviation"),),
+        parameters=(Parameter("alpha", 10.0, "exponent of the weight 1 + standard deviation"),),
         weighted_by="samples",
     ),
     "iu": TrainedLoss(
@@ -76,7 +76,7 @@ LOSSES = {
         "instance-wise uncertainty",
         InstanceUncertaintyCrossEntropyLoss,
         parameters=(
-            Parameter("exponent", 2.0, "of the weight 1 + IU"),
+            Parameter("exponent", 2.0, "of the weight 1 + instance uncertainty"),
             *COMPONENT_PARAMETERS,
         ),
         weighted_by="members",

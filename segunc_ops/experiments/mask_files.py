@@ -27,7 +27,8 @@ class MaskRecord(Record):
     """What a mask was made of, as it tells in its TIFF description.
 
     ``members`` are the SHA-256 digests of the members' weights, sorted. Of a map of raw entropy,
-    which knows no components, ``components``, ``connectivity`` and ``ignore_index`` are None.
+    which knows no components, ``components``, ``connectivity`` and ``ignore_index`` are None;
+    ``label_mapping`` is None too where labels were classes.
     """
 
     FORMAT = "segunc mask 1"
@@ -38,6 +39,7 @@ class MaskRecord(Record):
     components: str | None = None
     connectivity: int | None = None
     ignore_index: int | None = None
+    label_mapping: str | None = None
 
 
 def mask_path(folder: Path, name: str) -> Path:
@@ -176,7 +178,8 @@ class MaskedDataset:
 
         Raises:
             DatasetError: a mask that :func:`read_mask` refuses, one of another size than its image,
-                of raw entropy, or of other members or settings than the rest.
+                of raw entropy, of other members or settings than the rest, or of other classes
+                than the dataset's.
         """
 
         def check(index: int) -> MaskRecord | None:
@@ -203,5 +206,22 @@ class MaskedDataset:
                         f"{path}: was not made like {self._paths[0].name} ({how}); write all masks "
                         "in one folder with the same members"
                     )
+                self._check_labels(path, record)
                 if progress is not None:
                     progress(1)
+
+    def _check_labels(self, path: Path, record: MaskRecord | None) -> None:
+        """Refuses a mask whose components were those of other label maps."""
+        if record is None or record.components != "target":
+            return
+        dataset = self._dataset
+        for what, theirs, ours in (
+            ("number of classes", record.num_classes, dataset.num_classes),
+            ("ignored index", record.ignore_index, dataset.ignore_index),
+            ("label mapping", record.label_mapping or "none", str(dataset.mapping) or "none"),
+        ):
+            if theirs != ours:
+                raise DatasetError(
+                    f"{path}: was made of label maps with another {what}, {theirs}, not {ours}; "
+                    "write masks for these with `segunc masks`"
+                )

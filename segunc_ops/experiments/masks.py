@@ -70,19 +70,20 @@ def load_ensemble(checkpoints: Iterable[Path]) -> dict[str, EncoderDecoder]:
 
 
 def record_of(
-    members: dict[str, EncoderDecoder], settings: MaskSettings, ignore_index: int
+    members: dict[str, EncoderDecoder], settings: MaskSettings, dataset: FolderDataset
 ) -> MaskRecord:
     """What the masks of these members will say of themselves."""
     num_classes = next(iter(members.values())).num_classes
     if settings.kind == "entropy":
         return MaskRecord(tuple(members), "entropy", num_classes)
+    by_target = settings.components == "target"
     return MaskRecord(
         tuple(members),
         settings.kind,
         num_classes,
         settings.components,
         settings.connectivity or 8,
-        ignore_index if settings.components == "target" else None,
+        *((dataset.ignore_index, str(dataset.mapping) or None) if by_target else (None, None)),
     )
 
 
@@ -170,7 +171,7 @@ def write_masks(
             f"{folder}: lies within the images' folder; choose one outside of it for the masks"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    record = record_of(members, settings, dataset.ignore_index)
+    record = record_of(members, settings, dataset)
     every = range(len(dataset))
     paths = [mask_path(folder, dataset.name(index)) for index in every]
     mine = every[ranks.rank :: ranks.size]

@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from .datasets import MAPPING
 from .models import EncoderDecoder
 from .training import CheckpointError, load_members, read_checkpoint
 
@@ -56,18 +58,37 @@ def load_networks(
     return dict(sorted(networks.items()))
 
 
-def trained_class_names(checkpoints: Iterable[Path]) -> tuple[str, ...]:
-    """The class names that some checkpoints were trained with; numbers where they do not agree.
+class TrainedLabels(NamedTuple):
+    """What a training took the labels of its images for."""
+
+    class_names: tuple[str, ...]
+    ignore_index: int
+    mapping: str
+    """The words of ``--map``; "none" where labels were classes."""
+
+
+def trained_labels(path: Path) -> TrainedLabels | None:
+    """What a checkpoint's training took labels for; None if it is of a version that did not tell.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    state = read_checkpoint(path)
+    if "data" not in state:
+        return None
+    data = state["data"]["training"]
+    mapping = data["contents"].get(MAPPING, "none")
+    return TrainedLabels(tuple(data["class_names"]), data["ignore_index"], mapping)
+
+
+def trained_class_names(checkpoints: Iterable[Path]) -> tuple[str, ...] | None:
+    """The class names that some checkpoints were trained with; None where they do not agree.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
-    states = [read_checkpoint(path) for path in checkpoints]
-    # Checkpoints of older versions do not tell their data.
-    told = {tuple(state["data"]["training"]["class_names"]) for state in states if "data" in state}
-    if len(told) == 1:
-        return told.pop()
-    return tuple(f"class {c}" for c in range(states[0]["num_classes"]))
+    told = {labels.class_names for path in checkpoints if (labels := trained_labels(path))}
+    return told.pop() if len(told) == 1 else None
 
 
 @contextmanager

@@ -51,6 +51,7 @@ _FREE_FIELDS = frozenset(
 )
 # Share of the past that the running figures of the progress bar keep from one report to the next.
 _MEMORY = 0.8
+_NO_CHECKPOINT = "not a checkpoint of `segunc train` or `segunc demo`, or damaged"
 
 
 class CheckpointError(ValueError):
@@ -190,10 +191,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if missing := {"config", "num_classes", "step", "members", "ranks"} - set(state):
-            raise KeyError(*sorted(missing))
-    except Exception as error:
-        raise CheckpointError(f"{path}: not a checkpoint ({error})") from error
+        complete = {"config", "num_classes", "step", "members", "ranks"} <= set(state)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # whatever comes of other bytes
+        raise CheckpointError(f"{path}: {_NO_CHECKPOINT}") from error
+    if not complete:
+        raise CheckpointError(f"{path}: {_NO_CHECKPOINT}")
     return state
 
 
