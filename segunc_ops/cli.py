@@ -130,7 +130,7 @@ def _samples_option(parser: argparse.ArgumentParser) -> None:
 
 def _data_options(
     parser: argparse.ArgumentParser, *, required: bool = True, of_networks: bool = False
-) -> None:
+) -> argparse._ArgumentGroup:
     """Where images and label maps are, and how labels are read; for networks, as in training."""
     trained = "as in training, else " if of_networks else ""
     data = parser.add_argument_group("data")
@@ -177,13 +177,13 @@ def _data_options(
         metavar="SHARE",
         help="for validation, of data that is not divided into train and val (default: 0.2)",
     )
+    return data
 
 
-def _common_options(
-    losses: Sequence[str], *, steps: int, crop: tuple[int, int]
-) -> argparse.ArgumentParser:
-    """The options of both trainings, with the defaults of one of them."""
-    parser = argparse.ArgumentParser(add_help=False)
+def _training_options(
+    parser: argparse.ArgumentParser, losses: Sequence[str], *, steps: int, crop: tuple[int, int]
+) -> argparse._ArgumentGroup:
+    """The options of both trainings, with the defaults of one of them; returns those of output."""
     group = parser.add_argument_group("training")
     group.add_argument(
         "--loss",
@@ -191,7 +191,7 @@ def _common_options(
         choices=tuple(LOSSES),
         default=list(losses),
         help="losses to train alike and compare: "
-        f"{', '.join(f'{name}, {loss.about}' for name, loss in LOSSES.items())} "
+        f"{', '.join(f'{name} ({loss.about})' for name, loss in LOSSES.items())} "
         f"(default: {' '.join(losses)})",
     )
     length = group.add_mutually_exclusive_group()
@@ -276,7 +276,7 @@ def _common_options(
     output.add_argument(
         "--resume", action="store_true", help="continue an interrupted run, or extend one"
     )
-    return parser
+    return output
 
 
 def _predict_options(predict: argparse.ArgumentParser) -> None:
@@ -331,14 +331,13 @@ def build_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         usage="%(prog)s [OPTION ...]",
-        parents=[_common_options(DEMO, steps=400, crop=(128, 192))],
         help="train on generated street scenes by CE, U-CE and IU; print a table, write pictures",
     )
     demo.set_defaults(parser=demo)
+    _training_options(demo, DEMO, steps=400, crop=(128, 192))
     train = commands.add_parser(
         "train",
         usage="%(prog)s --data DIR [OPTION ...]",
-        parents=[_common_options(DEFAULT, steps=4000, crop=(256, 256))],
         help="train, evaluate and compare networks on a folder of images and label maps",
         description="Trains on DIR, laid out as train/ trainannot/ val/ valannot/, as "
         "images/{train,val} labels/{train,val}, like Cityscapes, or undivided with IMAGE_mask.png "
@@ -346,17 +345,18 @@ def build_parser() -> argparse.ArgumentParser:
         "TIFF, BMP or GIF.",
     )
     train.set_defaults(parser=train)
-    _data_options(train)
-    train.add_argument("--classes", type=_whole(1), metavar="C", help="default: as labelled")
-    train.add_argument("--class-names", nargs="+", metavar="NAME", help="of classes 0, 1, ...")
-    train.add_argument(
+    data = _data_options(train)
+    data.add_argument("--classes", type=_whole(1), metavar="C", help="default: as labelled")
+    data.add_argument("--class-names", nargs="+", metavar="NAME", help="of classes 0, 1, ...")
+    data.add_argument(
         "--masks",
         type=Path,
         metavar="DIR",
         help="iu: weight a single network by these, as `segunc masks` wrote them, in place of "
         "members that train together",
     )
-    train.add_argument(
+    output = _training_options(train, DEFAULT, steps=4000, crop=(256, 256))
+    output.add_argument(
         "--overwrite", action="store_true", help="start again where a run left a checkpoint"
     )
     masks = commands.add_parser(
@@ -369,8 +369,8 @@ def build_parser() -> argparse.ArgumentParser:
         "torchrun the ranks share the work.",
     )
     masks.set_defaults(parser=masks)
-    _data_options(masks, of_networks=True)
-    masks.add_argument(
+    data = _data_options(masks, of_networks=True)
+    data.add_argument(
         "--split", choices=("train", "val"), default="train", help="of DIR (default: train)"
     )
     masks.add_argument(
@@ -428,14 +428,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         help="of one network, or of the members of an ensemble",
     )
-    _data_options(evaluation, required=False, of_networks=True)
-    evaluation.add_argument(
+    data = _data_options(evaluation, required=False, of_networks=True)
+    data.add_argument(
         "--class-names",
         nargs="+",
         metavar="NAME",
         help="of classes 0, 1, ... (default: as in training)",
     )
-    evaluation.add_argument(
+    data.add_argument(
         "--split", choices=("train", "val"), default="val", help="of DIR (default: val)"
     )
     evaluation.add_argument(
