@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-thorough native-tests bench wheel cuda lint format \
-	compatibility gpu-check clean
+	compatibility rehearse gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -88,6 +88,9 @@ CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu')
 
 compatibility: wheel ## tests of the wheel beside torch 2.10, 2.11, 2.13 and the newest; downloads 8 GB
 	$(RUN) python -m tools.compatibility
+
+rehearse: wheel ## gpu-check without a GPU, with the GPU machine's packages alone; downloads 3 GB
+	$(RUN) python -m tools.rehearsal
 
 gpu-check: ## on a machine with a GPU: install the wheel, test, sanitize, benchmark; one JSON
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.gpu_check

@@ -10,43 +10,33 @@ Exit status: 0 all steps passed, 1 one failed, 3 there is no GPU.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from .steps import REPOSITORY, Redactor, Step, cuda_tests, find_wheel, run_step, stage
+
 EXIT_FAILED, EXIT_NO_GPU = 1, 3
 
-_REPOSITORY = Path(__file__).resolve().parent.parent
-_STAGED = ("benchmarks", "tools", "python_tests", "csrc", "cmake", "examples", "CMakeLists.txt")
-_SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 _SANITIZER_EXIT = 99
-_TAIL_CHARACTERS = 6000
-# Shares of the time limit: a step that hangs must leave time for the others.
-_INSTALL_SHARE, _TESTS_SHARE, _SANITIZER_SHARE = 0.5, 0.35, 0.125
+# The most telling first, since time may end: whether results are right, family by family, how long
+# the showcase takes, then what only compute-sanitizer sees. A step gets at most its share of the
+# time limit, so that one that hangs leaves time for the others; what it leaves is for later ones.
+_INSTALL_SHARE, _IMPORT_SHARE = 0.3, 0.15
+_FAMILIES = ("cross_entropy", "statistics", "components", "counts", "benchmarks")
+_TESTS_SHARE = 0.12
+_BENCHMARKS_SHARE = 0.35
+_SANITIZER_SHARES = {"memcheck": 0.15, "racecheck": 0.15, "initcheck": 0.1, "synccheck": 0.1}
 _MIN_BENCHMARK_SECONDS = 20.0
 # Time that the benchmarks need for the case in progress and their report.
 _BENCHMARK_END_SECONDS = 25.0
-
-
-@dataclass
-class Step:
-    """What came of one step; `status` is passed, failed, timeout or skipped."""
-
-    name: str
-    status: str
-    seconds: float = 0.0
-    returncode: int | None = None
-    output_tail: str = ""
 
 
 @dataclass
@@ -61,87 +51,6 @@ class Report:
     def passed(self) -> bool:
         """Whether no step failed; one that is skipped says why."""
         return all(step.status in ("passed", "skipped") for step in self.steps)
-
-
-class Redactor:
-    """Replaces the folders of this machine by names, since reports are published."""
-
-    def __init__(self, names: Mapping[Path, str]) -> None:
-        # Longest first: a folder may lie within another.
-        ordered = sorted(names.items(), key=lambda item: -len(str(item[0])))
-        self._names = [(str(folder), name) for folder, name in ordered]
-
-    def __call__(self, text: str) -> str:
-        for folder, name in self._names:
-            text = text.replace(folder, name)
-        return text
-
-
-def run_step(
-    name: str,
-    command: Sequence[str],
-    *,
-    cwd: Path,
-    env: Mapping[str, str],
-    limit: float,
-    redact: Callable[[str], str] = str,
-) -> Step:
-    """Runs a command to its end or its limit in seconds, and keeps the tail of its output."""
-    print(f"gpu-check: {name} ...", flush=True)
-    begin = time.monotonic()
-    # Its own session: a command over its limit is ended with all that it started.
-    process = subprocess.Popen(
-        list(command),
-        cwd=cwd,
-        env=dict(env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=max(limit, 1.0))
-        status = "passed" if process.returncode == 0 else "failed"
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        status = "timeout"
-    seconds = round(time.monotonic() - begin, 1)
-    tail = redact(output)[-_TAIL_CHARACTERS:]
-    print(f"gpu-check: {name}: {status} in {seconds} s", flush=True)
-    if status != "passed":
-        print(tail, flush=True)
-    return Step(name, status, seconds, process.returncode, tail)
-
-
-def find_wheel(asked: Path | None) -> Path:
-    """The wheel to install: the one asked for, else the newest in dist/, else the source tree.
-
-    Raises:
-        FileNotFoundError: the one asked for does not exist.
-    """
-    if asked is not None:
-        if not asked.exists():
-            raise FileNotFoundError(f"--wheel: expected a wheel or a source tree, got {asked}")
-        return asked.resolve()
-    wheels = sorted(
-        (_REPOSITORY / "dist").glob("segunc_ops-*.whl"), key=lambda path: path.stat().st_mtime
-    )
-    return wheels[-1] if wheels else _REPOSITORY
-
-
-def _stage(folder: Path) -> None:
-    """Copies what is run, but not the package: imports must find the installed one."""
-    ignore = shutil.ignore_patterns("__pycache__", "results", "build*")
-    for name in _STAGED:
-        source = _REPOSITORY / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=ignore)
-        elif source.exists():
-            shutil.copy(source, folder / name)
-    shutil.copy(_REPOSITORY / "pyproject.toml", folder / "pyproject.toml")
 
 
 def _sanitizer() -> str | None:
@@ -172,94 +81,122 @@ if info["cpu"] != "native" or info["cuda"] != "native":
 """
 
 
-def _run_steps(
-    report: Report, source: Path, scratch: Path, output: Path, suite: str, limit: float
-) -> None:
-    import torch
+class _Run:
+    """The steps of one check; what came of them is written after each."""
 
-    from benchmarks.implementations import MAX_AUTOTUNE
-
-    begin = time.monotonic()
-    target, stage = scratch / "installed", scratch / "stage"
-    stage.mkdir()
-    _stage(stage)
-    redact = Redactor(
-        {
-            target: "<installed>",
-            stage: "<stage>",
-            _REPOSITORY: "<repository>",
-            Path(sys.prefix): "<python>",
-            Path.home(): "<home>",
-            output: "<output>",
-        }
-    )
-    capability = "".join(map(str, torch.cuda.get_device_capability()))
-    env = {
-        # For a source tree: an error without nvcc, and code for this GPU alone.
-        "SEGUNC_OPS_CUDA": "1",
-        "SEGUNC_OPS_CUDA_TARGETS": capability,
-        **os.environ,
-        # cmake and ninja of an environment that is not activated.
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
-        "PYTHONPATH": str(target),
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-
-    def step(name: str, command: Sequence[str], share: float, **extra: str) -> Step:
-        remaining = limit - (time.monotonic() - begin)
-        done = run_step(
-            name,
-            command,
-            cwd=stage,
-            env={**env, **extra},
-            limit=min(share * limit, remaining),
-            redact=redact,
+    def __init__(self, report: Report, scratch: Path, output: Path, limit: float) -> None:
+        self.report = report
+        self.output = output
+        self.limit = limit
+        self.begin = time.monotonic()
+        self.target, self.stage = scratch / "installed", scratch / "stage"
+        self.results = scratch / "results"
+        self.stage.mkdir()
+        stage(self.stage)
+        self.redact = Redactor(
+            {
+                self.target: "<installed>",
+                self.stage: "<stage>",
+                REPOSITORY: "<repository>",
+                Path(sys.prefix): "<python>",
+                Path.home(): "<home>",
+                output: "<output>",
+            }
         )
-        report.steps.append(done)
-        return done
 
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    pip += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(target)]
-    if step("install", [*pip, str(source)], _INSTALL_SHARE).status != "passed":
-        return
-    identify = step("import", [sys.executable, "-c", _IDENTIFY, str(target)], _INSTALL_SHARE)
-    if identify.status != "passed":
-        return
+    @property
+    def remaining(self) -> float:
+        """Seconds of the time limit."""
+        return self.limit - (time.monotonic() - self.begin)
 
-    if importlib.util.find_spec("pytest"):
-        tests = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider"]
-        # The other files may need what is not installed here.
-        files = sorted(stage.glob("python_tests/**/test_cuda.py"))
-        tests += ["--continue-on-collection-errors", *(str(p.relative_to(stage)) for p in files)]
-        step("tests", tests, _TESTS_SHARE)
-    else:
-        report.steps.append(Step("tests", "skipped", output_tail="pytest is not installed"))
+    def write(self) -> Path:
+        """Writes what is known until now."""
+        summary = {
+            "passed": self.report.passed and bool(self.report.steps),
+            "seconds": round(time.monotonic() - self.begin, 1),
+            **asdict(self.report),
+        }
+        path = self.output / "gpu-check.json"
+        path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
 
-    binary = _sanitizer()
-    for tool in _SANITIZERS:
-        if binary is None:
-            why = "compute-sanitizer was not found"
-            report.steps.append(Step(tool, "skipped", output_tail=why))
-            continue
-        # Each tensor its own allocation: an access past its end is then outside of all memory.
-        command = _sanitizer_command(binary, tool)
-        step(tool, command, _SANITIZER_SHARE, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    def skip(self, name: str, why: str) -> None:
+        """Says why a step is not run."""
+        self.report.steps.append(Step(name, "skipped", output_tail=why))
 
-    remaining = limit - (time.monotonic() - begin)
-    if remaining < _MIN_BENCHMARK_SECONDS + _BENCHMARK_END_SECONDS:
-        why = f"only {remaining:.0f} s of the time limit were left"
-        report.steps.append(Step("benchmarks", "skipped", output_tail=why))
-        return
-    results = scratch / "results"
-    command = [sys.executable, "-m", "benchmarks.measure", f"--suite={suite}", "--device=cuda"]
-    # Autotuning takes minutes; what it comes to is for `make bench`.
-    command += [f"--leave-out={MAX_AUTOTUNE}"]
-    command += [f"--time-limit={remaining - _BENCHMARK_END_SECONDS}", f"--output={results}"]
-    step("benchmarks", command, 1.0)
-    for path in sorted(results.glob("*")):
-        if path.suffix == ".json":
-            report.benchmarks = json.loads(path.read_text(encoding="utf-8"))
-        shutil.copy(path, output / path.name)
+    def step(self, name: str, command: Sequence[str], share: float, **extra: str) -> bool:
+        """Runs a step for at most its share of the time limit; whether it passed."""
+        import torch
+
+        if self.remaining <= 0:
+            self.skip(name, "the time limit has passed")
+            return False
+        capability = "".join(map(str, torch.cuda.get_device_capability()))
+        env = {
+            # For a source tree: an error without nvcc, and code for this GPU alone.
+            "SEGUNC_OPS_CUDA": "1",
+            "SEGUNC_OPS_CUDA_TARGETS": capability,
+            **os.environ,
+            # cmake and ninja of an environment that is not activated.
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
+            "PYTHONPATH": str(self.target),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **extra,
+        }
+        limit = min(share * self.limit, self.remaining)
+        done = run_step(name, command, cwd=self.stage, env=env, limit=limit, redact=self.redact)
+        self.report.steps.append(done)
+        self.write()
+        return done.status == "passed"
+
+    def install(self, source: Path) -> bool:
+        """Installs the package apart from the environment; whether the native kernels load."""
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+        pip += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(self.target)]
+        identify = [sys.executable, "-c", _IDENTIFY, str(self.target)]
+        return self.step("install", [*pip, str(source)], _INSTALL_SHARE) and self.step(
+            "import", identify, _IMPORT_SHARE
+        )
+
+    def test(self) -> None:
+        """The CUDA tests, a step for each family."""
+        files = {Path(name).parent.name: name for name in cuda_tests(self.stage)}
+        for family in sorted(files, key=_FAMILIES.index):
+            name = f"tests of {family}"
+            if not importlib.util.find_spec("pytest"):
+                self.skip(name, "pytest is not installed")
+                continue
+            command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider"]
+            self.step(name, [*command, files[family]], _TESTS_SHARE)
+
+    def benchmark(self, suite: str) -> None:
+        """The benchmarks, as many as there is time for."""
+        from benchmarks.implementations import MAX_AUTOTUNE
+
+        seconds = min(self.remaining, _BENCHMARKS_SHARE * self.limit) - _BENCHMARK_END_SECONDS
+        if seconds < _MIN_BENCHMARK_SECONDS:
+            self.skip("benchmarks", f"only {self.remaining:.0f} s of the time limit were left")
+            return
+        command = [sys.executable, "-m", "benchmarks.measure", f"--suite={suite}", "--device=cuda"]
+        # Autotuning takes minutes; what it comes to is for `make bench`.
+        command += [f"--leave-out={MAX_AUTOTUNE}"]
+        command += [f"--time-limit={seconds}", f"--output={self.results}"]
+        self.step("benchmarks", command, _BENCHMARKS_SHARE)
+        for path in sorted(self.results.glob("*")):
+            if path.suffix == ".json":
+                self.report.benchmarks = json.loads(path.read_text(encoding="utf-8"))
+            shutil.copy(path, self.output / path.name)
+
+    def sanitize(self) -> None:
+        """Small calls of every kernel under each tool of compute-sanitizer."""
+        binary = _sanitizer()
+        for tool, share in _SANITIZER_SHARES.items():
+            if binary is None:
+                self.skip(tool, "compute-sanitizer was not found")
+                continue
+            # Each tensor its own allocation: an access past its end is then outside of all memory.
+            command = _sanitizer_command(binary, tool)
+            self.step(tool, command, share, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -284,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = find_wheel(options.wheel)
     except FileNotFoundError as error:
         parser.error(str(error))
-    default = os.environ.get("OUT") or str(_REPOSITORY / "benchmarks" / "results")
+    default = os.environ.get("OUT") or str(REPOSITORY / "benchmarks" / "results")
     output = (options.output or Path(default)).resolve()
     output.mkdir(parents=True, exist_ok=True)
 
@@ -299,19 +236,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         }
     )
-    begin = time.monotonic()
-    try:
-        with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
-            _run_steps(report, source, Path(scratch), output, options.suite, options.time_limit)
-    finally:
-        # Whatever happens, what was learnt until then is kept.
-        summary = {
-            "passed": report.passed and bool(report.steps),
-            "seconds": round(time.monotonic() - begin, 1),
-            **asdict(report),
-        }
-        path = output / "gpu-check.json"
-        path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
+        run = _Run(report, Path(scratch), output, options.time_limit)
+        try:
+            if run.install(source):
+                run.test()
+                run.benchmark(options.suite)
+                run.sanitize()
+        finally:
+            path = run.write()
     for step in report.steps:
         reason = f" ({step.output_tail})" if step.status == "skipped" else ""
         print(f"{step.name:12} {step.status:8} {step.seconds:7.1f} s{reason}")

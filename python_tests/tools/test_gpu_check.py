@@ -13,15 +13,13 @@ import pytest
 import torch
 
 from benchmarks.implementations import MAX_AUTOTUNE
-from tools import gpu_check, sanitizer_cases
+from tools import gpu_check, sanitizer_cases, steps
 
 
 class TestGpuCheck:
-    def run(self, code: str, limit: float = 60.0, **extra: object) -> gpu_check.Step:
+    def run(self, code: str, limit: float = 60.0, **extra: object) -> steps.Step:
         command = [sys.executable, "-c", code]
-        return gpu_check.run_step(
-            "step", command, cwd=Path.cwd(), env=os.environ, limit=limit, **extra
-        )
+        return steps.run_step("step", command, cwd=Path.cwd(), env=os.environ, limit=limit, **extra)
 
     def test_steps(self):
         passed = self.run("print('fine')")
@@ -42,20 +40,20 @@ class TestGpuCheck:
         assert not mark.exists()
 
     def test_folders_are_redacted_longest_first(self):
-        redact = gpu_check.Redactor({Path("/a"): "<a>", Path("/a/b"): "<b>"})
+        redact = steps.Redactor({Path("/a"): "<a>", Path("/a/b"): "<b>"})
         assert redact("in /a/b/c and /a/d") == "in <b>/c and <a>/d"
 
     def test_the_newest_wheel(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(gpu_check, "_REPOSITORY", tmp_path)
-        assert gpu_check.find_wheel(None) == tmp_path
+        monkeypatch.setattr(steps, "REPOSITORY", tmp_path)
+        assert steps.find_wheel(None) == tmp_path
         (tmp_path / "dist").mkdir()
         for age, version in enumerate(("0.10.0", "0.9.0")):
             wheel = tmp_path / "dist" / f"segunc_ops-{version}-py3-none-any.whl"
             wheel.touch()
             os.utime(wheel, (1000 - age, 1000 - age))
-        assert "0.10.0" in gpu_check.find_wheel(None).name
+        assert "0.10.0" in steps.find_wheel(None).name
         with pytest.raises(FileNotFoundError, match="--wheel: expected"):
-            gpu_check.find_wheel(tmp_path / "none.whl")
+            steps.find_wheel(tmp_path / "none.whl")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_without_a_gpu(self, capsys):
@@ -71,7 +69,7 @@ class TestGpuCheck:
                 assert (cwd / "tools" / "sanitizer_cases.py").exists()
                 assert not (cwd / "segunc_ops").exists()
                 commands.append(list(command))
-                return gpu_check.Step(name, outcomes.get(name, "passed"))
+                return steps.Step(name, outcomes.get(name, "passed"))
 
             commands: list[list[str]] = []
             monkeypatch.setattr(gpu_check, "run_step", step)
@@ -90,20 +88,22 @@ class TestGpuCheck:
         assert code == 0
         assert summary["passed"]
         names = [step["name"] for step in summary["steps"]]
+        families = ("cross_entropy", "statistics", "components", "counts", "benchmarks")
+        tests = [f"tests of {family}" for family in families]
         sanitizers = ["memcheck", "racecheck", "initcheck", "synccheck"]
-        assert names == ["install", "import", "tests", *sanitizers, "benchmarks"]
-        assert {"--suite=quick", f"--leave-out={MAX_AUTOTUNE}"} <= set(commands[-1])
-        install = commands[0]
-        assert {"--no-index", "--no-deps", "--target"} <= set(install)
-        assert "python_tests/cross_entropy/test_cuda.py" in commands[names.index("tests")]
-        assert "--kernel-regex=kns=segunc" in commands[names.index("memcheck")]
-        assert "--kernel-regex=kns=segunc" not in commands[names.index("initcheck")]
+        assert names == ["install", "import", *tests, "benchmarks", *sanitizers]
+        ran = dict(zip(names, commands, strict=True))
+        assert {"--suite=quick", f"--leave-out={MAX_AUTOTUNE}"} <= set(ran["benchmarks"])
+        assert {"--no-index", "--no-deps", "--target"} <= set(ran["install"])
+        assert "python_tests/cross_entropy/test_cuda.py" in ran["tests of cross_entropy"]
+        assert "--kernel-regex=kns=segunc" in ran["memcheck"]
+        assert "--kernel-regex=kns=segunc" not in ran["initcheck"]
 
     def test_a_failed_step_does_not_stop_the_others(self, check):
-        code, summary, _ = check(tests="failed", racecheck="timeout")
+        code, summary, _ = check(**{"tests of statistics": "failed", "racecheck": "timeout"})
         assert code == 1
         assert not summary["passed"]
-        assert summary["steps"][-1]["name"] == "benchmarks"
+        assert summary["steps"][-1]["name"] == "synccheck"
 
     def test_nothing_runs_without_an_installation(self, check):
         code, summary, _ = check(install="failed")
