@@ -72,6 +72,16 @@ class _Stream:
         """Nothing is queued."""
 
 
+class _Generator(torch.Generator):
+    def __new__(cls, device: object = None) -> _Generator:
+        return super().__new__(cls, "cpu")
+
+
+class _Autocast(torch.autocast):
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+
 def _call_twice(calls: Callable[[], Sequence[Tensor]], refill: Callable[[], object]) -> None:
     """In place of a graph's capture and replay."""
     calls()
@@ -85,13 +95,14 @@ def _only_call(step: Callable[[], object]) -> int:
     return 0
 
 
+_OF_TORCH: dict[str, Any] = {"Generator": _Generator, "autocast": _Autocast}
 _OF_CUDA: dict[str, Any] = {
     "Stream": _Stream,
     "current_stream": _Stream,
     "stream": contextlib.nullcontext,
     "synchronize": lambda device=None: None,
     "_sleep": lambda cycles: None,
-    "get_device_properties": lambda device=None: SimpleNamespace(total_memory=0),
+    "get_device_properties": lambda device=None: SimpleNamespace(total_memory=0, L2_cache_size=1 << 20),
 }
 _OF_TESTS: dict[str, Any] = {
     "assert_graph_replays": _call_twice,
@@ -105,7 +116,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Not above: conftest.py registers it for pytest first.
     from python_tests import gpu
 
-    for place, replacements in ((torch.cuda, _OF_CUDA), (gpu, _OF_TESTS)):
+    places = ((torch, _OF_TORCH), (torch.cuda, _OF_CUDA), (gpu, _OF_TESTS))
+    for place, replacements in places:
         for name, replacement in replacements.items():
             setattr(place, name, replacement)
 
