@@ -96,13 +96,14 @@ def _only_call(step: Callable[[], object]) -> int:
 
 
 _OF_TORCH: dict[str, Any] = {"Generator": _Generator, "autocast": _Autocast}
+_PROPERTIES = SimpleNamespace(total_memory=0, L2_cache_size=1 << 20)
 _OF_CUDA: dict[str, Any] = {
     "Stream": _Stream,
     "current_stream": _Stream,
     "stream": contextlib.nullcontext,
     "synchronize": lambda device=None: None,
     "_sleep": lambda cycles: None,
-    "get_device_properties": lambda device=None: SimpleNamespace(total_memory=0, L2_cache_size=1 << 20),
+    "get_device_properties": lambda device=None: _PROPERTIES,
 }
 _OF_TESTS: dict[str, Any] = {
     "assert_graph_replays": _call_twice,

@@ -218,6 +218,7 @@ def _misfit(
         return (
             f"target: expected class indices of shape {expected}, got probabilities of "
             f"shape {shape}; pass target.argmax(1)"
+            + (", or input.unsqueeze(1) if that is a binary head" if input.dim() == 3 else "")
         )
     integers = "" if target.dtype in TARGET_DTYPES else ".long()"
     if as_logits:
@@ -229,6 +230,11 @@ def _misfit(
         return f"target: expected shape {expected}, got {shape}; pass target.squeeze(1){integers}"
     other_size = input.dim() in AXES and target.dim() == input.dim() - 1
     other_size = other_size and target.shape[0] == input.shape[0]
+    if other_size and shape == tuple(input.shape[:-1]):
+        return (
+            f"target: expected shape {expected} for input of shape {tuple(input.shape)}, got "
+            f"{shape}; if input's last axis holds the classes, pass input.movedim(-1, 1)"
+        )
     if size is not None and other_size:
         return f"size: expected the target's {tuple(target.shape[1:])}, got {tuple(size)}"
     advice = ""

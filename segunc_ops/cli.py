@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import build_info
+from .experiments import MAX_CLASSES
 from .experiments.losses import (
     COMPONENT_PARAMETERS,
     DEFAULT,
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from .experiments.training import TrainingConfig
 
 _IGNORE_INDEX = 255
+_MAX_WHOLE = (1 << 31) - 1
+_MAX_SCALE = 100.0
 _USAGE_ERROR = 2
 _SIGNALLED = 128
 
@@ -43,8 +47,8 @@ _DEMO_TRAIN_SCENES = 240
 _DEMO_VAL_SCENES = 48
 
 
-def _whole(minimum: int) -> type[int]:
-    """An argparse type: integers of at least `minimum`."""
+def _whole(minimum: int, maximum: int = _MAX_WHOLE) -> type[int]:
+    """An argparse type: integers of at least `minimum` and at most `maximum`."""
 
     def parse(text: str) -> int:
         try:
@@ -53,6 +57,8 @@ def _whole(minimum: int) -> type[int]:
             raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
         if value < minimum:
             raise argparse.ArgumentTypeError(f"expected at least {minimum}, got {value}")
+        if value > maximum:
+            raise argparse.ArgumentTypeError(f"expected at most {maximum}, got {value}")
         return value
 
     return parse  # type: ignore[return-value]
@@ -145,7 +151,7 @@ def _data_options(
     )
     data.add_argument(
         "--ignore-index",
-        type=int,
+        type=_whole(-_MAX_WHOLE),
         default=None if of_networks else _IGNORE_INDEX,
         metavar="CLASS",
         help=f"of pixels that count for nothing (default: {trained}{_IGNORE_INDEX})",
@@ -213,7 +219,7 @@ def _training_options(
     )
     group.add_argument(
         "--scale",
-        type=_real(0.05),
+        type=_real(0.05, _MAX_SCALE),
         nargs=2,
         default=[0.5, 2.0],
         metavar=("MIN", "MAX"),
@@ -346,7 +352,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(parser=train)
     data = _data_options(train)
-    data.add_argument("--classes", type=_whole(1), metavar="C", help="default: as labelled")
+    data.add_argument(
+        "--classes", type=_whole(1, MAX_CLASSES), metavar="C", help="default: as labelled"
+    )
     data.add_argument("--class-names", nargs="+", metavar="NAME", help="of classes 0, 1, ...")
     data.add_argument(
         "--masks",
@@ -628,10 +636,14 @@ def _folder_dataset(
         )
     except DatasetError as problem:
         arguments.parser.error(f"argument --data: {problem}")
-    with tqdm(
-        total=len(dataset), desc=f"check {split}", unit="image", disable=not ranks.first
-    ) as bar:
-        dataset.scan(bar.update, for_training=for_training)
+    try:
+        with tqdm(
+            total=len(dataset), desc=f"check {split}", unit="image", disable=not ranks.first
+        ) as bar:
+            dataset.scan(bar.update, for_training=for_training)
+    except DatasetError:
+        _say_notes(dataset)  # what was done unasked may be the reason
+        raise
     return dataset
 
 
@@ -735,6 +747,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.amp == "fp16" and torch.device(arguments.device).type == "cpu":
         arguments.parser.error("argument --amp: fp16 needs --device cuda; use bf16 on the CPU")
+    if arguments.resume and getattr(arguments, "overwrite", False):
+        arguments.parser.error("argument --overwrite: not with --resume")
     if arguments.scale[0] > arguments.scale[1]:
         arguments.parser.error("argument --scale: expected MIN not above MAX")
     started = time.perf_counter()
@@ -752,8 +766,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except CheckpointError as problem:
         arguments.parser.error(f"argument --resume: {problem}")
     except (DivergedError, RankError) as problem:
-        print(f"segunc: error: {problem}", file=sys.stderr)
-        return 1
+        return _fail(problem)
     if not ranks.first:
         return 0
     _say(f"\n{table}")
@@ -801,8 +814,7 @@ def _masks(arguments: argparse.Namespace) -> int:
     except CheckpointError as problem:
         error(f"{problem}")
     except (MaskError, RankError) as problem:
-        print(f"segunc: error: {problem}", file=sys.stderr)
-        return 1
+        return _fail(problem)
     of_rank = "" if ranks.size == 1 else f", share of rank {ranks.rank} of {ranks.size}"
     _say(f"{count.written} masks written to {arguments.output}, {count.kept} kept{of_rank}.")
     return 0
@@ -850,8 +862,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     except CheckpointError as problem:
         error(f"{problem}")
     except PredictionError as problem:
-        print(f"segunc: error: {problem}", file=sys.stderr)
-        return 1
+        return _fail(problem)
     if "colors" not in predictor.kinds:
         _note(f"no colours of {len(predictor.class_names)} classes, as a palette has 256")
     how = (
@@ -944,6 +955,12 @@ def _info() -> int:
     return 0
 
 
+def _fail(problem: object) -> int:
+    """Tells in one line why a command ends, whatever the names in it hold; its exit status."""
+    print(f"segunc: error: {problem}".replace("\n", "\\n"), file=sys.stderr)
+    return 1
+
+
 def _say(text: str) -> None:
     """Prints at once: that standard output is full or closed must not come out at exit."""
     try:
@@ -962,8 +979,7 @@ def _command(arguments: argparse.Namespace) -> int:
     try:
         require_extras()
     except MissingExtrasError as problem:
-        print(f"segunc: error: {problem}", file=sys.stderr)
-        return 1
+        return _fail(problem)
     from .experiments.datasets import DatasetError
     from .experiments.interruption import interrupting_signals
 
@@ -973,8 +989,7 @@ def _command(arguments: argparse.Namespace) -> int:
         with interrupting_signals():
             return going_on.get(arguments.command, _run)(arguments)
     except DatasetError as problem:
-        print(f"segunc: error: {problem}", file=sys.stderr)
-        return 1
+        return _fail(problem)
     except KeyboardInterrupt as stop:
         how = "" if arguments.command in going_on else " with --resume"
         with suppress(OSError):  # the terminal may be gone, which SIGHUP tells of
@@ -993,6 +1008,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         SIGHUP. Wrong arguments exit with 2.
     """
     arguments = build_parser().parse_args(argv)
+    # Closed by its caller, as `2>&-` does: progress and notes have nowhere to go.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    warnings.filterwarnings("ignore", module=r"PIL\.|matplotlib")  # messages say what matters
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A console that cannot print a name shows its code points.
@@ -1001,9 +1020,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _command(arguments)
     except OSError as problem:
         named = problem.filename is not None
-        what = f"{problem.filename}: {problem.strerror}" if named else str(problem)
-        print(f"segunc: error: {what}", file=sys.stderr)
-        return 1
+        return _fail(f"{problem.filename}: {problem.strerror}" if named else problem)
+    except MemoryError as problem:
+        return _fail(f"not enough memory ({problem}); a smaller --crop or --batch-size takes less")
 
 
 if __name__ == "__main__":

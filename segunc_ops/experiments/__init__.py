@@ -6,6 +6,9 @@ tqdm).
 
 from importlib.util import find_spec
 
+MAX_CLASSES = 1 << 14
+"""The most that a data set may declare: a figure of each pair of classes then takes 2 GB."""
+
 _EXTRAS = {
     "numpy": "numpy",
     "PIL": "pillow",

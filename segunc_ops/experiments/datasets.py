@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from . import scenes
+from . import MAX_CLASSES, scenes
 from .image_files import DatasetError as DatasetError
-from .image_files import open_image, read_label
+from .image_files import check_bytes, open_image, read_label
 from .label_mapping import LabelMapping, cityscapes_mapping
 from .layouts import Pair, divide, pair_files
 
@@ -228,7 +229,7 @@ class FolderDataset:
         if self._contents is None:
             names, images, labels = zip(*self._pairs, strict=True)
             self._contents = {
-                "names of files": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
+                "names of files": hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:16],
                 "images": digest_files(images),
                 "label maps": digest_files(labels),
             }
@@ -294,6 +295,8 @@ class FolderDataset:
 
         def check(pair: Pair) -> tuple[list[int], list[int]]:
             raw = self._decode(pair)[1]
+            for path in (pair.image, pair.label):
+                check_bytes(path)
             classes = _distinct(self._classes(pair.label, raw))
             return classes, _distinct(raw) if self.mapping else classes
 
@@ -319,6 +322,8 @@ class FolderDataset:
                 value = min(where) if min(where) < 0 else highest
                 distinct = len(where) + (ignored is not None)
                 advice = f"if there are so many classes, declare them (--classes {value + 1})"
+                if value >= MAX_CLASSES:
+                    advice = f"--map turns labels into at most {MAX_CLASSES} classes"
                 raise DatasetError(
                     f"{where[value]}: label {value} is no class that was declared; the label maps "
                     f"hold {distinct} distinct values. If it stands for no class, ignore it "

@@ -39,6 +39,7 @@ from .plots import (
 from .report import LossResult, evaluation_table, finite, write_tables, write_text
 from .timing import LossTime, time_loss
 from .training import (
+    CheckpointError,
     Trainer,
     TrainingConfig,
     check_resumable,
@@ -99,11 +100,17 @@ def recorded_steps(folder: Path, losses: Sequence[str]) -> int | None:
     """How many steps the runs in a folder are to have; None if there are none.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read.
+        CheckpointError: a checkpoint cannot be read, or the runs have different numbers.
     """
     paths = [checkpoint_path(folder, loss) for loss in losses]
-    steps = [read_checkpoint(path)["config"]["steps"] for path in paths if path.is_file()]
-    return max(steps, default=None)
+    steps = {path: read_checkpoint(path)["config"]["steps"] for path in paths if path.is_file()}
+    if len(set(steps.values())) > 1:
+        told = ", ".join(f"{path.name} {number}" for path, number in steps.items())
+        raise CheckpointError(
+            f"{folder}: its runs have different numbers of steps ({told}); pass "
+            "--steps, or one --loss"
+        )
+    return next(iter(steps.values()), None)
 
 
 def _check_resumed(experiment: Experiment) -> None:

@@ -5,7 +5,11 @@ What can be undone is undone; what is ambiguous or lossy is refused, with the fi
 
 from __future__ import annotations
 
+import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +23,12 @@ LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 _LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B")
 # Grey values of few bits arrive stretched to 0 to 255 by this factor.
-_STRETCH = {"L;2": 85, "L;4": 17}
+_STRETCH = {"L;2": 85, "L;4": 17, "L;2R": 85, "L;4R": 17}
+_PNG_SIGNATURE_BYTES = 8
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_PNG_CHECKED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+_BMP_BITS_AT = 28  # of a pixel, in the file
+_DEFLATE = (8, 32946)  # of TIFF
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _REDUCED_OR_MASK = 1 | 4
 
@@ -63,6 +72,8 @@ def _orientation(image: Image.Image) -> int:
 
 def _load(path: Path, formats: tuple[str, ...] | None = None) -> tuple[Image.Image, str, int]:
     """A decoded file, how its pixels were packed, and its orientation."""
+    if path.exists() and not path.is_file():
+        raise DatasetError(f"{path}: is no regular file")
     try:
         with Image.open(path) as image:
             if formats is not None and image.format not in formats:
@@ -87,6 +98,66 @@ def _load(path: Path, formats: tuple[str, ...] | None = None) -> tuple[Image.Ima
         ) from error
     except Exception as error:  # whatever a decoder makes of damaged bytes
         raise DatasetError(f"{path}: cannot be read as an image ({_one_line(error)})") from error
+
+
+def check_bytes(path: Path) -> None:
+    """Compares a file with what it says of its own bytes, which decoders pass over.
+
+    A PNG has checksums and a number of rows, a TIFF that is compressed by deflate checksums; other
+    formats have nothing that would tell.
+
+    Raises:
+        DatasetError: a checksum is wrong, or pixels are missing.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.format == "PNG":
+                _check_png(path.read_bytes())
+            elif image.format == "TIFF":
+                _check_tiff(path.read_bytes(), dict(image.tag_v2))
+    except Exception as error:  # whatever a decoder makes of damaged bytes
+        raise DatasetError(f"{path}: is damaged ({_one_line(error)})") from error
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at, kind = _PNG_SIGNATURE_BYTES, b""
+    while at < len(data) and kind != b"IEND":
+        (size,) = struct.unpack(">I", data[at : at + 4])
+        kind, contents = data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
+        stored = data[at + 8 + size : at + 12 + size]
+        if kind in _PNG_CHECKED and stored != struct.pack(">I", zlib.crc32(kind + contents)):
+            raise ValueError(f"wrong checksum of {kind.decode()}")
+        yield kind, contents
+        at += 12 + size
+
+
+def _check_png(data: bytes) -> None:
+    header, packed = b"", []
+    for kind, contents in _png_chunks(data):
+        if kind == b"IHDR":
+            header = contents
+        elif kind == b"IDAT":
+            packed.append(contents)
+    width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    found = len(zlib.decompress(b"".join(packed)))
+    expected = height * (1 + (width * depth * _PNG_CHANNELS[color] + 7) // 8)
+    if found < expected and not interlaced:
+        raise ValueError(f"{found} bytes of pixels where {expected} belong")
+
+
+def _check_tiff(data: bytes, tags: dict[int, Any]) -> None:
+    if tags.get(Base.Compression) not in _DEFLATE:
+        return
+    tiled = Base.TileOffsets in tags
+    offsets = tags[Base.TileOffsets if tiled else Base.StripOffsets]
+    sizes = tags[Base.TileByteCounts if tiled else Base.StripByteCounts]
+    for offset, size in zip(offsets, sizes, strict=True):
+        zlib.decompress(data[offset : offset + size])
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    return tags.get(Base.PhotometricInterpretation) == 0
 
 
 def _upright(
@@ -116,6 +187,10 @@ def _eight_bits(path: Path, image: Image.Image, packing: str) -> Image.Image:
             "255 and store it with 8 bits"
         )
     if image.mode.startswith("I;16"):
+        if _white_is_zero(image):
+            raise DatasetError(
+                f"{path}: is stored inverted (white is 0) with 16 bits; write it as PNG"
+            )
         upper = (np.asarray(image) >> 8).astype(np.uint8)
     elif ";16" in packing:
         upper = np.asarray(image)
@@ -171,7 +246,7 @@ def read_label(path: Path) -> NDArray[np.int32]:
             f"{path}: expected a one-channel label map, got mode {image.mode}; "
             "store class indices as grey values or palette indices"
         )
-    if image.mode in ("L", "1") and "I" in packing.partition(";")[2]:
+    if (image.mode in ("L", "1") and "I" in packing.partition(";")[2]) or _white_is_zero(image):
         raise DatasetError(
             f"{path}: is stored inverted (white is 0), so that its class indices are ambiguous; "
             "write it as PNG"
@@ -181,6 +256,13 @@ def read_label(path: Path) -> NDArray[np.int32]:
             f"{path}: expected a label map that is not to be turned, got EXIF orientation "
             f"{orientation}; write it as PNG without that tag"
         )
+    if image.format == "BMP" and image.mode == "1":
+        bits = path.read_bytes()[_BMP_BITS_AT]
+        if bits != 1:
+            raise DatasetError(
+                f"{path}: is a BMP of {bits} bits whose palette is black and white, which decoders "
+                "misread; write it as PNG"
+            )
     label = np.asarray(image).astype(np.int32)
     if packing in _STRETCH:
         label //= _STRETCH[packing]

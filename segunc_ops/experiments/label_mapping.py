@@ -10,9 +10,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from . import MAX_CLASSES
+
 _PRESETS = ("cityscapes", "reduce-zero-label", "none")
 _REST = "rest"
-_PAIR = re.compile(r"(\d+|rest):(\d+)")
+_PAIR = re.compile(r"(\d{1,9}|rest):(\d{1,9})")
 _UNLISTED = -(1 << 31)
 _TABLE_SIZE = 1 << 16
 # The ids that are evaluated, in the order of their training ids.
@@ -130,7 +132,7 @@ def parse_mapping(words: Sequence[str], ignore_index: int) -> LabelMapping:
         ignore_index: the class of what counts for nothing.
 
     Raises:
-        ValueError: another word, or a label twice.
+        ValueError: another word, a label twice, or more classes than there may be.
     """
     if len(words) == 1 and words[0] in _PRESETS:
         if words[0] == "cityscapes":
@@ -147,6 +149,8 @@ def parse_mapping(words: Sequence[str], ignore_index: int) -> LabelMapping:
         if label in found:
             raise ValueError(f"label {match[1]} is mapped twice")
         found[label] = int(match[2])
+        if found[label] >= MAX_CLASSES and found[label] != ignore_index:
+            raise ValueError(f"expected classes below {MAX_CLASSES}, got {word!r}")
     classes = {*found.values()} - {ignore_index}
     if not classes:
         raise ValueError(f"maps every label to {ignore_index}, which is ignored")

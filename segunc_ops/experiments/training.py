@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -51,6 +52,8 @@ _FREE_FIELDS = frozenset(
 )
 # Share of the past that the running figures of the progress bar keep from one report to the next.
 _MEMORY = 0.8
+_STATE = {"config", "num_classes", "step", "members", "ranks", "history"}
+_CONFIG = {"steps", "dropout"}
 _NO_CHECKPOINT = "not a checkpoint of `segunc train` or `segunc demo`, or damaged"
 
 
@@ -190,15 +193,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing or something else.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch passes checksums over
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        complete = {"config", "num_classes", "step", "members", "ranks"} <= set(state)
+        complete = set(state) >= _STATE and set(state["config"]) >= _CONFIG and state["members"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # whatever comes of other bytes
         raise CheckpointError(f"{path}: {_NO_CHECKPOINT}") from error
-    if not complete:
+    if damaged or not complete:
         raise CheckpointError(f"{path}: {_NO_CHECKPOINT}")
     return state
 
@@ -276,7 +281,7 @@ def load_members(path: Path, *, finished: bool = False) -> list[EncoderDecoder]:
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: holds another network ({error})") from error
+            raise CheckpointError(f"{path}: holds weights of another network") from error
         models.append(model.eval())
     return models
 
@@ -558,7 +563,7 @@ class Trainer:
         if not math.isfinite(value):
             raise DivergedError(
                 f"the {self.config.loss} loss is {value} at step {self.step}; "
-                "lower the learning rate"
+                "lower the learning rate, or a parameter that raises the weights"
             )
         return value
 

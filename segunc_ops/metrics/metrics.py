@@ -134,6 +134,7 @@ class _CountingMetric(Metric):
             num_classes=int(num_classes),
             ignore_index=self.ignore_index,
             from_probabilities=bool(from_probabilities),
+            **({"num_bins": int(bins)} if "calibration" in self._tables else {}),
         )
 
     def _declare(self, **settings: Any) -> None:
