@@ -1011,7 +1011,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Closed by its caller, as `2>&-` does: progress and notes have nowhere to go.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    warnings.filterwarnings("ignore", module=r"PIL\.|matplotlib")  # messages say what matters
+    # Messages say what matters; of a TIFF that lacks its end, others than its own values are read.
+    warnings.filterwarnings("ignore", module=r"PIL\.|matplotlib")
+    warnings.filterwarnings("error", "Truncated File Read", module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A console that cannot print a name shows its code points.

@@ -91,6 +91,18 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
         "target: expected class indices of shape (2, 4, 5), got probabilities of shape "
         "(2, 3, 4, 5); pass target.argmax(1)",
     ),
+    "target probabilities, or a binary head without its channel": (
+        lambda: sf.cross_entropy(_x(2, 4, 5), _x(2, 4, 5)),
+        ValueError,
+        "target: expected class indices of shape (2, 5), got probabilities of shape (2, 4, 5); "
+        "pass target.argmax(1), or input.unsqueeze(1) if that is a binary head",
+    ),
+    "classes in the last axis": (
+        lambda: sf.cross_entropy(_x(2, 4, 5, 3), _t(2, 4, 5)),
+        ValueError,
+        "target: expected shape (2, 5, 3) for input of shape (2, 4, 5, 3), got (2, 4, 5); if "
+        "input's last axis holds the classes, pass input.movedim(-1, 1)",
+    ),
     "target one-hot": (
         lambda: sf.cross_entropy(_x(), _t(2, 3, 4, 5)),
         ValueError,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from python_tests.experiments.cases import InterruptingScenes, config
+from python_tests.experiments.cases import InterruptingScenes, config, exit_code
 from segunc_ops import cli, experiments
 from segunc_ops.experiments import scenes
 from segunc_ops.experiments.experiment import Experiment, run
@@ -97,6 +100,27 @@ def test_command_trains_on_a_folder_and_resumes(folder, capsys):
     assert cli.main([*arguments, "--overwrite"]) == 0
 
 
+def test_a_run_keeps_its_steps_where_another_has_more(folder, capsys):
+    arguments = ["train", "--data", str(folder), "--ignore-index", "11", "--batch-size", "2"]
+    arguments += ["--crop", "32", "48", "--samples", "2", "--output", str(folder / "runs")]
+    for loss, steps in (("ce", "1"), ("uce", "2")):
+        assert exit_code([*arguments, "--loss", loss, "--steps", steps]) == 0
+    assert exit_code([*arguments, "--loss", "ce", "uce", "--resume"]) == 2
+    shown = capsys.readouterr().err
+    assert "different numbers of steps (checkpoint-ce.pt 1, checkpoint-uce.pt 2)" in shown
+    assert exit_code([*arguments, "--loss", "ce", "--resume"]) == 0
+    assert "extended" not in capsys.readouterr().out
+
+
+def test_a_command_whose_streams_are_closed_runs(folder):
+    command = [sys.executable, "-m", "segunc_ops.cli", "train", "--data", str(folder)]
+    command += ["--ignore-index", "11", "--loss", "ce", "--steps", "1", "--batch-size", "2"]
+    command += ["--crop", "32", "32", "--samples", "2", "--output", str(folder / "runs")]
+    shell = subprocess.run(["sh", "-c", f"{shlex.join(command)} 2>&- >&-"], timeout=300)
+    assert shell.returncode == 0
+    assert (folder / "runs" / "train" / "table.md").exists()
+
+
 def test_no_loss_trains_when_the_run_of_another_cannot_go_on(tmp_path, train_scenes, val_scenes):
     experiment = Experiment(
         config=config(samples=3),
@@ -129,6 +153,18 @@ def test_no_loss_trains_when_the_run_of_another_cannot_go_on(tmp_path, train_sce
         (["demo", "--dropout", "1.5"], "--dropout"),
         (["demo", "--alpha", "nan"], "--alpha"),
         (["demo", "--name", "../elsewhere"], "--name"),
+        (["demo", "--seed", str(1 << 70)], "--seed: expected at most"),
+        (["demo", "--scale", "1e9", "1e9"], "--scale"),
+        (
+            ["train", "--data", ".", "--ignore-index", str(1 << 40)],
+            "--ignore-index: expected at",
+        ),
+        (["train", "--data", ".", "--classes", "65536"], "--classes: expected at most 16384"),
+        (
+            ["train", "--data", ".", "--map", "0:0", "1:70000"],
+            "--map: expected classes below",
+        ),
+        (["train", "--data", ".", "--resume", "--overwrite"], "--overwrite: not with --resume"),
         (["train"], "--data"),
         (["train", "--data", "no/such/folder"], "--data"),
         (["train", "--data", ".", "--classes", "3", "--class-names", "a"], "--class-names"),

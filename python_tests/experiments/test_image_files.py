@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image, ImageOps
 from python_tests.experiments.cases import write_pair
 from segunc_ops import cli
 from segunc_ops.experiments.datasets import DatasetError, FolderDataset
-from segunc_ops.experiments.image_files import open_image, read_label
+from segunc_ops.experiments.image_files import check_bytes, open_image, read_label
 
 GREY, RGB, PALETTE = 0, 2, 3
 
@@ -174,7 +176,100 @@ def test_label_files_that_are_refused(pair, capsys, what, message):
     assert message in problem
 
 
+def damages(data: bytes) -> Iterator[bytes]:
+    """A file with one bit flipped each time, three of each byte."""
+    for place in range(len(data)):
+        for bit in (0, 3, 6):
+            yield data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, kind):
+    label = np.kron(np.random.default_rng(0).integers(0, 3, (8, 12)), np.ones((5, 5))).astype("B")
+    options = {"compression": "tiff_adobe_deflate"} if kind == "TIFF" else {}
+    path, wrong = tmp_path / "label", 0
+    for data in damages(encoded(Image.fromarray(label), kind, **options)):
+        path.write_bytes(data)
+        try:
+            found = read_label(path)
+            wrong += not np.array_equal(found, label)  # what decoders alone let pass
+            check_bytes(path)
+        except DatasetError:
+            pass
+        else:
+            # Of a TIFF's header, unlike of its pixels, there is no checksum.
+            assert kind == "TIFF" or np.array_equal(found, label)
+    assert wrong > 5
+
+
+def test_missing_rows_and_wrong_checksums_are_refused_before_training(pair, capsys):
+    label = np.zeros((40, 60), np.uint8)
+    rows = np.zeros((20, 61), np.uint8)
+    short = header(60, 40) + chunk(b"IDAT", zlib.compress(rows.tobytes())) + chunk(b"IEND", b"")
+    whole = bytearray(png(label, 8))
+    whole[whole.index(b"IDAT") - 4 + 8 + int.from_bytes(whole[33:37], "big")] ^= 1
+    for data, message in (
+        (short, "is damaged (1220 bytes of pixels where 2440 belong)"),
+        (bytes(whole), "is damaged (wrong checksum of IDAT)"),
+    ):
+        pair[1].write_bytes(data)
+        assert scan_error(pair, capsys) == f"{pair[1]}: {message}"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_bmp_that_decoders_misread_is_refused(pair, capsys, bits):
+    """Of several bits, with a palette of black and white alone."""
+    row = bytes(60) if bits == 8 else bytes(32)
+    palette = b"\0\0\0\0" + b"\xff\xff\xff\0"
+    size = struct.pack("<IiiHHIIiiII", 40, 60, 40, 1, bits, 0, 40 * len(row), 0, 0, 2, 2)
+    start = struct.pack("<2sIHHI", b"BM", 14 + 40 + 8 + 40 * len(row), 0, 0, 14 + 40 + 8)
+    path = pair[1].with_suffix(".bmp")
+    pair[1].unlink()
+    path.write_bytes(start + size + palette + 40 * row)
+    assert f"{path}: is a BMP of {bits} bits whose palette" in scan_error(pair, capsys)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_tiff_labels_of_few_bits_in_reverse_order(tmp_path, bits):
+    per_byte = 8 // bits
+    label = np.arange(8 * 4 * per_byte).reshape(8, -1) % (1 << bits)
+    bytes_of = np.zeros((8, 4), np.uint8)
+    for place in range(per_byte):
+        bytes_of |= (label[:, place::per_byte] << (8 - bits * (place + 1))).astype(np.uint8)
+    reverse = np.array([int(f"{i:08b}"[::-1], 2) for i in range(256)], np.uint8)
+    data = reverse[bytes_of].tobytes()
+    tags = [(256, label.shape[1]), (257, 8), (258, bits), (259, 1), (262, 1), (266, 2)]
+    tags += [(273, 8 + 2 + 10 * 12 + 4), (277, 1), (278, 8), (279, len(data))]
+    directory = struct.pack("<H", len(tags))
+    directory += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + data)
+    np.testing.assert_array_equal(read_label(tmp_path / "a.tif"), label)
+
+
+def test_what_is_no_file_is_refused(pair, capsys):
+    for path in pair:
+        path.unlink()
+        os.mkfifo(path)
+        assert scan_error(pair, capsys) == f"{path}: is no regular file"
+        path.unlink()
+        Image.fromarray(np.zeros((40, 60), np.uint8)).save(path)
+
+
+def test_names_need_no_known_encoding(tmp_path):
+    write_pair(tmp_path, "train", "\udcff", np.arange(40 * 60).reshape(40, 60) % 3)
+    dataset = FolderDataset(tmp_path / "train", tmp_path / "trainannot")
+    dataset.scan()
+    assert len(dataset.contents()["names of files"]) == 16
+
+
 # Images
+
+
+def test_inverted_images_of_sixteen_bits_are_refused(pair, capsys):
+    path = pair[0].with_suffix(".tif")
+    pair[0].unlink()
+    Image.fromarray(ramp(40, 60).astype(np.uint16) * 27).save(path, tiffinfo={262: 0})
+    assert f"{path}: is stored inverted" in scan_error(pair, capsys)
 
 
 def test_images_of_sixteen_bits_keep_the_upper_ones(pair):

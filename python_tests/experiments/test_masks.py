@@ -217,6 +217,14 @@ def test_members_that_make_no_ensemble_are_refused(root, checkpoints, tmp_path):
         assert "weights_only" not in str(caught.value)
 
 
+def test_a_checkpoint_whose_weights_were_changed_is_refused(checkpoints, tmp_path):
+    data = bytearray(checkpoints[0].read_bytes())
+    data[len(data) // 2] ^= 16
+    (tmp_path / "changed.pt").write_bytes(data)
+    with pytest.raises(training.CheckpointError, match=r"changed\.pt: .* or damaged"):
+        training.read_checkpoint(tmp_path / "changed.pt")
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -148,6 +148,17 @@ def test_counts_of_other_settings_are_refused():
     assert_same_values(same.compute(), first.compute())
 
 
+def test_counts_of_other_bins_are_refused():
+    many, few = (sm.ExpectedCalibrationError(3, num_bins=bins) for bins in (15, 10))
+    for metric in (many, few):
+        metric.persistent(True)
+    many.update(torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8)))
+    few.load_state_dict(many.state_dict())
+    few.update(torch.zeros(0, 3, 8, 8), torch.zeros(0, 8, 8, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"settings: .*num_bins=10"):
+        few.compute()
+
+
 def test_ranks_of_other_settings_are_refused():
     def of_two_ranks(first: float, second: float) -> sm.PAvPU:
         other = pavpu(threshold=second)
