@@ -23,6 +23,7 @@ STABLE_TORCH_LIBRARY(segunc_ops, m) {
   m.def("cpu_isa() -> str");
   m.def("cpu_isas() -> str");
   m.def("cuda_targets() -> str");
+  m.def("cuda_versions() -> (int driver, int runtime)");
   m.def("check() -> ()");
 }
 

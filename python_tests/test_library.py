@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import segunc_ops
 import segunc_ops.functional as sf
 from segunc_ops import reference
+from segunc_ops._native import library
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(segunc_ops.__file__).parent
@@ -314,6 +315,15 @@ def test_native_and_reference_agree_on_what_is_differentiable():
                 torch.autograd.grad(sf.cross_entropy(x, target), x),
                 torch.autograd.grad(exact, x, retain_graph=True),
             )
+
+
+def test_a_driver_that_is_too_old_is_named():
+    assert library.driver_problem(12080, 13000) == (
+        "the NVIDIA driver supports CUDA 12.8, the kernels need a driver for CUDA 13"
+    )
+    for driver in (0, 13000, 13020, 14000):
+        assert library.driver_problem(driver, 13000) is None
+    assert library.driver_problem(12040, 12090) is None
 
 
 def test_check_without_a_gpu_does_nothing():

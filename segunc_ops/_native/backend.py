@@ -14,7 +14,7 @@ import torch
 
 from .. import autograd, reference
 from .._version import __version__
-from .library import failures, ops
+from .library import cuda_version, failures, ops
 
 _BACKENDS = ("auto", "native", "reference")
 _CPU = torch.device("cpu")
@@ -75,6 +75,7 @@ def build_info() -> dict[str, Any]:
     """Versions, the CPU instruction set in use, CUDA targets and what is loaded."""
     native_cpu = failures["cpu"] is None
     native_cuda = failures["cuda"] is None
+    driver = ops.cuda_versions()[0] if native_cuda else 0
     return {
         "version": __version__,
         "torch": torch.__version__,
@@ -85,4 +86,5 @@ def build_info() -> dict[str, Any]:
         "cpu_isas": ops.cpu_isas().split() if native_cpu else [],
         "cuda": "native" if native_cuda else f"reference ({failures['cuda']})",
         "cuda_targets": ops.cuda_targets().split() if native_cuda else [],
+        "cuda_driver": cuda_version(driver) if driver else None,
     }

@@ -15,6 +15,26 @@ ops: Any = torch.ops.segunc_ops
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def cuda_version(number: int) -> str:
+    """13020, as CUDA writes its versions, is 13.2."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def driver_problem(driver: int, runtime: int) -> str | None:
+    """Why no kernel would run, if the NVIDIA driver is too old for the runtime that they link.
+
+    Args:
+        driver: the newest CUDA that it supports; 0 without a driver, where there is no GPU either.
+        runtime: the CUDA that kernels were compiled by; any driver of its major version runs it.
+    """
+    if driver == 0 or driver // 1000 >= runtime // 1000:
+        return None
+    return (
+        f"the NVIDIA driver supports CUDA {cuda_version(driver)}, the kernels need a driver for "
+        f"CUDA {runtime // 1000}"
+    )
+
+
 def _load() -> dict[str, str | None]:
     """Loads what there is; per library None, or why it could not be loaded."""
     folder = Path(__file__).parent.parent
@@ -31,7 +51,9 @@ def _load() -> dict[str, str | None]:
             torch.ops.load_library(str(folder / name))
             if device == "cpu":
                 ops.cpu_isa()
-            found[device] = None
+                found[device] = None
+            else:
+                found[device] = driver_problem(*ops.cuda_versions())
         except OSError as error:
             missing = not (folder / name).exists()
             found[device] = f"{name} was not built" if missing else str(error)

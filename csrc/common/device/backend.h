@@ -17,17 +17,26 @@ inline void check_cuda(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
+// Lets this thread allocate while a graph is being captured, as no captured work depends on it.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { check_cuda(cudaThreadExchangeStreamCaptureMode(&mode_)); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 // Where kernels report a target that is no class: {whether, the value}. Host memory that the GPU
 // writes, so that nobody has to wait to find out.
 inline volatile int64_t* bad_target() {
   static volatile int64_t* const flag = [] {
-    // Allocating is allowed while a graph is being captured, as no captured work depends on it.
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-    check_cuda(cudaThreadExchangeStreamCaptureMode(&mode));
+    const RelaxedCapture relaxed;
     void* mapped = nullptr;
     check_cuda(
         cudaHostAlloc(&mapped, 2 * sizeof(int64_t), cudaHostAllocMapped | cudaHostAllocPortable));
-    check_cuda(cudaThreadExchangeStreamCaptureMode(&mode));
     auto* words = static_cast<int64_t*>(mapped);
     words[0] = words[1] = 0;
     return words;

@@ -38,6 +38,17 @@ struct Grid {
   unsigned x;
 };
 
+inline std::string launch_problem(cudaError_t error) {
+  if (error != cudaErrorNoKernelImageForDevice) return cudaGetErrorString(error);
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return "this build has no code for a GPU of compute capability " + std::to_string(major) + "." +
+         std::to_string(minor) +
+         "; build it with SEGUNC_OPS_CUDA_TARGETS=" + std::to_string(major) + std::to_string(minor);
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), Grid grid, unsigned threads, size_t dynamic_shared_bytes,
             Stream stream, Arguments&&... arguments) {
@@ -53,8 +64,7 @@ void launch(void (*kernel)(Parameters...), Grid grid, unsigned threads, size_t d
       values);
   if (error != cudaSuccess) {
     cudaGetLastError();  // else the next check of anyone in the process reports it once more
-    throw std::runtime_error(std::string("a kernel was not launched: ") +
-                             cudaGetErrorString(error));
+    throw std::runtime_error("a kernel was not launched: " + launch_problem(error));
   }
 }
 

@@ -11,11 +11,12 @@ namespace {
 
 using namespace device;
 
-// Derived from bytes in flight, not yet measured on a GPU: 64 bytes of every thread, and a few
-// thousand resident threads a multiprocessor, are several times what the bandwidth needs.
+// Derived from bytes in flight, not yet measured on a GPU: 64 bytes of every thread, and two
+// thousand resident threads a multiprocessor, are several times what the bandwidth needs. As many
+// blocks as two waves take on the largest GPUs: each reads the factor, mostly to find it is 1.
 constexpr int kThreads = 256;
 constexpr int kBatch = 4;
-constexpr int64_t kMaxBlocks = at_scale(1 << 16);
+constexpr int64_t kMaxBlocks = at_scale(2048);
 
 template <class T>
 SEGUNC_DEVICE T scaled(T value, accumulate_t<T> factor) {
