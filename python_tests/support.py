@@ -189,7 +189,7 @@ def markdown() -> str:
         "",
         "The CUDA library holds code for the compute capabilities that `segunc info` lists, and",
         "PTX for later ones. Compiled by CUDA 13, as by `make wheel`, it needs an NVIDIA driver",
-        "580 or later, also beside a torch for CUDA 12.",
+        "580 or later, also beside a torch for CUDA 12; `segunc info` says what yours supports.",
         "",
     ]
     return "\n".join(lines)
