@@ -117,6 +117,7 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads, kPlanarBlocks<K * V>)
 #pragma unroll
   for (int j = 0; j < V; j++) absent[j] = from_accumulate<T>(-kInfinity<A>);
   double sum = 0;
+  // report: hot C * V
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     int64_t start;
     const int64_t image = work.tiles_per_image.divide(tile, start);
@@ -187,6 +188,7 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads, kPlanarBlocks<K * V>)
       }
     }
   }
+  // report: end
   store_partial(p, sum);
 }
 
@@ -202,6 +204,7 @@ __global__ void __launch_bounds__(Policy::kStagedThreads, kStagedBlocks<K>)
   const int pixel = int(thread()) >> shape.team_shift;
   const int64_t image_pixels = p.map.pixels;
   double sum = 0;
+  // report: hot C / team
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     int64_t start;
     const int64_t image = work.tiles_per_image.divide(tile, start);
@@ -263,6 +266,7 @@ __global__ void __launch_bounds__(Policy::kStagedThreads, kStagedBlocks<K>)
                      start * p.grad_map.stride[2]);
     }
   }
+  // report: end
   store_partial(p, sum);
 }
 

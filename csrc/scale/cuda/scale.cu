@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t threads = int64_t(grid_size()) * kThreads;
   const int64_t first = int64_t(block_index()) * kThreads + thread();
   const int64_t vectors = count / N;
+  // report: hot 4 * N
   for (int64_t i = first; i < vectors; i += kBatch * threads) {
     Vector<T, N> batch[kBatch] = {};
 #pragma unroll
@@ -46,6 +47,7 @@ __global__ void __launch_bounds__(kThreads)
       if (i + b * threads < vectors) store_vector(data + (i + b * threads) * N, batch[b]);
     }
   }
+  // report: end
   const int64_t tail = vectors * N + first;
   if (tail < count) data[tail] = scaled(data[tail], factor);
 }

@@ -88,6 +88,7 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K * 
                                        const Work work) {
   using A = accumulate_t<T>;
   const Pixel owner(int(map.classes));
+  // report: hot C * V * S
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     int64_t start;
     const int64_t image = work.tiles_per_image.divide(tile, start);
@@ -97,6 +98,7 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K * 
     Moments<A, K, V> moments;
     clear(moments);
 #pragma unroll 1
+    // report: trips S
     for (int64_t s = 0; s < samples.count; s++) {
       A value[K][V];
       load_logits(samples.template operator()<T>(s) + offset, rematerialized(map.class_stride),
@@ -124,6 +126,7 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K * 
       }
     }
   }
+  // report: end
 }
 
 // ---- predictive_statistics, staged ----
@@ -135,6 +138,7 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K>)
   using A = accumulate_t<T>;
   T* tile_data = dynamic_shared<T>();
   const int pixel = int(thread()) >> shape.team_shift;
+  // report: hot C / team * S
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     int64_t start;
     const int64_t image = work.tiles_per_image.divide(tile, start);
@@ -148,6 +152,7 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K>)
     Moments<A, K, 1> moments;
     clear(moments);
 #pragma unroll 1
+    // report: trips S
     for (int64_t s = 0; s < samples.count; s++) {
       barrier();  // the sample before may still be in use
       load_tile(shape, map, count, samples.template operator()<T>(s) + offset, tile_data);
@@ -175,6 +180,7 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K>)
       }
     }
   }
+  // report: end
 }
 
 // ---- predictive_statistics, interpolated ----
