@@ -14,8 +14,7 @@ from pathlib import Path
 
 from . import report, resources
 from .control_flow import NoWayError
-from .disassembly import disassemble
-from .markers import MarkerError, read_markers
+from .markers import MarkerError
 
 _SOURCES = Path(__file__).parents[2] / "csrc"
 
@@ -31,28 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     sources = sorted(p for p in options.sources.rglob("*") if p.suffix in (".cu", ".h"))
-    markers = read_markers(sources)
-    threads = resources.block_sizes(p for p in sources if p.suffix == ".cu")
-    kernels = [kernel for binary in options.binaries for kernel in resources.kernels_of(binary)]
+    build = report.read_build(options.binaries, sources, options.target)
     if options.resources:
-        options.resources.write_text(resources.table(kernels, threads) + "\n", encoding="utf-8")
-
-    functions = {
-        function.name: function
-        for binary in options.binaries
-        for function in disassemble(binary, options.target)
-    }
-    names = resources.demangle(functions)
-    by_name = {names[mangled]: function for mangled, function in functions.items()}
-    codes = [
-        report.Code(kernel, by_name[kernel.name])
-        for kernel in kernels
-        if kernel.target == options.target and kernel.name in by_name
-    ]
+        text = resources.table(build.kernels, build.threads)
+        options.resources.write_text(text + "\n", encoding="utf-8")
     lines, broken = [], []
     for row in report.ROWS:
         try:
-            lines.append(report.fill(row, codes, markers, threads))
+            lines.append(report.fill(row, build))
         except (LookupError, MarkerError, NoWayError) as error:
             broken.append(f"{row.title}: {error}")
     text = report.table(lines)
@@ -60,10 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.table:
         options.table.write_text(text + "\n", encoding="utf-8")
 
-    broken += report.local_memory(kernels)
-    broken += report.refused_launches(kernels, markers)
-    broken += report.narrow_accesses(codes, markers)
-    broken += report.forbidden_in_main_loops(codes, markers)
+    for gate in report.GATES:
+        broken += gate(build)
     broken += report.over_budget(lines)
     for sentence in broken:
         print(sentence, file=sys.stderr)

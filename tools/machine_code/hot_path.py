@@ -22,6 +22,9 @@ _PIPES = {
 # What is in none (branches, barriers, uniform instructions) takes an issue slot alone.
 PIPE_OF = {opcode: pipe for pipe, opcodes in _PIPES.items() for opcode in opcodes.split()}
 
+# What divisions and roots call for numbers that their instructions in line do not take.
+_SLOW_PATH = re.compile(r"__internal_\d+_\$__cuda_\w*(?:slowpath|mediumpath|f64_full)")
+
 _GLOBAL = ("LDG", "STG", "LD", "ST")
 _GLOBAL_LOADS = ("LDG", "LD")
 _WIDTH = re.compile(r"\.(?:[US]?(8|16)|(64|128|256))(?:\.|$)")
@@ -87,7 +90,7 @@ def hot_path(function: Function, markers: Markers, hot: Hot, names: Mapping[str,
             return False
         instructions = graph.blocks[block].instructions
         marked = sum(markers.find("rare", i) is not None for i in instructions)
-        return 2 * marked >= len(instructions)
+        return 2 * marked >= len(instructions) or any(map(_is_slow_path, instructions))
 
     def trips(loop: Loop, way: list[Visit]) -> float:
         marker = _trips_marker(graph, loop, markers)
@@ -133,6 +136,10 @@ def bytes_in_flight(iteration: Iterable[Instruction]) -> int:
                 waiting.append((set(registers), size))
                 most = max(most, sum(load[1] for load in waiting))
     return most
+
+
+def _is_slow_path(instruction: Instruction) -> bool:
+    return instruction.base == "CALL" and _SLOW_PATH.search(instruction.operands) is not None
 
 
 def _main_loop(graph: Graph, hot: Hot) -> Loop | None:

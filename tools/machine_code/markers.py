@@ -1,6 +1,7 @@
 """What the sources say of their kernels, for the report.
 
-A marker is a comment of its own line and stands for the next line of code, or stands behind code:
+A marker is a comment of its own line and stands for the next line of code, or stands behind code;
+semicolons part several:
 
     // report: hot C * V             begins a kernel's main loop, before its ``for``, or before the
                                      body of a kernel without one; what a thread computes in one
@@ -10,6 +11,7 @@ A marker is a comment of its own line and stands for the next line of code, or s
     // report: begin rare            the same of all lines up to the end
     // report: trips S               how often an inner loop runs in an iteration, else once
     // report: vector sizeof(T) * V  the least bytes of each global access that the line makes
+    // report: generic               accesses whose memory the compiler cannot know, left so
     // report: dynamic kernel<* 49152 - 256
                                      the most dynamic shared memory, in bytes, that the launches of
                                      kernels of this pattern admit; beside the check
@@ -61,7 +63,7 @@ _TEMPLATE = re.compile(
 )
 _PARAMETER = re.compile(r"(?:class|typename|\w+)\s+(\w+)\s*(?:,|$)")
 _LIMIT = re.compile(r"([\w*?]+(?:<.*[>*])?)\s+([^<>]+)")
-_LINE_MARKERS = ("rare", "trips", "vector")
+_LINE_MARKERS = ("generic", "rare", "trips", "vector")
 
 
 class MarkerError(ValueError):
@@ -163,44 +165,49 @@ def _read_source(source: Path, markers: Markers) -> None:
     lines = text.splitlines()
     file = str(source.resolve())
     begun: list[Hot | int] = []
-
-    def fail(number: int, problem: str) -> MarkerError:
-        return MarkerError(f"{source.name}:{number}: {problem}")
-
     for number, line in enumerate(lines, 1):
         match = _MARKER.search(line)
         if match is None:
             continue
         behind_code = line[: match.start()].strip() != ""
-        at = number if behind_code else _next_code(lines, number)
-        kind, _, rest = match[1].partition(" ")
-        if kind == "hot":
-            hot = Hot(file, at, at, rest)
-            begun.append(hot)
-            markers.hot.append(hot)
-        elif match[1] == "begin rare":
-            begun.append(number)
-        elif kind == "end":
-            if not begun:
-                raise fail(number, "nothing has begun that this would end")
-            beginning = begun.pop()
-            if isinstance(beginning, Hot):
-                beginning.last = number
-            else:
-                for inside in range(beginning, number):
-                    markers.lines["rare"][Place(file, inside)] = ""
-        elif kind in ("budget", "dynamic"):
-            limit = _LIMIT.fullmatch(rest)
-            if limit is None:
-                raise fail(number, f"expected a pattern and a number, got '{rest}'")
-            limits = markers.budgets if kind == "budget" else markers.dynamic
-            limits.append(Limit(limit[1], evaluate(limit[2], {})))
-        elif kind in _LINE_MARKERS:
-            markers.lines[kind][Place(file, at)] = rest
-        else:
-            raise fail(number, f"unknown marker '{match[1]}'")
+        place = Place(file, number if behind_code else _next_code(lines, number))
+        for marker in match[1].split(";"):
+            try:
+                _take(marker.strip(), place, number, begun, markers)
+            except MarkerError as error:
+                raise MarkerError(f"{source.name}:{number}: {error}") from None
     if begun:
-        raise fail(len(lines), "what a marker began has no end")
+        raise MarkerError(f"{source.name}: what a marker began has no end")
+
+
+def _take(marker: str, place: Place, number: int, begun: list[Hot | int], markers: Markers) -> None:
+    """Adds a marker of line `number`, which stands for `place`; `begun` is what has no end yet."""
+    kind, _, rest = marker.partition(" ")
+    if kind == "hot":
+        hot = Hot(place.file, place.line, place.line, rest)
+        begun.append(hot)
+        markers.hot.append(hot)
+    elif marker == "begin rare":
+        begun.append(number)
+    elif kind == "end":
+        if not begun:
+            raise MarkerError("nothing has begun that this would end")
+        beginning = begun.pop()
+        if isinstance(beginning, Hot):
+            beginning.last = number
+        else:
+            for inside in range(beginning, number):
+                markers.lines["rare"][Place(place.file, inside)] = ""
+    elif kind in ("budget", "dynamic"):
+        limit = _LIMIT.fullmatch(rest)
+        if limit is None:
+            raise MarkerError(f"expected a pattern and a number, got '{rest}'")
+        limits = markers.budgets if kind == "budget" else markers.dynamic
+        limits.append(Limit(limit[1], evaluate(limit[2], {})))
+    elif kind in _LINE_MARKERS:
+        markers.lines[kind][place] = rest
+    else:
+        raise MarkerError(f"unknown marker '{marker}'")
 
 
 def _next_code(lines: list[str], number: int) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .control_flow import NoWayError
-from .disassembly import Function
+from .disassembly import Function, Instruction, disassemble
 from .hot_path import HotPath, access_bytes, hot_path, is_global
-from .markers import MarkerError, Markers, Value, evaluate
+from .markers import MarkerError, Markers, Value, evaluate, read_markers
 from .model import H100, H200, LANES, WARP, Bound, bound, half_of_the_slots
-from .resources import SHARED_OF_LAUNCH, Kernel, aligned
+from .resources import SHARED_OF_LAUNCH, Kernel, aligned, block_sizes, demangle, kernels_of
 
 PIPES = tuple(LANES)
 
@@ -136,7 +137,50 @@ class Code:
     function: Function
 
 
-def fill(row: Row, codes: Iterable[Code], markers: Markers, threads: Mapping[str, int]) -> Line:
+@dataclass(frozen=True)
+class Build:
+    """What was compiled, and what its sources say of it.
+
+    Attributes:
+        kernels: Of every target.
+        codes: Of the target that is judged.
+        markers: Of the sources.
+        threads: Of a block, by kernel stem.
+    """
+
+    kernels: Sequence[Kernel]
+    codes: Sequence[Code]
+    markers: Markers
+    threads: Mapping[str, int]
+
+
+def read_build(binaries: Sequence[Path], sources: Iterable[Path], target: str) -> Build:
+    """Reads libraries, object files or cubins that were compiled with -lineinfo.
+
+    Args:
+        binaries: With code for the target.
+        sources: What they were compiled from, headers included.
+        target: Whose main loops are judged, such as ``sm_90``.
+
+    Raises:
+        FileNotFoundError: a program is not installed, or there is no code for the target.
+        MarkerError: a marker cannot be read.
+    """
+    files = list(sources)
+    kernels = [kernel for binary in binaries for kernel in kernels_of(binary)]
+    functions = [f for binary in binaries for f in disassemble(binary, target)]
+    names = demangle(function.name for function in functions)
+    by_name = {names[function.name]: function for function in functions}
+    codes = [
+        Code(kernel, by_name[kernel.name])
+        for kernel in kernels
+        if kernel.target == target and kernel.name in by_name
+    ]
+    threads = block_sizes(file for file in files if file.suffix == ".cu")
+    return Build(kernels, codes, read_markers(files), threads)
+
+
+def fill(row: Row, build: Build) -> Line:
     """A row with what the machine code says of it.
 
     Raises:
@@ -144,7 +188,8 @@ def fill(row: Row, codes: Iterable[Code], markers: Markers, threads: Mapping[str
         MarkerError: an expression has no value.
         NoWayError: its main loop has no way that is not rare.
     """
-    found = [code for code in codes if fnmatch.fnmatchcase(code.kernel.name, row.kernel)]
+    markers, threads = build.markers, build.threads
+    found = [code for code in build.codes if fnmatch.fnmatchcase(code.kernel.name, row.kernel)]
     if len(found) != 1:
         raise LookupError(f"{row.kernel} is the name of {len(found)} kernels")
     kernel, function = found[0].kernel, found[0].function
@@ -190,17 +235,17 @@ _SOME_INPUT: dict[str, Value] = {name: 2.0 for row in ROWS for name in ("threads
 # ---- Gates: each yields a sentence for every kernel that breaks it ----
 
 
-def local_memory(kernels: Iterable[Kernel]) -> Iterator[str]:
+def local_memory(build: Build) -> Iterator[str]:
     """Kernels of any target that keep registers or arrays in local memory."""
-    for kernel in kernels:
+    for kernel in build.kernels:
         if kernel.local:
             yield f"{kernel.name} on {kernel.target}: {kernel.local} bytes of local memory"
 
 
-def refused_launches(kernels: Iterable[Kernel], markers: Markers) -> Iterator[str]:
-    """Kernels whose launch may ask for more shared memory than is granted."""
-    for kernel in kernels:
-        dynamic = markers.dynamic_of(kernel.name)
+def refused_launches(build: Build) -> Iterator[str]:
+    """Kernels of any target whose launch may ask for more shared memory than is granted."""
+    for kernel in build.kernels:
+        dynamic = build.markers.dynamic_of(kernel.name)
         if kernel.shared + dynamic > SHARED_OF_LAUNCH:
             yield (
                 f"{kernel.name} on {kernel.target}: its launch admits {dynamic:.0f} bytes of "
@@ -209,9 +254,10 @@ def refused_launches(kernels: Iterable[Kernel], markers: Markers) -> Iterator[st
             )
 
 
-def narrow_accesses(codes: Iterable[Code], markers: Markers) -> Iterator[str]:
+def narrow_accesses(build: Build) -> Iterator[str]:
     """Global accesses narrower than the vector that their source line declares."""
-    for code in codes:
+    markers = build.markers
+    for code in build.codes:
         names = markers.arguments_of(code.kernel.name)
         narrow: dict[str, int] = {}
         for instruction in code.function.instructions:
@@ -239,9 +285,16 @@ _FORBIDDEN = {
 }
 
 
-def forbidden_in_main_loops(codes: Iterable[Code], markers: Markers) -> Iterator[str]:
+def _fault(instruction: Instruction, markers: Markers) -> str:
+    if instruction.base in ("LD", "ST") and markers.find("generic", instruction) is not None:
+        return ""
+    return _FORBIDDEN.get(instruction.base, "")
+
+
+def forbidden_in_main_loops(build: Build) -> Iterator[str]:
     """Local memory, calls and generic accesses on the way through a main loop."""
-    for code in codes:
+    markers = build.markers
+    for code in build.codes:
         hot = markers.hot_of(code.function.instructions)
         if hot is None:
             continue
@@ -251,9 +304,11 @@ def forbidden_in_main_loops(codes: Iterable[Code], markers: Markers) -> Iterator
         except (NoWayError, MarkerError) as error:
             yield f"{code.kernel.name}: {error}"
             continue
-        found = {_FORBIDDEN[i.base] for i in path.instructions if i.base in _FORBIDDEN}
-        for what in sorted(found):
+        for what in sorted({_fault(i, markers) for i in path.instructions} - {""}):
             yield f"{code.kernel.name}: {what} in the main loop"
+
+
+GATES = (local_memory, refused_launches, narrow_accesses, forbidden_in_main_loops)
 
 
 def over_budget(lines: Iterable[Line]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,7 +151,7 @@ def block_sizes(sources: Iterable[Path]) -> dict[str, int]:
     return sizes
 
 
-def table(kernels: Sequence[Kernel], threads: dict[str, int]) -> str:
+def table(kernels: Sequence[Kernel], threads: Mapping[str, int]) -> str:
     """One row a kernel and target: a Markdown table, its columns aligned."""
     header = ["kernel", "target", "threads", "registers", "local", "shared", "occupancy"]
     rows = [header]

@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Label, T>)
   // report: hot 8
   const Tile tile = tile_at(tiles, block_index());
   const Span span(tiles, tile, wide);
-  const Vector<T, kSpan> value = span.load(values);
+  const Vector<T, kSpan> value = span.load(values);  // report: vector 16
   PartSpan part;
   const int tile_parts = label_tile<Label>(
       map, tiles, span, memory.forest, part, [](int, int, int) {},
@@ -177,8 +177,8 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Label, T>)
         make_root(parts.forest, tile.slot + number, 0);
         count[number] = 0;
       });
-  span.store(parts.part_of_pixel, part);
-  barrier();  // nobody reads the forest any more
+  span.store(parts.part_of_pixel, part);  // report: vector 16
+  barrier();                              // nobody reads the forest any more
   // report: begin rare
   for (int i = int(thread()); i < tile_parts; i += Policy::kTileThreads) memory.sum[i] = 0;
   // report: end
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 4)
   // report: hot 8
   const Tile tile = tile_at(tiles, block_index());
   const Span span(tiles, tile, wide);
-  const PartSpan part = span.load(parts.part_of_pixel);
+  const PartSpan part = span.load(parts.part_of_pixel);  // report: vector 16
   const PowerOfTwo<double> unit = fixed_point.unit_in(tile.image);
   const int tile_parts = parts.parts_of_tile[block_index()];
   // report: begin rare
@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 4)
   }
   // report: end
   barrier();
-  store_results(span, part, means, [&](unsigned i) { return mean[i]; });
+  store_results(span, part, means, [&](unsigned i) { return mean[i]; });  // report: vector 16
   // report: end
 }
 

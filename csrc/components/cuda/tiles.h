@@ -119,7 +119,7 @@ SEGUNC_DEVICE Vector<T, kSpan> load_span(const T* p, int inside, bool wide) {
   } else {
 #pragma unroll
     for (int i = 0; i < kSpan; i++) {
-      if (i < inside) span[i] = p[i];  // report: rare
+      if (i < inside) span[i] = p[i];  // report: rare; vector 1
     }
   }
   return span;
@@ -131,7 +131,7 @@ SEGUNC_DEVICE void store_span(T* p, const Vector<T, kSpan>& span, int inside, bo
   } else {
 #pragma unroll
     for (int i = 0; i < kSpan; i++) {
-      if (i < inside) p[i] = span[i];  // report: rare
+      if (i < inside) p[i] = span[i];  // report: rare; vector 1
     }
   }
 }

@@ -221,6 +221,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kPlanarBlocks<K * V>)
     Vector<T, V> raw[K];
 #pragma unroll
     for (int c = 0; c < K; c++) {
+      // report: vector min(16, sizeof(T) * V)
       raw[c] = inside && c < owner.owned ? load_vector<V>(logits + c * class_stride) : absent;
     }
     const int64_t first = image * p.map.pixels + start;

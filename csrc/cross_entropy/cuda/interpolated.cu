@@ -238,8 +238,8 @@ SEGUNC_DEVICE void stage_row(const CrossEntropyParams& p, const TileWork& work, 
       position[b] = i < count && int(column) < columns ? int(column) * work.pitch + int(c) : -1;
       if (position[b] >= 0) {
         const T* const logit = data + c * p.map.class_stride + column * p.map.stride[2];
-        lower[b] = *logit;
-        if (weight > A(0)) upper[b] = logit[p.map.stride[0]];  // report: rare
+        lower[b] = *logit;                                     // report: generic
+        if (weight > A(0)) upper[b] = logit[p.map.stride[0]];  // report: rare; generic
       }
     }
 #pragma unroll
@@ -273,7 +273,7 @@ SEGUNC_DEVICE void sum_columns(const TileWork& work, const Tile<T>& tile, int ro
     for (int at = middle; at < end; at++, gradient += work.pitch) {
       sum += (A(1) - memory.weight[at]) * *gradient;
     }
-    sums[i] = sum;
+    sums[i] = sum;  // report: generic
   }
 }
 

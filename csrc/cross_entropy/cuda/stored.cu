@@ -130,6 +130,7 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads, kPlanarBlocks<K * V>)
       Vector<T, V> raw[K];
 #pragma unroll
       for (int c = 0; c < K; c++) {
+        // report: vector min(16, sizeof(T) * V)
         raw[c] = c < owner.owned ? load_vector<V>(logits + c * class_stride + at) : absent;
       }
       const int64_t first = image * p.map.pixels + start + at;
@@ -183,6 +184,7 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads, kPlanarBlocks<K * V>)
             result[j] = from_accumulate<T>(
                 logit_gradient(terms[j], value[c][j], target_share(terms[j], label[j], c, b)));
           }
+          // report: vector min(16, sizeof(T) * V)
           if (c < owner.owned) store_vector(gradient + c * gradient_stride, result);
         }
       }

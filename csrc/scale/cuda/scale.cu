@@ -38,12 +38,14 @@ __global__ void __launch_bounds__(kThreads)
     Vector<T, N> batch[kBatch] = {};
 #pragma unroll
     for (int b = 0; b < kBatch; b++) {
+      // report: vector sizeof(T) * N
       if (i + b * threads < vectors) batch[b] = load_vector<N>(data + (i + b * threads) * N);
     }
 #pragma unroll
     for (int b = 0; b < kBatch; b++) {
 #pragma unroll
       for (int k = 0; k < N; k++) batch[b][k] = scaled(batch[b][k], factor);
+      // report: vector sizeof(T) * N
       if (i + b * threads < vectors) store_vector(data + (i + b * threads) * N, batch[b]);
     }
   }
