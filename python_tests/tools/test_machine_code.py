@@ -137,11 +137,22 @@ class TestHotPath:
         path = path_of(source, S=10)
         assert (path.counts["issue"], path.counts["XU"]) == (28, 1)
 
+    def test_what_is_left_of_an_unrolled_loop_is_not_counted(self, source):
+        source.write_text(SOURCE.replace("trips S", "trips S * 4 / shared"), encoding="utf-8")
+        body = "FADD R4, R4, R5 ;"
+        unrolled = body + "".join(f"\n  /*{i:04x}*/  LDS.64 R4, [R8] ;" for i in (0x61, 0x62))
+        left = "".join(f"\n  /*{i:04x}*/  FADD R4, R4, R5 ;" for i in (0x72, 0x73, 0x74))
+        code = CODE.replace(body, unrolled).replace(
+            "@P1 BRA `(.L_x_1) ;",
+            f"@P1 BRA `(.L_x_1) ;\n  /*0071*/  @P2 BRA `(.L_x_3) ;{left}\n.L_x_3:",
+        )
+        # A header of two, three iterations of four, the branch around what is left, three at the
+        # end.
+        assert path_of(source, code, S=12).counts["issue"] == 2 + 3 * 4 + 1 + 3
+
     def test_what_only_rare_lines_lead_to(self, source):
-        source.write_text(SOURCE.replace("    store(", "    store(  // report: rare\n"), "utf-8")
-        code = CODE.replace("STG.E.64", "@P2 BRA `(.L_x_2) ;\n        /*0081*/  STG.E.64")
         with pytest.raises(NoWayError, match="rare"):
-            path_of(source, code, S=10)
+            path_of(source, CODE.replace("@!P0 BRA `(.L_x_1)", "@!P0 BRA `(.L_x_2)"), S=10)
 
     def test_a_kernel_without_a_loop_runs_from_its_entry_to_its_exit(self, source):
         source.write_text(SOURCE.replace("  for (int i = 0; i", "  (int i = 0; i"), "utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -58,6 +58,11 @@ class Graph:
         return order[::-1]
 
     @cached_property
+    def position(self) -> dict[int, int]:
+        """Of each block in the order."""
+        return {block: i for i, block in enumerate(self.order)}
+
+    @cached_property
     def predecessors(self) -> dict[int, list[int]]:
         """Of each block that can be reached, those that lead to it."""
         predecessors: dict[int, list[int]] = {block: [] for block in self.order}
@@ -69,11 +74,10 @@ class Graph:
     @cached_property
     def sides(self) -> set[int]:
         """The blocks that one branch leads to and that its other side avoids."""
-        position = {block: i for i, block in enumerate(self.order)}
         sides = set()
         for block, predecessors in self.predecessors.items():
-            before = [other for other in predecessors if position[other] < position[block]]
-            if len(before) == 1 and len(self.blocks[before[0]].successors) > 1:
+            before = [other for other in predecessors if not self._is_back(other, block)]
+            if len(before) == 1 and len(self._onward(before[0])) > 1:
                 sides.add(block)
         return sides
 
@@ -116,6 +120,26 @@ class Graph:
                     dominators[block] = common
                     changed = True
         return dominators
+
+    def is_behind(self, block: int, loops: Sequence[Loop]) -> bool:
+        """Whether a block is in none of some loops, and leads to none but around a further loop."""
+        headers = {loop.header for loop in loops}
+        seen, pending = {block}, [block]
+        while pending:
+            at = pending.pop()
+            if at in headers:
+                return False
+            onward = self._onward(at)
+            pending += [other for other in onward if other not in seen]
+            seen.update(onward)
+        first = min(self.position[header] for header in headers)
+        return self.position[block] > first and not any(block in loop.blocks for loop in loops)
+
+    def _onward(self, block: int) -> list[int]:
+        return [other for other in self.blocks[block].successors if not self._is_back(block, other)]
+
+    def _is_back(self, block: int, successor: int) -> bool:
+        return self.position[successor] <= self.position[block]
 
     def outermost_loops(self) -> list[Loop]:
         """The loops that are in no other."""
@@ -182,9 +206,8 @@ def costliest_way(
         times = trips(child, way)
         return [Visit(visit.block, visit.times * times) for visit in way]
 
-    position = {block: i for i, block in enumerate(graph.order)}
-    nodes = sorted({node_of(block) for block in inside}, key=position.__getitem__, reverse=True)
-    for node in nodes:
+    nodes = {node_of(block) for block in inside}
+    for node in sorted(nodes, key=graph.position.__getitem__, reverse=True):
         if is_rare(node) and node != entry:
             ways[node] = None
             continue

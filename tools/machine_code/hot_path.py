@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ _SLOW_PATH = re.compile(r"__internal_\d+_\$__cuda_\w*(?:slowpath|mediumpath|f64_
 
 _GLOBAL = ("LDG", "STG", "LD", "ST")
 _GLOBAL_LOADS = ("LDG", "LD")
+_SHARED = ("LDS", "STS")
 _WIDTH = re.compile(r"\.(?:[US]?(8|16)|(64|128|256))(?:\.|$)")
 _REGISTER = re.compile(r"\bR(\d+)\b")
 
@@ -84,21 +85,39 @@ def hot_path(function: Function, markers: Markers, hot: Hot, names: Mapping[str,
     elements = evaluate(hot.elements, names)
     known = {**names, "elements": elements}
 
+    starts = {loop.header: _start(graph, loop, markers) for loop in graph.loops}
+
     def is_rare(block: int) -> bool:
         # Where branches meet again, lines are those of either side.
         if block not in graph.sides:
             return False
         instructions = graph.blocks[block].instructions
+        if any(map(_is_slow_path, instructions)):
+            return True
         marked = sum(markers.find("rare", i) is not None for i in instructions)
-        return 2 * marked >= len(instructions) or any(map(_is_slow_path, instructions))
+        return 2 * marked >= len(instructions) or is_remainder(block, instructions)
+
+    def is_remainder(block: int, instructions: Sequence[Instruction]) -> bool:
+        # Of a loop that the compiler unrolled: its body once more, behind the loop.
+        bodies = Counter(start for i in instructions for start in markers.loops_of(i))
+        for start, times in bodies.items():
+            loops = [loop for loop in graph.loops if starts[loop.header] == start]
+            if loops and 2 * times >= len(instructions) and graph.is_behind(block, loops):
+                return True
+        return False
 
     def trips(loop: Loop, way: list[Visit]) -> float:
-        marker = _trips_marker(graph, loop, markers)
-        if marker is None:
+        start = starts[loop.header]
+        if start is None:
             return 1.0
-        moved = [(i, visit.times) for visit in way for i in graph.blocks[visit.block].instructions]
-        accessed = sum(access_bytes(i) * times for i, times in moved if is_global(i))
-        return evaluate(marker, {**known, "accessed": float(accessed)})
+        moved = {"accessed": 0.0, "shared": 0.0}
+        for visit in way:
+            for instruction in graph.blocks[visit.block].instructions:
+                if is_global(instruction):
+                    moved["accessed"] += access_bytes(instruction) * visit.times
+                elif instruction.base in _SHARED:
+                    moved["shared"] += access_bytes(instruction) * visit.times
+        return evaluate(markers.lines["trips"][start], {**known, **moved})
 
     way = costliest_way(graph, _main_loop(graph, hot), is_rare, trips)
     counts: defaultdict[str, float] = defaultdict(float)
@@ -155,9 +174,10 @@ def _branches_back(graph: Graph, loop: Loop) -> set[Place]:
     return {place for branch in latches for place in branch.places}
 
 
-def _trips_marker(graph: Graph, loop: Loop, markers: Markers) -> str | None:
+def _start(graph: Graph, loop: Loop, markers: Markers) -> Place | None:
+    """The ``for`` of a loop if it says how often it runs: the innermost one that is marked."""
     for latch in loop.latches:
-        found = markers.find("trips", graph.blocks[latch].instructions[-1])
-        if found is not None:
-            return found
+        for place in graph.blocks[latch].instructions[-1].places:
+            if place in markers.bodies:
+                return place
     return None

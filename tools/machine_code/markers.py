@@ -9,7 +9,8 @@ semicolons part several:
     // report: end                   ends what began last
     // report: rare                  a branch that is not counted: an option or an error
     // report: begin rare            the same of all lines up to the end
-    // report: trips S               how often an inner loop runs in an iteration, else once
+    // report: trips S               before an inner loop: how often it runs in an iteration of the
+                                     main one, else once
     // report: vector sizeof(T) * V  the least bytes of each global access that the line makes
     // report: generic               accesses whose memory the compiler cannot know, left so
     // report: dynamic kernel<* 49152 - 256
@@ -20,8 +21,9 @@ semicolons part several:
                                      beside their policy
 
 Expressions know a kernel's template parameters by name, what a row of the table sets (``C``
-classes, ``S`` samples), ``elements``, which is what hot says, and in trips ``accessed``: the bytes
-that an iteration of the inner loop moves from or to global memory.
+classes, ``S`` samples), ``elements``, which is what hot says, and in trips ``accessed`` and
+``shared``: the bytes that an iteration of the compiled loop loads from and stores to global and
+shared memory, which tell how far it was unrolled.
 """
 
 from __future__ import annotations
@@ -99,6 +101,7 @@ class Markers:
     lines: dict[str, dict[Place, str]] = field(
         default_factory=lambda: {m: {} for m in _LINE_MARKERS}
     )
+    bodies: dict[Place, int] = field(default_factory=dict)  # last lines of loops with trips
     budgets: list[Limit] = field(default_factory=list)  # in instructions an element
     dynamic: list[Limit] = field(default_factory=list)  # in bytes
     parameters: dict[str, list[str]] = field(default_factory=dict)  # of templates, by kernel
@@ -107,6 +110,15 @@ class Markers:
         """The marker of a kind at the innermost of an instruction's lines that has one."""
         lines = self.lines[kind]
         return next((lines[place] for place in instruction.places if place in lines), None)
+
+    def loops_of(self, instruction: Instruction) -> set[Place]:
+        """The loops with trips that an instruction comes from, by the lines of their ``for``."""
+        return {
+            start
+            for start, last in self.bodies.items()
+            for place in instruction.places
+            if place.file == start.file and start.line <= place.line <= last
+        }
 
     def hot_of(self, instructions: Iterable[Instruction]) -> Hot | None:
         """The main loop that a function's instructions come from."""
@@ -174,6 +186,8 @@ def _read_source(source: Path, markers: Markers) -> None:
         for marker in match[1].split(";"):
             try:
                 _take(marker.strip(), place, number, begun, markers)
+                if marker.strip().startswith("trips"):
+                    markers.bodies[place] = _last_line_of_loop(lines, place.line)
             except MarkerError as error:
                 raise MarkerError(f"{source.name}:{number}: {error}") from None
     if begun:
@@ -208,6 +222,18 @@ def _take(marker: str, place: Place, number: int, begun: list[Hot | int], marker
         markers.lines[kind][place] = rest
     else:
         raise MarkerError(f"unknown marker '{marker}'")
+
+
+def _last_line_of_loop(lines: list[str], number: int) -> int:
+    """Where the loop ends whose ``for`` is in this line: at a brace or at its only statement's."""
+    parentheses = braces = 0
+    for i in range(number - 1, len(lines)):
+        for character in lines[i].partition("//")[0]:
+            parentheses += (character == "(") - (character == ")")
+            braces += (character == "{") - (character == "}")
+            if character in ";}" and parentheses == braces == 0:
+                return i + 1
+    raise MarkerError("trips is not before a loop")
 
 
 def _next_code(lines: list[str], number: int) -> int:

@@ -56,6 +56,13 @@ def _rows() -> Iterator[Row]:
                 _WRITES_LOSS,
                 {"C": classes},
             )
+        yield Row(
+            f"cross_entropy planar C=19, odd width {name}",
+            f"cross_entropy_planar_registers_kernel<{cpp}, 32, 1*>",
+            _READS_LOSS,
+            _WRITES_LOSS,
+            {"C": 19},
+        )
         for layout, classes, team in (("any layout", 150, 8), ("channels_last", 19, 1)):
             yield Row(
                 f"cross_entropy {layout} C={classes} {name}",
