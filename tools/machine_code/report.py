@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -266,19 +267,23 @@ def narrow_accesses(build: Build) -> Iterator[str]:
     markers = build.markers
     for code in build.codes:
         names = markers.arguments_of(code.kernel.name)
-        narrow: dict[str, int] = {}
+        narrow: Counter[str] = Counter()
         for instruction in code.function.instructions:
             if not is_global(instruction):
                 continue
             declared = markers.find("vector", instruction)
             if declared is None:
                 continue
-            least = int(evaluate(declared, names))
+            try:
+                least = int(evaluate(declared, names))
+            except MarkerError as error:
+                narrow[str(error)] += 1
+                continue
             if access_bytes(instruction) < least:
                 place = next(p for p in instruction.places if p in markers.lines["vector"])
                 where = f"{place.file.rpartition('/')[2]}:{place.line}"
                 text = f"{where}: {instruction.opcode} where a vector has {least} bytes"
-                narrow[text] = narrow.get(text, 0) + 1
+                narrow[text] += 1
         for text, times in narrow.items():
             yield f"{code.kernel.name}, {text}, {times} times"
 

@@ -50,6 +50,10 @@ struct Policy {
   static constexpr int64_t kMaxChunkTiles = at_scale(1 << 13);
 };
 
+// Instructions an element on sm_90.
+// report: budget component_mean_tiles_kernel<unsigned char, float> 134
+// report: budget component_mean_means_kernel<float> 42
+
 // Resident blocks of tiles that the compiler has to leave registers for: values and labels of more
 // than 8 bytes together need more of them.
 template <class Label, class Value>

@@ -16,6 +16,9 @@ using namespace device;
 constexpr int kThreads = 256;
 constexpr int kBatch = 4;
 constexpr int64_t kMaxBlocks = at_scale(1 << 16);
+// Instructions an element on sm_90.
+// report: budget scale_vectors_kernel<float, 4> 4
+// report: budget scale_vectors_kernel<bfloat16, 8> 5.2
 
 template <class T>
 SEGUNC_DEVICE T scaled(T value, accumulate_t<T> factor) {

@@ -195,7 +195,6 @@ SEGUNC_DEVICE void load_logits(const T* pixel, int64_t class_stride, int classes
   for (int j = 0; j < V; j++) absent[j] = from_accumulate<T>(-kInfinity<A>);
 #pragma unroll
   for (int c = 0; c < K; c++) {
-    // report: vector min(16, sizeof(T) * V)
     raw[c] = c < classes ? load_vector<V>(pixel + c * class_stride) : absent;
   }
 #pragma unroll
