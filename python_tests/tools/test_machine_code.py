@@ -130,7 +130,6 @@ class TestHotPath:
         assert path.counts["issue"] == 25
         assert path.per_element("FMA") == 0.5
         assert path.counts.get("XU") is None
-        assert path.global_bytes == 16
 
     def test_without_a_marker_the_more_expensive_side_is_taken(self, source):
         source.write_text(SOURCE.replace("  // report: rare", ""), encoding="utf-8")
@@ -153,6 +152,10 @@ class TestHotPath:
     def test_what_only_rare_lines_lead_to(self, source):
         with pytest.raises(NoWayError, match="rare"):
             path_of(source, CODE.replace("@!P0 BRA `(.L_x_1)", "@!P0 BRA `(.L_x_2)"), S=10)
+
+    def test_a_loop_that_is_not_there(self, source):
+        with pytest.raises(NoWayError, match="no loop branches back to line 5"):
+            path_of(source, CODE.replace("BRA P0, `(.L_x_0)", "NOP"), S=1)
 
     def test_a_kernel_without_a_loop_runs_from_its_entry_to_its_exit(self, source):
         source.write_text(SOURCE.replace("  for (int i = 0; i", "  (int i = 0; i"), "utf-8")

@@ -30,7 +30,7 @@ class Loop:
 
 
 class NoWayError(ValueError):
-    """What may be counted of a loop has no way through it."""
+    """A loop is not there, or what may be counted of it has no way through it."""
 
 
 class Graph:

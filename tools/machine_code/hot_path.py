@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .control_flow import Graph, Loop, Visit, costliest_way
+from .control_flow import Graph, Loop, NoWayError, Visit, costliest_way
 from .disassembly import Function, Instruction, Place
 from .markers import Hot, Markers, Value, evaluate
 
@@ -48,18 +48,14 @@ class HotPath:
     """One iteration of a main loop, along its most expensive way that is not rare.
 
     Attributes:
-        hot: Where the source has it.
         elements: What a thread computes in an iteration.
         counts: Instructions of a thread by pipe, ``issue`` for all of them.
-        global_bytes: What a thread loads and stores.
         in_flight: The most bytes of loads that a thread has issued and not yet waited for.
         instructions: Those of the way, each once.
     """
 
-    hot: Hot
     elements: float
     counts: Mapping[str, float]
-    global_bytes: float
     in_flight: int
     instructions: Sequence[Instruction]
 
@@ -78,59 +74,72 @@ def hot_path(function: Function, markers: Markers, hot: Hot, names: Mapping[str,
         names: What expressions may contain.
 
     Raises:
-        NoWayError: the loop has no way that is not rare.
+        NoWayError: the loop is not there, or has no way that is not rare.
         MarkerError: an expression has no value.
     """
     graph = Graph(function)
     elements = evaluate(hot.elements, names)
-    known = {**names, "elements": elements}
-
-    starts = {loop.header: _start(graph, loop, markers) for loop in graph.loops}
-
-    def is_rare(block: int) -> bool:
-        # Where branches meet again, lines are those of either side.
-        if block not in graph.sides:
-            return False
-        instructions = graph.blocks[block].instructions
-        if any(map(_is_slow_path, instructions)):
-            return True
-        marked = sum(markers.find("rare", i) is not None for i in instructions)
-        return 2 * marked >= len(instructions) or is_remainder(block, instructions)
-
-    def is_remainder(block: int, instructions: Sequence[Instruction]) -> bool:
-        # Of a loop that the compiler unrolled: its body once more, behind the loop.
-        bodies = Counter(start for i in instructions for start in markers.loops_of(i))
-        for start, times in bodies.items():
-            loops = [loop for loop in graph.loops if starts[loop.header] == start]
-            if loops and 2 * times >= len(instructions) and graph.is_behind(block, loops):
-                return True
-        return False
-
-    def trips(loop: Loop, way: list[Visit]) -> float:
-        start = starts[loop.header]
-        if start is None:
-            return 1.0
-        moved = {"accessed": 0.0, "shared": 0.0}
-        for visit in way:
-            for instruction in graph.blocks[visit.block].instructions:
-                if is_global(instruction):
-                    moved["accessed"] += access_bytes(instruction) * visit.times
-                elif instruction.base in _SHARED:
-                    moved["shared"] += access_bytes(instruction) * visit.times
-        return evaluate(markers.lines["trips"][start], {**known, **moved})
-
-    way = costliest_way(graph, _main_loop(graph, hot), is_rare, trips)
+    lines = _Lines(graph, markers, {**names, "elements": elements})
+    way = costliest_way(graph, _main_loop(graph, hot), lines.is_rare, lines.trips)
     counts: defaultdict[str, float] = defaultdict(float)
-    global_bytes = 0.0
     for visit in way:
         for instruction in graph.blocks[visit.block].instructions:
             counts["issue"] += visit.times
             if pipe := PIPE_OF.get(instruction.base):
                 counts[pipe] += visit.times
-            if is_global(instruction):
-                global_bytes += access_bytes(instruction) * visit.times
     passed = [i for visit in way if visit.times for i in graph.blocks[visit.block].instructions]
-    return HotPath(hot, elements, counts, global_bytes, bytes_in_flight(passed), passed)
+    return HotPath(elements, counts, bytes_in_flight(passed), passed)
+
+
+class _Lines:
+    """What the markers of a function's lines mean for its blocks and loops."""
+
+    def __init__(self, graph: Graph, markers: Markers, names: Mapping[str, Value]) -> None:
+        self.graph = graph
+        self.markers = markers
+        self.names = names
+        self.starts = {loop.header: self._start(loop) for loop in graph.loops}
+
+    def is_rare(self, block: int) -> bool:
+        # Where branches meet again, lines are those of either side.
+        if block not in self.graph.sides:
+            return False
+        instructions = self.graph.blocks[block].instructions
+        if any(map(_is_slow_path, instructions)):
+            return True
+        marked = sum(self.markers.find("rare", i) is not None for i in instructions)
+        return 2 * marked >= len(instructions) or self._is_remainder(block)
+
+    def _is_remainder(self, block: int) -> bool:
+        """Whether it is of a loop that was unrolled: the body once more, behind the loop."""
+        instructions = self.graph.blocks[block].instructions
+        bodies = Counter(start for i in instructions for start in self.markers.loops_of(i))
+        for start, times in bodies.items():
+            loops = [loop for loop in self.graph.loops if self.starts[loop.header] == start]
+            if loops and 2 * times >= len(instructions) and self.graph.is_behind(block, loops):
+                return True
+        return False
+
+    def trips(self, loop: Loop, way: list[Visit]) -> float:
+        start = self.starts[loop.header]
+        if start is None:
+            return 1.0
+        moved = {"accessed": 0.0, "shared": 0.0}
+        for visit in way:
+            for instruction in self.graph.blocks[visit.block].instructions:
+                if is_global(instruction):
+                    moved["accessed"] += access_bytes(instruction) * visit.times
+                elif instruction.base in _SHARED:
+                    moved["shared"] += access_bytes(instruction) * visit.times
+        return evaluate(self.markers.lines["trips"][start], {**self.names, **moved})
+
+    def _start(self, loop: Loop) -> Place | None:
+        """The ``for`` of a loop if it says how often it runs: the innermost one that is marked."""
+        for branch in _branches_back(self.graph, loop):
+            for place in branch.places:
+                if place in self.markers.bodies:
+                    return place
+        return None
 
 
 def bytes_in_flight(iteration: Iterable[Instruction]) -> int:
@@ -163,21 +172,18 @@ def _is_slow_path(instruction: Instruction) -> bool:
 
 def _main_loop(graph: Graph, hot: Hot) -> Loop | None:
     """The loop whose ``for`` is the first line of a region; of several copies the largest."""
+    if not hot.is_loop:
+        return None
     start = Place(hot.file, hot.first)
-    loops = [loop for loop in graph.loops if start in _branches_back(graph, loop)]
-    return max(loops, key=lambda loop: len(loop.blocks), default=None)
+    found = [
+        loop
+        for loop in graph.loops
+        if any(start in branch.places for branch in _branches_back(graph, loop))
+    ]
+    if not found:
+        raise NoWayError(f"no loop branches back to line {hot.first}, where it is marked")
+    return max(found, key=lambda loop: len(loop.blocks))
 
 
-def _branches_back(graph: Graph, loop: Loop) -> set[Place]:
-    """The lines that the branches back to a loop's header come from."""
-    latches = [graph.blocks[latch].instructions[-1] for latch in loop.latches]
-    return {place for branch in latches for place in branch.places}
-
-
-def _start(graph: Graph, loop: Loop, markers: Markers) -> Place | None:
-    """The ``for`` of a loop if it says how often it runs: the innermost one that is marked."""
-    for latch in loop.latches:
-        for place in graph.blocks[latch].instructions[-1].places:
-            if place in markers.bodies:
-                return place
-    return None
+def _branches_back(graph: Graph, loop: Loop) -> list[Instruction]:
+    return [graph.blocks[latch].instructions[-1] for latch in sorted(loop.latches)]

@@ -80,6 +80,7 @@ class Hot:
     first: int  # the line of the loop's ``for``
     last: int
     elements: str
+    is_loop: bool
 
     def holds(self, place: Place) -> bool:
         """Whether a line is one of the loop's."""
@@ -185,20 +186,26 @@ def _read_source(source: Path, markers: Markers) -> None:
         place = Place(file, number if behind_code else _next_code(lines, number))
         for marker in match[1].split(";"):
             try:
-                _take(marker.strip(), place, number, begun, markers)
-                if marker.strip().startswith("trips"):
-                    markers.bodies[place] = _last_line_of_loop(lines, place.line)
+                _take(marker.strip(), place, number, lines, begun, markers)
             except MarkerError as error:
                 raise MarkerError(f"{source.name}:{number}: {error}") from None
     if begun:
         raise MarkerError(f"{source.name}: what a marker began has no end")
 
 
-def _take(marker: str, place: Place, number: int, begun: list[Hot | int], markers: Markers) -> None:
+def _take(
+    marker: str,
+    place: Place,
+    number: int,
+    lines: list[str],
+    begun: list[Hot | int],
+    markers: Markers,
+) -> None:
     """Adds a marker of line `number`, which stands for `place`; `begun` is what has no end yet."""
     kind, _, rest = marker.partition(" ")
     if kind == "hot":
-        hot = Hot(place.file, place.line, place.line, rest)
+        is_loop = lines[place.line - 1].lstrip().startswith(("for ", "while "))
+        hot = Hot(place.file, place.line, place.line, rest, is_loop)
         begun.append(hot)
         markers.hot.append(hot)
     elif marker == "begin rare":
@@ -220,6 +227,8 @@ def _take(marker: str, place: Place, number: int, begun: list[Hot | int], marker
         limits.append(Limit(limit[1], evaluate(limit[2], {})))
     elif kind in _LINE_MARKERS:
         markers.lines[kind][place] = rest
+        if kind == "trips":
+            markers.bodies[place] = _last_line_of_loop(lines, place.line)
     else:
         raise MarkerError(f"unknown marker '{marker}'")
 
