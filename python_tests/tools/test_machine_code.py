@@ -354,6 +354,15 @@ class TestGatesOnText:
             broken == "copy_kernel<float, 2>, copy.cu:7: LDG.E where a vector has 8 bytes, 1 times"
         )
 
+    def test_markers_that_nothing_comes_from(self, source):
+        build = build_of(source, CODE.replace("LDG.E.64 R4, desc[UR4][R2.64]", "MOV R4, R5"))
+        (broken,) = report.idle_markers(build)
+        assert broken == "copy.cu:7: no access to global memory where a vector is declared"
+        more = "// report: hot V\nfor (;;) {\n}\n// report: end\n"
+        source.write_text(SOURCE + more, encoding="utf-8")
+        (broken,) = report.idle_markers(build_of(source))
+        assert broken == "copy.cu:16: no code where a main loop is marked"
+
     @pytest.mark.parametrize(
         ("instruction", "what"),
         [

@@ -1,8 +1,8 @@
 """What the compiled CUDA kernels cost, read from their machine code, and the gates that follow.
 
-    python -m tools.machine_code build/cuda/segunc_ops_cuda.so --log build/cuda/build.log
+    python -m tools.machine_code build/cuda/segunc_ops_cuda.so --resources build/cuda/resources.md
 
-resources.py     registers, local and static shared memory, occupancy: what ptxas says, every target
+resources.py     registers, local and static shared memory, occupancy, of every target
 disassembly.py   the instructions of a kernel, each with the source lines that it comes from
 markers.py       what the sources say of their kernels: hot loops, rare lines, vectors, budgets
 control_flow.py  blocks, loops, and the most expensive way through a loop

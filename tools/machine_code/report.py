@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .control_flow import NoWayError
-from .disassembly import Function, Instruction, disassemble
+from .disassembly import Function, Instruction, Place, disassemble
 from .hot_path import HotPath, access_bytes, hot_path, is_global
 from .markers import MarkerError, Markers, Value, evaluate, read_markers
 from .model import H100, H200, LANES, WARP, Bound, bound, half_of_the_slots
@@ -281,8 +281,7 @@ def narrow_accesses(build: Build) -> Iterator[str]:
                 continue
             if access_bytes(instruction) < least:
                 place = next(p for p in instruction.places if p in markers.lines["vector"])
-                where = f"{place.file.rpartition('/')[2]}:{place.line}"
-                text = f"{where}: {instruction.opcode} where a vector has {least} bytes"
+                text = f"{_short(place)}: {instruction.opcode} where a vector has {least} bytes"
                 narrow[text] += 1
         for text, times in narrow.items():
             yield f"{code.kernel.name}, {text}, {times} times"
@@ -320,7 +319,27 @@ def forbidden_in_main_loops(build: Build) -> Iterator[str]:
             yield f"{code.kernel.name}: {what} in the main loop"
 
 
-GATES = (local_memory, refused_launches, narrow_accesses, forbidden_in_main_loops)
+def idle_markers(build: Build) -> Iterator[str]:
+    """Markers of vectors and main loops that stand where no instruction comes from."""
+    every = (i for code in build.codes for i in code.function.instructions)
+    accesses, others = set[Place](), set[Place]()
+    for instruction in every:
+        (accesses if is_global(instruction) else others).update(instruction.places)
+    places = accesses | others
+    files = {place.file for place in places}
+    for place in sorted(build.markers.lines["vector"]):
+        if place.file in files and place not in accesses:
+            yield f"{_short(place)}: no access to global memory where a vector is declared"
+    for hot in build.markers.hot:
+        if hot.file in files and not any(map(hot.holds, places)):
+            yield f"{_short(Place(hot.file, hot.first))}: no code where a main loop is marked"
+
+
+def _short(place: Place) -> str:
+    return f"{place.file.rpartition('/')[2]}:{place.line}"
+
+
+GATES = (local_memory, refused_launches, narrow_accesses, forbidden_in_main_loops, idle_markers)
 
 
 def over_budget(lines: Iterable[Line]) -> Iterator[str]:
