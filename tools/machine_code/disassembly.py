@@ -108,18 +108,15 @@ def parse(lines: Iterable[str]) -> Iterator[Function]:
 
 
 def disassemble(binary: Path, target: str) -> Iterator[Function]:
-    """The functions that an object file, library or cubin has for a target such as ``sm_90``.
+    """The functions that an object file or library has for a target such as ``sm_90``.
 
     Raises:
         FileNotFoundError: a program is not installed, or the binary has no code for the target.
     """
     with tempfile.TemporaryDirectory() as folder:
-        if binary.suffix == ".cubin":
-            cubins = [binary.resolve()]
-        else:
-            command = [program("cuobjdump"), "-xelf", f"{target}.cubin", str(binary.resolve())]
-            subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-            cubins = sorted(Path(folder).glob("*.cubin"))
+        command = [program("cuobjdump"), "-xelf", f"{target}.cubin", str(binary.resolve())]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+        cubins = sorted(Path(folder).glob("*.cubin"))
         if not cubins:
             raise FileNotFoundError(f"{binary.name} has no code for {target}")
         for cubin in cubins:

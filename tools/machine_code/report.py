@@ -163,7 +163,7 @@ class Build:
 
 
 def read_build(binaries: Sequence[Path], sources: Iterable[Path], target: str) -> Build:
-    """Reads libraries, object files or cubins that were compiled with -lineinfo.
+    """Reads object files or libraries that were compiled with -lineinfo.
 
     Args:
         binaries: With code for the target.

@@ -109,7 +109,7 @@ def shorten(signature: str) -> str:
 
 
 def kernels_of(binary: Path) -> list[Kernel]:
-    """The kernels of a library, object file or cubin, by name and target."""
+    """The kernels of an object file or library, by name and target."""
     command = [program("cuobjdump"), "-res-usage", str(binary)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     return parse(answer.stdout)
