@@ -1,6 +1,6 @@
 #!/bin/sh
-# Compiles the CUDA library for every target without torch's CUDA build, with line information, and
-# reads from its machine code what each kernel uses and costs. Needs nvcc, no GPU.
+# Compiles the CUDA library for every target without torch's CUDA build, and reads from its machine
+# code what each kernel uses and costs. Needs nvcc, no GPU.
 set -eu
 headers=$1
 if ! command -v nvcc >/dev/null; then
@@ -14,5 +14,5 @@ if ! cmake --build build/cuda >"$log" 2>&1; then
   cat "$log" >&2
   exit 1
 fi
-python -m tools.machine_code build/cuda/segunc_ops_cuda.so --resources build/cuda/resources.md \
-  --table benchmarks/results/machine-code.md
+python -m tools.machine_code build/cuda/segunc_ops_cuda.so build/cuda/segunc_ops_lines.so \
+  --resources build/cuda/resources.md --table benchmarks/results/machine-code.md

@@ -416,7 +416,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def build(compiled: Path) -> report.Build:
-    return report.read_build([compiled], [BROKEN_KERNELS], "sm_90")
+    return report.read_build(compiled, compiled, [BROKEN_KERNELS], "sm_90")
 
 
 @pytest.mark.thorough
@@ -466,7 +466,7 @@ class TestGatesOnCompiledKernels:
         self, compiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ):
         table = tmp_path / "table.md"
-        sources = str(BROKEN_KERNELS.parent)
-        assert __main__.main([str(compiled), "--sources", sources, "--resources", str(table)]) == 1
+        options = ["--sources", str(BROKEN_KERNELS.parent), "--resources", str(table)]
+        assert __main__.main([str(compiled), str(compiled), *options]) == 1
         assert "narrow_kernel" in capsys.readouterr().err
         assert "sound_kernel" in table.read_text(encoding="utf-8")

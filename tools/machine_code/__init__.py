@@ -1,6 +1,6 @@
 """What the compiled CUDA kernels cost, read from their machine code, and the gates that follow.
 
-    python -m tools.machine_code build/cuda/segunc_ops_cuda.so --resources build/cuda/resources.md
+    python -m tools.machine_code build/cuda/segunc_ops_cuda.so build/cuda/segunc_ops_lines.so
 
 resources.py     registers, local and static shared memory, occupancy, of every target
 disassembly.py   the instructions of a kernel, each with the source lines that it comes from

@@ -1,8 +1,8 @@
 """Writes what the kernels of a library use and cost, and fails where a gate is broken.
 
-    python -m tools.machine_code build/cuda/segunc_ops_cuda.so --resources build/cuda/resources.md
+    python -m tools.machine_code build/cuda/segunc_ops_cuda.so build/cuda/segunc_ops_lines.so
 
-The binaries have to be compiled with -lineinfo. Exit status: 0, or 1 if a gate is broken.
+Exit status: 0, or 1 if a gate is broken.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _SOURCES = Path(__file__).parents[2] / "csrc"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table and what breaks a gate; returns the exit status."""
     parser = argparse.ArgumentParser(prog="tools.machine_code", description=__doc__)
-    parser.add_argument("binaries", nargs="+", type=Path, help="the library, or its object files")
+    parser.add_argument("library", type=Path, help="with code for every target")
+    parser.add_argument("lines", type=Path, help="the same with line information for --target")
     parser.add_argument("--target", default="sm_90", help="whose main loops are judged")
     parser.add_argument("--sources", type=Path, default=_SOURCES, help="folder of the kernels")
     parser.add_argument("--resources", type=Path, help="file for the table of all kernels")
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     sources = sorted(p for p in options.sources.rglob("*") if p.suffix in (".cu", ".h"))
-    build = report.read_build(options.binaries, sources, options.target)
+    build = report.read_build(options.library, options.lines, sources, options.target)
     if options.resources:
         text = resources.table(build.kernels, build.threads)
         options.resources.write_text(text + "\n", encoding="utf-8")

@@ -162,11 +162,12 @@ class Build:
     threads: Mapping[str, int]
 
 
-def read_build(binaries: Sequence[Path], sources: Iterable[Path], target: str) -> Build:
-    """Reads object files or libraries that were compiled with -lineinfo.
+def read_build(library: Path, lines: Path, sources: Iterable[Path], target: str) -> Build:
+    """Reads what was compiled.
 
     Args:
-        binaries: With code for the target.
+        library: With code for every target.
+        lines: The same, compiled with -lineinfo, for one target at least.
         sources: What they were compiled from, headers included.
         target: Whose main loops are judged, such as ``sm_90``.
 
@@ -175,8 +176,8 @@ def read_build(binaries: Sequence[Path], sources: Iterable[Path], target: str) -
         MarkerError: a marker cannot be read.
     """
     files = list(sources)
-    kernels = [kernel for binary in binaries for kernel in kernels_of(binary)]
-    functions = [f for binary in binaries for f in disassemble(binary, target)]
+    kernels = kernels_of(library)
+    functions = list(disassemble(lines, target))
     names = demangle(function.name for function in functions)
     by_name = {names[function.name]: function for function in functions}
     codes = [
