@@ -215,7 +215,7 @@ class TestMarkers:
         lines = [
             "budget copy_kernel<float, *> 14.5",
             "budget copy_kernel<*> 20",
-            "dynamic c* 8 - 2",
+            "dynamic c*<* 2 * 3",
         ]
         source.write_text("\n".join(f"// report: {line}" for line in lines), encoding="utf-8")
         markers = read_markers([source])

@@ -64,7 +64,7 @@ _TEMPLATE = re.compile(
     r"(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\("
 )
 _PARAMETER = re.compile(r"(?:class|typename|\w+)\s+(\w+)\s*(?:,|$)")
-_LIMIT = re.compile(r"([\w*?]+(?:<.*[>*])?)\s+([^<>]+)")
+_LIMIT = re.compile(r"([\w*?]+(?:<.*?[>*])?)\s+([^<>]+)")
 _LINE_MARKERS = ("generic", "rare", "trips", "vector")
 
 

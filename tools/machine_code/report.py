@@ -80,6 +80,7 @@ def _rows() -> Iterator[Row]:
                 "1.3 / 16 * sizeof(T) + 8 / C",
                 "1.3 / 16 * 4",
                 {"C": classes, "team": team, "rows": 64, "scale": 4},
+                "4 * (threads / team * 5 / 4 + 1) * C",
             )
         yield Row(
             f"statistics S=10 C=19 {name}",
@@ -94,6 +95,7 @@ def _rows() -> Iterator[Row]:
             "sizeof(T) + 8 / C",
             "0",
             {"C": 19},
+            "4 * (C * C + 16 * 4)",  # confusion, and 15 bins of calibration
         )
         yield Row(
             f"scale {name}",

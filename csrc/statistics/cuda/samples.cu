@@ -325,6 +325,7 @@ void launch_statistics_strided(const StatisticsParams& p, Stream stream) {
   using A = accumulate_t<T>;
   // With many samples a block has fewer threads, so that what they keep of each fits.
   const int64_t bytes = 2 * int64_t(sizeof(A)) * p.count;
+  // report: dynamic statistics_strided_kernel<* 49152
   const int64_t most = int64_t(kMaxDynamicSharedBytes<>) / bytes;
   if (most == 0) {
     throw std::invalid_argument("predictive_statistics: expected at most " +
