@@ -27,7 +27,7 @@ $(VENV)/.tools: constraints.txt pyproject.toml
 
 $(VENV)/.installed: $(VENV)/.tools
 	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-compile --no-build-isolation -c constraints.txt \
-		-e ".[experiments,test,lint]"
+		-e ".[experiments,lint,machine-code,test]"
 	touch $@
 
 # What is only for this machine has code for its own instruction set alone.
@@ -69,7 +69,7 @@ bench: $(VENV)/.bench setup ## time the kernels against their peers; tables and 
 wheel: setup ## one wheel in dist/, with CUDA code where nvcc is found, smoke-tested
 	$(RUN) sh cmake/wheel.sh
 
-cuda: setup ## compile the CUDA library for every target and print what its kernels use
+cuda: setup ## compile the CUDA library for every target; what its kernels use and cost, and gates
 	$(RUN) sh cmake/cuda.sh "$(HEADERS)"
 
 lint: $(VENV)/.installed ## ruff, mypy, clang-format, import-linter

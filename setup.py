@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -86,12 +85,6 @@ class CMakeBuild(build_ext):
         )
         if compile_.returncode:
             raise RuntimeError(f"the native build failed:\n{compile_.stdout}")
-        if "ptxas info" in compile_.stdout:
-            log = build / "build.log"
-            log.write_text(compile_.stdout)
-            report = [sys.executable, ROOT / "cmake" / "resource_report.py", log]
-            sources = sorted(ROOT.glob("csrc/**/*.cu"))
-            subprocess.run([*report, "--sources", *sources], check=True)
         staged = build / "staged"
         shutil.rmtree(staged, ignore_errors=True)
         subprocess.run(["cmake", "--install", build, "--prefix", staged], check=True)

@@ -21,6 +21,8 @@ from .rows import Row, duration, find, grouped, named, ours_of, ratio, size, tit
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 _LINKS = "../benchmarks/results"
+# Written by `make cuda`.
+_MACHINE_CODE = report.RESULTS / "machine-code.md"
 _TEMPLATE = Path(__file__).with_suffix(".md.jinja")
 
 _COMPILERS = (COMPILED, MAX_AUTOTUNE, TORCH_COMPILED)
@@ -261,6 +263,7 @@ def page(folder: Path = report.RESULTS) -> str:
         cost_tables=cost_tables,
         costs=costs,
         features=FEATURES,
+        machine_code=_MACHINE_CODE.read_text(encoding="utf-8").strip(),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

@@ -103,6 +103,7 @@ inline ClassTile make_class_tile(const ClassMap& map, int element_bytes, int thr
   }
   if (tile.wide && !tile.single_row) tile.row_vectors /= vector;
   tile.row_reciprocal = uint32_t(divide_up(1 << kReciprocalBits, tile.row_vectors));
+  // report: dynamic *_staged_kernel<* 49152 - 256
   if (tile.shared_bytes > kMaxDynamicSharedBytes<BlockSums> || tile.team > kMaxTeam) {
     throw std::runtime_error("a tile of " + std::to_string(map.classes) +
                              " classes does not fit into shared memory");
@@ -158,6 +159,7 @@ SEGUNC_DEVICE void load_tile_vectors(const ClassTile& shape, const ClassMap& map
   constexpr int kBatch = 4;  // vectors of a thread in flight
   const TileVectors<N> vectors(shape, map, pixels);
 #pragma unroll 1
+  // report: trips elements * sizeof(T) / accessed
   for (unsigned first = thread(); first < vectors.count; first += kBatch * block_size()) {
     Vector<T, N> batch[kBatch] = {};
     int position[kBatch];
@@ -175,13 +177,13 @@ SEGUNC_DEVICE void load_tile_vectors(const ClassTile& shape, const ClassMap& map
         store_vector(tile + position[b], batch[b]);
       } else {
 #pragma unroll
-        for (int k = 0; k < N; k++) tile[position[b] + k] = batch[b][k];
+        for (int k = 0; k < N; k++) tile[position[b] + k] = batch[b][k];  // report: rare
       }
     }
   }
   if (int(thread()) < vectors.tail) {
     const unsigned i = vectors.count * N + thread();
-    tile[i] = data[i];
+    tile[i] = data[i];  // report: vector sizeof(T)
   }
 }
 
@@ -190,6 +192,7 @@ SEGUNC_DEVICE void store_tile_vectors(const ClassTile& shape, const ClassMap& ma
                                       const T* tile, T* data) {
   const TileVectors<N> vectors(shape, map, pixels);
 #pragma unroll 2
+  // report: trips elements * sizeof(T) / accessed
   for (unsigned i = thread(); i < vectors.count; i += block_size()) {
     int64_t offset;
     int position;
@@ -199,13 +202,13 @@ SEGUNC_DEVICE void store_tile_vectors(const ClassTile& shape, const ClassMap& ma
       vector = load_vector<N>(tile + position);
     } else {
 #pragma unroll
-      for (int k = 0; k < N; k++) vector[k] = tile[position + k];
+      for (int k = 0; k < N; k++) vector[k] = tile[position + k];  // report: rare
     }
     store_vector(data + offset, vector);
   }
   if (int(thread()) < vectors.tail) {
     const unsigned i = vectors.count * N + thread();
-    data[i] = tile[i];
+    data[i] = tile[i];  // report: vector sizeof(T)
   }
 }
 
@@ -215,18 +218,20 @@ template <class T>
 SEGUNC_DEVICE void load_tile(const ClassTile& shape, const ClassMap& map, int pixels, const T* data,
                              T* tile) {
   if (shape.wide) {
+    // report: vector 16
     load_tile_vectors<16 / sizeof(T)>(shape, map, pixels, data, tile);
   } else {
-    load_tile_vectors<1>(shape, map, pixels, data, tile);
+    load_tile_vectors<1>(shape, map, pixels, data, tile);  // report: rare
   }
 }
 template <class T>
 SEGUNC_DEVICE void store_tile(const ClassTile& shape, const ClassMap& map, int pixels,
                               const T* tile, T* data) {
   if (shape.wide) {
+    // report: vector 16
     store_tile_vectors<16 / sizeof(T)>(shape, map, pixels, tile, data);
   } else {
-    store_tile_vectors<1>(shape, map, pixels, tile, data);
+    store_tile_vectors<1>(shape, map, pixels, tile, data);  // report: rare
   }
 }
 

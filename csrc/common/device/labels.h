@@ -13,7 +13,7 @@ SEGUNC_DEVICE int label_of(int64_t target, int64_t classes, int64_t ignore_index
                            int64_t* bad_target) {
   if (target == ignore_index) return kIgnored;
   if (target >= 0 && target < classes) return int(target);
-  if (bad_target) store_host_flag(bad_target, target);
+  if (bad_target) store_host_flag(bad_target, target);  // report: rare
   return kOutOfRange;
 }
 

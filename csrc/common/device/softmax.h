@@ -67,6 +67,7 @@ struct Team {
   SEGUNC_DEVICE int class_of(int i) const { return part + i * size; }
   template <class A>
   SEGUNC_DEVICE A sum(A value) const {
+    // report: trips log2(team)
     for (int distance = size / 2; distance > 0; distance /= 2) {
       value += shuffle_xor(kFullMask, value, distance);
     }
@@ -74,6 +75,7 @@ struct Team {
   }
   template <class A>
   SEGUNC_DEVICE A maximum(A value) const {
+    // report: trips log2(team)
     for (int distance = size / 2; distance > 0; distance /= 2) {
       value = larger(value, shuffle_xor(kFullMask, value, distance));
     }

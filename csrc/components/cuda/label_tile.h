@@ -131,6 +131,7 @@ SEGUNC_DEVICE int label_tile(const LabelMap& map, const Tiles& tiles, const Span
     }
     const unsigned corners = changes & over.changes() & ~first_column;
     if (map.diagonal && corners != 0) {
+      // report: begin rare
       for (unsigned rest = equal_bits(label, left_above) & labelled & corners; rest != 0;
            rest &= rest - 1) {
         const int i = find_first_set(rest) - 1;
@@ -142,6 +143,7 @@ SEGUNC_DEVICE int label_tile(const LabelMap& map, const Tiles& tiles, const Span
         const int i = find_first_set(rest) - 1;
         unite(forest, here.run_before(i), over.run_of(i));
       }
+      // report: end
     }
   }
   barrier();

@@ -166,9 +166,10 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Label, T>)
   };
   SEGUNC_SHARED(memory, Memory);
   SEGUNC_SHARED(count, unsigned[kTilePixels]);
+  // report: hot 8
   const Tile tile = tile_at(tiles, block_index());
   const Span span(tiles, tile, wide);
-  const Vector<T, kSpan> value = span.load(values);
+  const Vector<T, kSpan> value = span.load(values);  // report: vector 16
   PartSpan part;
   const int tile_parts = label_tile<Label>(
       map, tiles, span, memory.forest, part, [](int, int, int) {},
@@ -176,9 +177,11 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Label, T>)
         make_root(parts.forest, tile.slot + number, 0);
         count[number] = 0;
       });
-  span.store(parts.part_of_pixel, part);
-  barrier();  // nobody reads the forest any more
+  span.store(parts.part_of_pixel, part);  // report: vector 16
+  barrier();                              // nobody reads the forest any more
+  // report: begin rare
   for (int i = int(thread()); i < tile_parts; i += Policy::kTileThreads) memory.sum[i] = 0;
+  // report: end
   barrier();
 
   const PowerOfTwo<A> units_of_one = fixed_point.units_of_one_in(tile.image);
@@ -186,8 +189,10 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Label, T>)
 #pragma unroll
   for (int i = 0; i < kSpan; i++) {
     if (part[i] != mine.part) {
+      // report: begin rare
       add_to_part(mine, memory.sum, count);
       mine = {part[i], 0, 0};
+      // report: end
     }
     const A units = units_of_one.times(to_accumulate(value[i]));
     if (std::fabs(units) <= fixed_point.limit) {
@@ -199,11 +204,14 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Label, T>)
   }
   add_to_parts(mine, memory.sum, count);
   barrier();
+  // report: begin rare
   for (int i = int(thread()); i < tile_parts; i += Policy::kTileThreads) {
     sums.sum[tile.slot + i] = memory.sum[i];
     sums.count[tile.slot + i] = count[i] >> 16 ? kNotFinite : count[i];
   }
+  // report: end
   if (thread() == 0) parts.parts_of_tile[block_index()] = tile_parts;
+  // report: end
 }
 
 // A warp a tile, a lane a part: a part's sum moves once, whatever its size.
@@ -236,11 +244,13 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 4)
                                 const bool wide) {
   using A = accumulate_t<T>;
   SEGUNC_SHARED(mean, T[kTilePixels]);
+  // report: hot 8
   const Tile tile = tile_at(tiles, block_index());
   const Span span(tiles, tile, wide);
-  const PartSpan part = span.load(parts.part_of_pixel);
+  const PartSpan part = span.load(parts.part_of_pixel);  // report: vector 16
   const PowerOfTwo<double> unit = fixed_point.unit_in(tile.image);
   const int tile_parts = parts.parts_of_tile[block_index()];
+  // report: begin rare
   for (int i = int(thread()); i < tile_parts; i += Policy::kTileThreads) {
     const int root = parts.forest[tile.slot + i];
     const uint32_t count = sums.count[root];
@@ -248,8 +258,10 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 4)
         count & kNotFinite ? kNaN<A> : A(unit.times(double(sums.sum[root]) / double(count)));
     mean[i] = from_accumulate<T>(result);
   }
+  // report: end
   barrier();
-  store_results(span, part, means, [&](unsigned i) { return mean[i]; });
+  store_results(span, part, means, [&](unsigned i) { return mean[i]; });  // report: vector 16
+  // report: end
 }
 
 // ---- launch and dispatch ----

@@ -50,6 +50,10 @@ struct Policy {
   static constexpr int64_t kMaxChunkTiles = at_scale(1 << 13);
 };
 
+// Instructions an element on sm_90.
+// report: budget component_mean_tiles_kernel<unsigned char, float> 134
+// report: budget component_mean_means_kernel<float> 42
+
 // Resident blocks of tiles that the compiler has to leave registers for: values and labels of more
 // than 8 bytes together need more of them.
 template <class Label, class Value>
@@ -119,7 +123,7 @@ SEGUNC_DEVICE Vector<T, kSpan> load_span(const T* p, int inside, bool wide) {
   } else {
 #pragma unroll
     for (int i = 0; i < kSpan; i++) {
-      if (i < inside) span[i] = p[i];
+      if (i < inside) span[i] = p[i];  // report: rare; vector 1
     }
   }
   return span;
@@ -131,7 +135,7 @@ SEGUNC_DEVICE void store_span(T* p, const Vector<T, kSpan>& span, int inside, bo
   } else {
 #pragma unroll
     for (int i = 0; i < kSpan; i++) {
-      if (i < inside) p[i] = span[i];
+      if (i < inside) p[i] = span[i];  // report: rare; vector 1
     }
   }
 }

@@ -35,6 +35,10 @@ struct Policy {
   static constexpr int kStridedThreads = 128;
 };
 
+// Instructions an element on sm_90.
+// report: budget counts_planar_registers_kernel<float, 20, 2*> 45
+// report: budget counts_planar_registers_kernel<bfloat16, 20, 2*> 47
+
 // Pixels a thread of planar_registers: at most 64 values.
 template <int K>
 constexpr int kPlanarWidth = K <= 8 ? 4 : 2;
@@ -131,6 +135,7 @@ struct PixelWarps : WarpTeam {
 struct PixelTeam : Team {
   using Team::Team;
   SEGUNC_DEVICE int lowest(int label) const {
+    // report: trips log2(team)
     for (int distance = size / 2; distance > 0; distance /= 2) {
       label = smaller(label, shuffle_xor(kFullMask, label, distance));
     }
@@ -209,6 +214,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kPlanarBlocks<K * V>)
 #pragma unroll
   for (int j = 0; j < V; j++) absent[j] = from_accumulate<T>(-kInfinity<A>);
   ScoreSums scores;
+  // report: hot C * V
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     int64_t start;
     const int64_t image = work.tiles_per_image.divide(tile, start);
@@ -219,6 +225,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kPlanarBlocks<K * V>)
     Vector<T, V> raw[K];
 #pragma unroll
     for (int c = 0; c < K; c++) {
+      // report: vector min(16, sizeof(T) * V)
       raw[c] = inside && c < owner.owned ? load_vector<V>(logits + c * class_stride) : absent;
     }
     const int64_t first = image * p.map.pixels + start;
@@ -245,6 +252,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kPlanarBlocks<K * V>)
       count_pixel(p, to, words, first + j, label[j], classes[j], target[j], scores);
     }
   }
+  // report: end
   finish_block(to, words, scores);
 }
 
@@ -260,6 +268,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 5)
   clear_words(words, to.shared.words);
   const int pixel = int(thread()) >> shape.team_shift;
   ScoreSums scores;
+  // report: hot C / team
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     int64_t start;
     const int64_t image = work.tiles_per_image.divide(tile, start);
@@ -292,6 +301,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 5)
     count_pixel(p, to, words, index, owner.part == 0 ? label[0] : kOutside, classes[0], target,
                 scores);
   }
+  // report: end
   finish_block(to, words, scores);
 }
 

@@ -50,6 +50,9 @@ struct Policy {
   static constexpr int64_t kEnoughTiles = at_scale(1024);
 };
 
+// Instructions an element on sm_90.
+// report: budget cross_entropy_interpolated_tiles_kernel<*, 20*> 66
+
 // Registers for a thread's classes. A thread of a team has the four below its bucket's number at
 // least, because teams are no larger than they have to be.
 using TileBuckets = std::integer_sequence<int, 4, 8, 12, 16, 20, 24>;
@@ -145,6 +148,7 @@ std::optional<TileWork> make_tile_work(const CrossEntropyParams& p, const Axes<f
       sizeof(float) * (size_t(work.source_columns + work.columns) * work.pitch + work.columns) +
       sizeof(int) * (work.columns + work.source_columns + 2);
   work.shares = target_shares(p);
+  // report: dynamic cross_entropy_interpolated_tiles_kernel<* 49152 - 336
   if (work.shared_bytes > kMaxDynamicSharedBytes<Tile<float>, BlockSums>) return std::nullopt;
   return work;
 }
@@ -221,6 +225,7 @@ SEGUNC_DEVICE void stage_row(const CrossEntropyParams& p, const TileWork& work, 
   const A weight = tile.slices.weight;
   const unsigned count = work.classes.value * work.source_columns;
 #pragma unroll 1
+  // report: trips (threads / team / scale + 1) * C / threads / 4
   for (unsigned first = thread(); first < count; first += kBatch * block_size()) {
     T lower[kBatch] = {}, upper[kBatch] = {};
     int position[kBatch];
@@ -236,8 +241,8 @@ SEGUNC_DEVICE void stage_row(const CrossEntropyParams& p, const TileWork& work, 
       position[b] = i < count && int(column) < columns ? int(column) * work.pitch + int(c) : -1;
       if (position[b] >= 0) {
         const T* const logit = data + c * p.map.class_stride + column * p.map.stride[2];
-        lower[b] = *logit;
-        if (weight > A(0)) upper[b] = logit[p.map.stride[0]];
+        lower[b] = *logit;                                     // report: generic
+        if (weight > A(0)) upper[b] = logit[p.map.stride[0]];  // report: rare; generic
       }
     }
 #pragma unroll
@@ -256,6 +261,7 @@ SEGUNC_DEVICE void sum_columns(const TileWork& work, const Tile<T>& tile, int ro
                                const TileMemory<A>& memory) {
   A* const sums = tile.sums + row * int64_t(work.source_columns) * work.classes.value;
   const unsigned count = work.classes.value * tile.source_columns.count;
+  // report: trips (threads / team / scale + 1) * C / threads
   for (unsigned i = thread(); i < count; i += block_size()) {
     unsigned c;
     const unsigned column = work.classes.divide(i, c);
@@ -263,14 +269,16 @@ SEGUNC_DEVICE void sum_columns(const TileWork& work, const Tile<T>& tile, int ro
               end = memory.first[column + 2];
     const A* gradient = memory.gradient + begin * work.pitch + c;
     A sum = 0;
+    // report: trips scale * 8 / shared
     for (int at = begin; at < middle; at++, gradient += work.pitch) {
       const A share = memory.weight[at];
       if (share > A(0)) sum += share * *gradient;
     }
+    // report: trips scale * 8 / shared
     for (int at = middle; at < end; at++, gradient += work.pitch) {
       sum += (A(1) - memory.weight[at]) * *gradient;
     }
-    sums[i] = sum;
+    sums[i] = sum;  // report: generic
   }
 }
 
@@ -287,6 +295,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
   const int column = int(thread()) >> work.team_shift;
   SEGUNC_SHARED(tile, Tile<T>);
   double sum = 0;
+  // report: hot C / team * rows
   for (int64_t index = block_index(); index < work.tiles; index += grid_size()) {
     barrier();  // the tile before may still be in use
     if (thread() == 0) tile = tile_at<T>(p, work, axes, index);
@@ -305,6 +314,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
     // gradient of row s - 2 is complete.
     const int steps = tile.source_rows.count + (p.grad_input ? 2 : 1);
 #pragma unroll 1
+    // report: trips rows / scale + 2
     for (int step = 0; step < steps; step++) {
       const bool leaves = step >= 2 && p.grad_input;
       const int stride = rematerialized(1 << work.team_shift);
@@ -340,6 +350,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
 
       const int end = tile.row + tile.rows, source_row = tile.source_rows.first + step - 1;
 #pragma unroll 1
+      // report: trips rows / (rows / scale + 2)
       for (; row < end && down.lower == source_row;
            row++, pixel += p.interpolation.size[2], down = math::neighbours_of(axes.rows, row)) {
         int label[1] = {kIgnored};
@@ -415,6 +426,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
       }
     }
   }
+  // report: end
   store_partial(p, sum);
 }
 

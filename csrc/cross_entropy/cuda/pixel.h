@@ -54,6 +54,7 @@ struct Constants {
   SEGUNC_DEVICE A class_weight(int c) const { return weight ? load_read_only(weight + c) : A(1); }
   SEGUNC_DEVICE bool smooths() const { return shares.smooths(); }
   SEGUNC_DEVICE A on_target(int label) const { return shares.on_target(class_weight(label)); }  // a
+  // report: rare
   SEGUNC_DEVICE A smoothing(int c) const { return shares.smoothing(class_weight(c)); }  // b_c
 };
 
@@ -94,6 +95,7 @@ SEGUNC_DEVICE void softmax_in_place(const Constants<A>& constants, const Owner& 
     softmax[j].sum = softmax[j].smooth_total = softmax[j].smooth_dot = A(0);
   }
   if (constants.smooths()) {
+    // report: begin rare
 #pragma unroll
     for (int i = 0; i < K; i++) {
       if (i < owner.owned) {
@@ -110,6 +112,7 @@ SEGUNC_DEVICE void softmax_in_place(const Constants<A>& constants, const Owner& 
       softmax[j].smooth_total = owner.sum(softmax[j].smooth_total);
       softmax[j].smooth_dot = owner.sum(softmax[j].smooth_dot);
     }
+    // report: end
   }
 #pragma unroll
   for (int i = 0; i < K; i++) {

@@ -17,6 +17,9 @@ using namespace device;
 constexpr int kThreads = 256;
 constexpr int kBatch = 4;
 constexpr int64_t kMaxBlocks = at_scale(2048);
+// Instructions an element on sm_90.
+// report: budget scale_vectors_kernel<float, 4> 4
+// report: budget scale_vectors_kernel<bfloat16, 8> 5.2
 
 template <class T>
 SEGUNC_DEVICE T scaled(T value, accumulate_t<T> factor) {
@@ -34,19 +37,23 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t threads = int64_t(grid_size()) * kThreads;
   const int64_t first = int64_t(block_index()) * kThreads + thread();
   const int64_t vectors = count / N;
+  // report: hot 4 * N
   for (int64_t i = first; i < vectors; i += kBatch * threads) {
     Vector<T, N> batch[kBatch] = {};
 #pragma unroll
     for (int b = 0; b < kBatch; b++) {
+      // report: vector sizeof(T) * N
       if (i + b * threads < vectors) batch[b] = load_vector<N>(data + (i + b * threads) * N);
     }
 #pragma unroll
     for (int b = 0; b < kBatch; b++) {
 #pragma unroll
       for (int k = 0; k < N; k++) batch[b][k] = scaled(batch[b][k], factor);
+      // report: vector sizeof(T) * N
       if (i + b * threads < vectors) store_vector(data + (i + b * threads) * N, batch[b]);
     }
   }
+  // report: end
   const int64_t tail = vectors * N + first;
   if (tail < count) data[tail] = scaled(data[tail], factor);
 }

@@ -165,6 +165,7 @@ struct PixelTeam : Team {
   using Team::Team;
   template <class A>
   SEGUNC_DEVICE void choose(Prediction<A>& best) const {
+    // report: trips log2(team)
     for (int distance = size / 2; distance > 0; distance /= 2) {
       const A mean = shuffle_xor(kFullMask, best.mean, distance);
       const A squared_deviations = shuffle_xor(kFullMask, best.squared_deviations, distance);

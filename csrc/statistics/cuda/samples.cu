@@ -34,6 +34,10 @@ using namespace statistics;
 
 constexpr int kStridedThreads = 128;
 
+// Instructions an element on sm_90.
+// report: budget statistics_planar_registers_kernel<float, 20, 1*> 43
+// report: budget statistics_planar_registers_kernel<bfloat16, 20, 1*> 44
+
 // Pixels a thread of planar_registers.
 template <int K>
 constexpr int kPlanarWidth = K <= 8    ? 4
@@ -88,6 +92,7 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K * 
                                        const Work work) {
   using A = accumulate_t<T>;
   const Pixel owner(int(map.classes));
+  // report: hot C * V * S
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     int64_t start;
     const int64_t image = work.tiles_per_image.divide(tile, start);
@@ -97,8 +102,10 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K * 
     Moments<A, K, V> moments;
     clear(moments);
 #pragma unroll 1
+    // report: trips S
     for (int64_t s = 0; s < samples.count; s++) {
       A value[K][V];
+      // report: vector min(16, sizeof(T) * V)
       load_logits(samples.template operator()<T>(s) + offset, rematerialized(map.class_stride),
                   owner.owned, value);
       add_sample(owner, inverse(A(s + 1)), value, moments);
@@ -124,6 +131,7 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K * 
       }
     }
   }
+  // report: end
 }
 
 // ---- predictive_statistics, staged ----
@@ -135,6 +143,7 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K>)
   using A = accumulate_t<T>;
   T* tile_data = dynamic_shared<T>();
   const int pixel = int(thread()) >> shape.team_shift;
+  // report: hot C / team * S
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     int64_t start;
     const int64_t image = work.tiles_per_image.divide(tile, start);
@@ -148,6 +157,7 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K>)
     Moments<A, K, 1> moments;
     clear(moments);
 #pragma unroll 1
+    // report: trips S
     for (int64_t s = 0; s < samples.count; s++) {
       barrier();  // the sample before may still be in use
       load_tile(shape, map, count, samples.template operator()<T>(s) + offset, tile_data);
@@ -175,6 +185,7 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K>)
       }
     }
   }
+  // report: end
 }
 
 // ---- predictive_statistics, interpolated ----
@@ -314,6 +325,7 @@ void launch_statistics_strided(const StatisticsParams& p, Stream stream) {
   using A = accumulate_t<T>;
   // With many samples a block has fewer threads, so that what they keep of each fits.
   const int64_t bytes = 2 * int64_t(sizeof(A)) * p.count;
+  // report: dynamic statistics_strided_kernel<* 49152
   const int64_t most = int64_t(kMaxDynamicSharedBytes<>) / bytes;
   if (most == 0) {
     throw std::invalid_argument("predictive_statistics: expected at most " +

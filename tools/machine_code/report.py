@@ -1,0 +1,356 @@
+"""The rows of the table from machine code, and the gates that fail a build."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .control_flow import NoWayError
+from .disassembly import Function, Instruction, Place, disassemble
+from .hot_path import HotPath, access_bytes, hot_path, is_global
+from .markers import MarkerError, Markers, Value, evaluate, read_markers
+from .model import H100, H200, LANES, WARP, Bound, bound, half_of_the_slots
+from .resources import SHARED_OF_LAUNCH, Kernel, aligned, block_sizes, demangle, kernels_of
+
+PIPES = tuple(LANES)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kernel as it runs for one kind of input.
+
+    Attributes:
+        title: Of the operation and its input.
+        kernel: A pattern that one kernel's name with its template arguments matches.
+        reads, writes: Bytes an element that must move, as expressions of markers.py.
+        values: What such expressions and the source's may contain: C classes, S samples, threads in
+            a ``team`` that shares a pixel.
+        dynamic: The launch's dynamic shared memory in bytes.
+        unit: What an element is.
+    """
+
+    title: str
+    kernel: str
+    reads: str
+    writes: str
+    values: Mapping[str, Value] = field(default_factory=dict)
+    dynamic: str = "0"
+    unit: str = "logit"
+
+
+# A target is 8 bytes, a pixel's other maps are left out.
+_READS_LOSS, _WRITES_LOSS = "sizeof(T) + 8 / C", "sizeof(T)"
+_TILE = "threads / team * C * sizeof(T)"
+_TYPES = {"float": "fp32", "bfloat16": "bf16"}
+
+
+def _rows() -> Iterator[Row]:
+    for cpp, name in _TYPES.items():
+        for classes, bucket in ((2, 4), (11, 12), (19, 20), (21, 24)):
+            yield Row(
+                f"cross_entropy planar C={classes} {name}",
+                f"cross_entropy_planar_registers_kernel<{cpp}, {bucket}, [24]*>",
+                _READS_LOSS,
+                _WRITES_LOSS,
+                {"C": classes},
+            )
+        yield Row(
+            f"cross_entropy planar C=19, odd width {name}",
+            f"cross_entropy_planar_registers_kernel<{cpp}, 32, 1*>",
+            _READS_LOSS,
+            _WRITES_LOSS,
+            {"C": 19},
+        )
+        for layout, classes, team in (("any layout", 150, 8), ("channels_last", 19, 1)):
+            yield Row(
+                f"cross_entropy {layout} C={classes} {name}",
+                f"cross_entropy_staged_kernel<{cpp}, 20*>",
+                _READS_LOSS,
+                _WRITES_LOSS,
+                {"C": classes, "team": team},
+                _TILE,
+            )
+        for classes, bucket, team in ((19, 20, 1), (150, 20, 8)):
+            yield Row(
+                f"upsampled cross_entropy x4 C={classes} {name}",
+                f"cross_entropy_interpolated_tiles_kernel<{cpp}, {bucket}*>",
+                "1.3 / 16 * sizeof(T) + 8 / C",
+                "1.3 / 16 * 4",
+                {"C": classes, "team": team, "rows": 64, "scale": 4},
+                "4 * (threads / team * 5 / 4 + 1) * C",
+            )
+        yield Row(
+            f"statistics S=10 C=19 {name}",
+            f"statistics_planar_registers_kernel<{cpp}, 20, *>",
+            "sizeof(T)",
+            "28 / C / S",
+            {"C": 19, "S": 10},
+        )
+        yield Row(
+            f"counts C=19 {name}",
+            f"counts_planar_registers_kernel<{cpp}, 20, *>",
+            "sizeof(T) + 8 / C",
+            "0",
+            {"C": 19},
+            "4 * (C * C + 16 * 4)",  # confusion, and 15 bins of calibration
+        )
+        yield Row(
+            f"scale {name}",
+            f"scale_vectors_kernel<{cpp}, {4 if cpp == 'float' else 8}>",
+            "sizeof(T)",
+            "sizeof(T)",
+            unit="element",
+        )
+    for step, reads, writes, kernel in (
+        ("tiles", "1 + 4", "2", "component_mean_tiles_kernel<unsigned char, float>"),
+        ("means", "2", "4", "component_mean_means_kernel<float>"),
+    ):
+        yield Row(f"component_mean {step} uint8 fp32", kernel, reads, writes, unit="pixel")
+
+
+ROWS = tuple(_rows())
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row with what the machine code says of it."""
+
+    row: Row
+    kernel: Kernel
+    path: HotPath
+    warps: int
+    dynamic: float
+    bounds: Sequence[Bound]  # on an H100 and an H200
+    half: float  # the instructions that take half of an H200's issue slots
+    budget: float | None
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes of loads that are on their way to a multiprocessor."""
+        return self.path.in_flight * self.warps * WARP
+
+    @property
+    def widths(self) -> str:
+        """The widths of global accesses in bytes."""
+        found = {access_bytes(i) for i in self.path.instructions if is_global(i)}
+        return ", ".join(map(str, sorted(found)))
+
+
+@dataclass(frozen=True)
+class Code:
+    """A kernel's machine code for the target that is judged."""
+
+    kernel: Kernel
+    function: Function
+
+
+@dataclass(frozen=True)
+class Build:
+    """What was compiled, and what its sources say of it.
+
+    Attributes:
+        kernels: Of every target.
+        codes: Of the target that is judged.
+        markers: Of the sources.
+        threads: Of a block, by kernel stem.
+    """
+
+    kernels: Sequence[Kernel]
+    codes: Sequence[Code]
+    markers: Markers
+    threads: Mapping[str, int]
+
+
+def read_build(library: Path, lines: Path, sources: Iterable[Path], target: str) -> Build:
+    """Reads what was compiled.
+
+    Args:
+        library: With code for every target.
+        lines: The same, compiled with -lineinfo, for one target at least.
+        sources: What they were compiled from, headers included.
+        target: Whose main loops are judged, such as ``sm_90``.
+
+    Raises:
+        FileNotFoundError: a program is not installed, or there is no code for the target.
+        MarkerError: a marker cannot be read.
+    """
+    files = list(sources)
+    kernels = kernels_of(library)
+    functions = list(disassemble(lines, target))
+    names = demangle(function.name for function in functions)
+    by_name = {names[function.name]: function for function in functions}
+    codes = [
+        Code(kernel, by_name[kernel.name])
+        for kernel in kernels
+        if kernel.target == target and kernel.name in by_name
+    ]
+    threads = block_sizes(file for file in files if file.suffix == ".cu")
+    return Build(kernels, codes, read_markers(files), threads)
+
+
+def fill(row: Row, build: Build) -> Line:
+    """A row with what the machine code says of it.
+
+    Raises:
+        LookupError: not one kernel matches, its source marks no main loop or has no block size.
+        MarkerError: an expression has no value.
+        NoWayError: its main loop has no way that is not rare.
+    """
+    markers, threads = build.markers, build.threads
+    found = [code for code in build.codes if fnmatch.fnmatchcase(code.kernel.name, row.kernel)]
+    if len(found) != 1:
+        raise LookupError(f"{row.kernel} is the name of {len(found)} kernels")
+    kernel, function = found[0].kernel, found[0].function
+    hot = markers.hot_of(function.instructions)
+    if hot is None:
+        raise LookupError(f"{kernel.stem} has no marker 'hot' in its source")
+    if kernel.stem not in threads:
+        raise LookupError(f"{kernel.stem} has no __launch_bounds__ that can be read")
+    size = threads[kernel.stem]
+    names = {**markers.arguments_of(kernel.name), "team": 1.0, "threads": size, **row.values}
+    path = hot_path(function, markers, hot, names)
+    dynamic = evaluate(row.dynamic, names)
+    warps = kernel.warps(size, dynamic)
+    reads, writes = evaluate(row.reads, names), evaluate(row.writes, names)
+    per_element = {pipe: path.per_element(pipe) for pipe in PIPES}
+    in_flight = path.in_flight * warps * WARP
+    bounds = [bound(gpu, per_element, reads + writes, reads, in_flight) for gpu in (H100, H200)]
+    half = half_of_the_slots(H200, reads + writes)
+    budget = markers.budget_of(kernel.name)
+    return Line(row, kernel, path, warps, dynamic, bounds, half, budget)
+
+
+def table(lines: Iterable[Line]) -> str:
+    """The table from machine code: Markdown."""
+    header = ["case", "kernel", "registers", "warps", "shared", "access", *PIPES, "in flight"]
+    header += ["H100", "H200", "half", "budget"]
+    rows = [header]
+    for line in lines:
+        shared = f"{line.kernel.shared} + {line.dynamic:.0f}"
+        cells = [line.row.title, f"`{line.kernel.name}`", str(line.kernel.registers)]
+        cells += [str(line.warps), shared, line.widths]
+        cells += [f"{line.path.per_element(pipe):.1f}" for pipe in PIPES]
+        cells.append(f"{line.in_flight / 1024:.0f} KB")
+        cells += [f"{bound.share:.0%} {bound.name}" for bound in line.bounds]
+        cells += [f"{line.half:.1f}", "-" if line.budget is None else f"{line.budget:g}"]
+        rows.append(cells)
+    return aligned(rows, texts=2)
+
+
+# What an input would say, for kernels that are in no row.
+_SOME_INPUT: dict[str, Value] = {name: 2.0 for row in ROWS for name in ("threads", *row.values)}
+
+# ---- Gates: each yields a sentence for every kernel that breaks it ----
+
+
+def local_memory(build: Build) -> Iterator[str]:
+    """Kernels of any target that keep registers or arrays in local memory."""
+    for kernel in build.kernels:
+        if kernel.local:
+            yield f"{kernel.name} on {kernel.target}: {kernel.local} bytes of local memory"
+
+
+def refused_launches(build: Build) -> Iterator[str]:
+    """Kernels of any target whose launch may ask for more shared memory than is granted."""
+    for kernel in build.kernels:
+        dynamic = build.markers.dynamic_of(kernel.name)
+        if kernel.shared + dynamic > SHARED_OF_LAUNCH:
+            yield (
+                f"{kernel.name} on {kernel.target}: its launch admits {dynamic:.0f} bytes of "
+                f"dynamic shared memory beside {kernel.shared} static ones, "
+                f"more than {SHARED_OF_LAUNCH}"
+            )
+
+
+def narrow_accesses(build: Build) -> Iterator[str]:
+    """Global accesses narrower than the vector that their source line declares."""
+    markers = build.markers
+    for code in build.codes:
+        names = markers.arguments_of(code.kernel.name)
+        narrow: Counter[str] = Counter()
+        for instruction in code.function.instructions:
+            if not is_global(instruction):
+                continue
+            declared = markers.find("vector", instruction)
+            if declared is None:
+                continue
+            try:
+                least = int(evaluate(declared, names))
+            except MarkerError as error:
+                narrow[str(error)] += 1
+                continue
+            if access_bytes(instruction) < least:
+                place = next(p for p in instruction.places if p in markers.lines["vector"])
+                text = f"{_short(place)}: {instruction.opcode} where a vector has {least} bytes"
+                narrow[text] += 1
+        for text, times in narrow.items():
+            yield f"{code.kernel.name}, {text}, {times} times"
+
+
+_FORBIDDEN = {
+    "LDL": "local memory",
+    "STL": "local memory",
+    "CALL": "a call",
+    "LD": "a generic load",
+    "ST": "a generic store",
+}
+
+
+def _fault(instruction: Instruction, markers: Markers) -> str:
+    if instruction.base in ("LD", "ST") and markers.find("generic", instruction) is not None:
+        return ""
+    return _FORBIDDEN.get(instruction.base, "")
+
+
+def forbidden_in_main_loops(build: Build) -> Iterator[str]:
+    """Local memory, calls and generic accesses on the way through a main loop."""
+    markers = build.markers
+    for code in build.codes:
+        hot = markers.hot_of(code.function.instructions)
+        if hot is None:
+            continue
+        names = {**_SOME_INPUT, **markers.arguments_of(code.kernel.name)}
+        try:
+            path = hot_path(code.function, markers, hot, names)
+        except (NoWayError, MarkerError) as error:
+            yield f"{code.kernel.name}: {error}"
+            continue
+        for what in sorted({_fault(i, markers) for i in path.instructions} - {""}):
+            yield f"{code.kernel.name}: {what} in the main loop"
+
+
+def idle_markers(build: Build) -> Iterator[str]:
+    """Markers of vectors and main loops that stand where no instruction comes from."""
+    every = (i for code in build.codes for i in code.function.instructions)
+    accesses, others = set[Place](), set[Place]()
+    for instruction in every:
+        (accesses if is_global(instruction) else others).update(instruction.places)
+    places = accesses | others
+    files = {place.file for place in places}
+    for place in sorted(build.markers.lines["vector"]):
+        if place.file in files and place not in accesses:
+            yield f"{_short(place)}: no access to global memory where a vector is declared"
+    for hot in build.markers.hot:
+        if hot.file in files and not any(map(hot.holds, places)):
+            yield f"{_short(Place(hot.file, hot.first))}: no code where a main loop is marked"
+
+
+def _short(place: Place) -> str:
+    return f"{place.file.rpartition('/')[2]}:{place.line}"
+
+
+GATES = (local_memory, refused_launches, narrow_accesses, forbidden_in_main_loops, idle_markers)
+
+
+def over_budget(lines: Iterable[Line]) -> Iterator[str]:
+    """Kernels that issue more instructions an element than is written beside their policy."""
+    for line in lines:
+        issued = line.path.per_element("issue")
+        if line.budget is not None and issued > line.budget:
+            yield (
+                f"{line.row.title}: {line.kernel.name} issues {issued:.2f} instructions a "
+                f"{line.row.unit}, its budget is {line.budget:g}"
+            )
