@@ -7,7 +7,9 @@
 namespace segunc {
 inline namespace SEGUNC_VARIANT {
 
-SEGUNC_HD int64_t divide_up(int64_t n, int64_t divisor) { return (n + divisor - 1) / divisor; }
+SEGUNC_HD constexpr int64_t divide_up(int64_t n, int64_t divisor) {
+  return (n + divisor - 1) / divisor;
+}
 
 SEGUNC_HD int smaller(int a, int b) { return a < b ? a : b; }
 

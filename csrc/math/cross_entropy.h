@@ -49,8 +49,7 @@ SEGUNC_HD A cross_entropy(A on_target, A smooth, A target_shifted, A log_sum) {
   return on_target * negative_log_probability(target_shifted, log_sum) + smooth;
 }
 template <class A>
-SEGUNC_HD A cross_entropy(A on_target, const SoftmaxTerms<A>& softmax) {
-  const A log_sum = log_positive(softmax.sum);
+SEGUNC_HD A cross_entropy(A on_target, const SoftmaxTerms<A>& softmax, A log_sum) {
   const A smooth = softmax.smooth_total * log_sum - softmax.smooth_dot;
   return cross_entropy(on_target, smooth, softmax.target_shifted, log_sum);
 }

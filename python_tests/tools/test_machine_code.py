@@ -178,6 +178,22 @@ class TestMarkers:
         assert markers.arguments_of("copy_kernel<float, 2>") == {"T": "float", "V": 2.0}
         assert markers.arguments_of("other_kernel<float, 2>") == {}
 
+    def test_arguments_of_template_arguments(self, tmp_path):
+        (tmp_path / "a.cu").write_text(
+            "template <int V>\nstruct Pixels {\n};\n"
+            "template <class Of, int C, bool Smooths>\nstruct alignas(16) Variant : Base {\n};\n"
+            "template <class T, class V>\n__global__ void a_kernel(T* p) {}\n"
+        )
+        markers = read_markers([tmp_path / "a.cu"])
+        found = markers.arguments_of("a_kernel<float, ns::Variant<ns::Pixels<2>, 19, false>>")
+        assert found["V"] == "ns::Variant<ns::Pixels<2>, 19, false>"  # the kernel's own
+        assert {name: found[name] for name in ("T", "C", "Smooths")} == {
+            "T": "float",
+            "C": 19.0,
+            "Smooths": "false",
+        }
+        assert markers.arguments_of("Variant<Pixels<2>, 19, false>")["V"] == 2.0
+
     @pytest.mark.parametrize(
         ("expression", "value"),
         [

@@ -20,10 +20,10 @@ semicolons part several:
                                      the most instructions an element of kernels of this pattern;
                                      beside their policy
 
-Expressions know a kernel's template parameters by name, what a row of the table sets (``C``
-classes, ``S`` samples), ``elements``, which is what hot says, and in trips ``accessed`` and
-``shared``: the bytes that an iteration of the compiled loop loads from and stores to global and
-shared memory, which tell how far it was unrolled.
+Expressions know a kernel's template parameters by name, those of templates among its arguments too,
+what a row of the table sets (``C`` classes, ``S`` samples), ``elements``, which is what hot says, and
+in trips ``accessed`` and ``shared``: the bytes that an iteration of the compiled loop loads from and
+stores to global and shared memory, which tell how far it was unrolled.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ _TEMPLATE = re.compile(
     r"template\s*<([^{};]*?)>\s*__global__\s+void\s+"
     r"(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\("
 )
+_STRUCT = re.compile(r"template\s*<([^{};]*?)>\s*struct\s+(?:alignas\([^{};]*\)\s*)?(\w+)\s*[:{]")
 _PARAMETER = re.compile(r"(?:class|typename|\w+)\s+(\w+)\s*(?:,|$)")
 _LIMIT = re.compile(r"([\w*?]+(?:<.*?[>*])?)\s+([^<>]+)")
 _LINE_MARKERS = ("generic", "rare", "trips", "vector")
@@ -105,7 +106,7 @@ class Markers:
     bodies: dict[Place, int] = field(default_factory=dict)  # last lines of loops with trips
     budgets: list[Limit] = field(default_factory=list)  # in instructions an element
     dynamic: list[Limit] = field(default_factory=list)  # in bytes
-    parameters: dict[str, list[str]] = field(default_factory=dict)  # of templates, by kernel
+    parameters: dict[str, list[str]] = field(default_factory=dict)  # of kernels and structs
 
     def find(self, kind: str, instruction: Instruction) -> str | None:
         """The marker of a kind at the innermost of an instruction's lines that has one."""
@@ -135,13 +136,18 @@ class Markers:
         return max(_matching(self.dynamic, kernel), default=0.0)
 
     def arguments_of(self, kernel: str) -> dict[str, Value]:
-        """The template arguments of ``kernel<float, 20>`` by their names in the source."""
+        """The template arguments of ``kernel<float, Pixels<2>>`` by their names in the source.
+
+        Those of arguments that are templates themselves are among them, unless a name is taken.
+        """
         stem, _, rest = kernel.partition("<")
+        parameters = self.parameters.get(stem.rpartition("::")[2], [])
         values = split_arguments(rest.removesuffix(">")) if rest else []
-        return {
-            name: float(value) if re.fullmatch(r"-?\d+", value) else value
-            for name, value in zip(self.parameters.get(stem, []), values, strict=False)
-        }
+        names: dict[str, Value] = {}
+        for name, value in zip(parameters, values, strict=False):
+            names[name] = float(value) if re.fullmatch(r"-?\d+", value) else value
+        inner = (self.arguments_of(value) for value in values if "<" in value)
+        return {**{name: value for each in inner for name, value in each.items()}, **names}
 
 
 def _matching(limits: Iterable[Limit], kernel: str) -> list[float]:
@@ -173,8 +179,8 @@ def read_markers(sources: Iterable[Path]) -> Markers:
 
 def _read_source(source: Path, markers: Markers) -> None:
     text = source.read_text(encoding="utf-8")
-    for parameters, kernel in _TEMPLATE.findall(text):
-        markers.parameters[kernel] = _PARAMETER.findall(" ".join(parameters.split()))
+    for parameters, name in (*_TEMPLATE.findall(text), *_STRUCT.findall(text)):
+        markers.parameters[name] = _PARAMETER.findall(" ".join(parameters.split()))
     lines = text.splitlines()
     file = str(source.resolve())
     begun: list[Hot | int] = []

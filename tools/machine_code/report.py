@@ -49,25 +49,33 @@ _TYPES = {"float": "fp32", "bfloat16": "bf16"}
 
 def _rows() -> Iterator[Row]:
     for cpp, name in _TYPES.items():
-        for classes, bucket in ((2, 4), (11, 12), (19, 20), (21, 24)):
+        for pixels, classes, registers, least in (
+            ("AdjacentPixels<4>", 2, 2, 2),
+            ("AdjacentPixels<2>", 11, 11, 11),
+            ("AdjacentPixels<2>", 19, 19, 19),
+            ("AdjacentPixels<2>", 21, 21, 21),
+            ("AdjacentPixels<2>", 17, 20, 17),  # of those without a kernel of their own
+            ("AdjacentPixels<2>", 32, 32, 29),
+            ("SpacedPixels<2, 128>", 19, 20, 17),
+        ):
+            odd = ", odd width" if pixels.startswith("Spaced") else ""
             yield Row(
-                f"cross_entropy planar C={classes} {name}",
-                f"cross_entropy_planar_registers_kernel<{cpp}, {bucket}, [24]*>",
+                f"cross_entropy planar C={classes}{odd} {name}",
+                f"cross_entropy_planar_registers_kernel<{cpp}, PlanarVariant<{pixels}, "
+                f"{registers}, {least}, false*",
                 _READS_LOSS,
                 _WRITES_LOSS,
                 {"C": classes},
             )
-        yield Row(
-            f"cross_entropy planar C=19, odd width {name}",
-            f"cross_entropy_planar_registers_kernel<{cpp}, 32, 1*>",
-            _READS_LOSS,
-            _WRITES_LOSS,
-            {"C": 19},
-        )
-        for layout, classes, team in (("any layout", 150, 8), ("channels_last", 19, 1)):
+        for layout, classes, variant, team in (
+            ("planar", 150, f"ExactStaged<ExactTile<{cpp}, (Layout)0, 150, *", 8),
+            ("channels_last", 150, f"ExactStaged<ExactTile<{cpp}, (Layout)1, 150, *", 8),
+            ("channels_last", 19, f"ExactStaged<ExactTile<{cpp}, (Layout)1, 19, *", 1),
+            ("any layout", 20, "GeneralStaged<20, 16, false*", 1),
+        ):
             yield Row(
                 f"cross_entropy {layout} C={classes} {name}",
-                f"cross_entropy_staged_kernel<{cpp}, 20*>",
+                f"cross_entropy_staged_kernel<{cpp}, {variant}",
                 _READS_LOSS,
                 _WRITES_LOSS,
                 {"C": classes, "team": team},

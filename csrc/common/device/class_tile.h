@@ -40,22 +40,25 @@ constexpr int kMaxClassesOfThread = 32;
 constexpr int64_t kMaxTileClasses = kMaxTeam * kMaxClassesOfThread;
 
 // The most that a thread of a tile has of so many classes.
-inline int64_t classes_of_tile_thread(int64_t classes) {
+constexpr int64_t classes_of_tile_thread(int64_t classes) {
   return divide_up(classes, int64_t(1) << team_shift_of(classes, kMaxClassesOfThread));
 }
 
 // How often the busiest bank is read when a warp reads one class of each of its threads.
-inline int bank_conflicts(int team, int pixel_pitch, int class_pitch, int element_bytes) {
+SEGUNC_HD constexpr int bank_conflicts(int team, int pixel_pitch, int class_pitch,
+                                       int element_bytes) {
   constexpr int kBanks = 32, kBankBytes = 4;
-  int words[kBanks];
+  int words[kBanks] = {}, reads[kBanks] = {}, most = 0;
   for (int lane = 0; lane < kBanks; lane++) {
-    words[lane] =
+    const int word =
         (lane / team * pixel_pitch + lane % team * class_pitch) * element_bytes / kBankBytes;
+    words[lane] = word;
+    bool is_read = false;  // threads that read the same word do not conflict
+    for (int other = 0; other < lane; other++) is_read = is_read || words[other] == word;
+    if (is_read) continue;
+    reads[word % kBanks]++;
+    if (reads[word % kBanks] > most) most = reads[word % kBanks];
   }
-  std::sort(words, words + kBanks);  // threads that read the same word do not conflict
-  const int distinct = int(std::unique(words, words + kBanks) - words);
-  int reads[kBanks] = {}, most = 0;
-  for (int i = 0; i < distinct; i++) most = std::max(most, ++reads[words[i] % kBanks]);
   return most;
 }
 
@@ -70,20 +73,20 @@ inline bool vectors_are_aligned(const void* data, const ClassMap& map, int eleme
 }
 
 // A tile whose pixels keep `threads` threads busy. aligned: the maps that are moved allow vectors.
-inline ClassTile make_class_tile(const ClassMap& map, int element_bytes, int threads,
-                                 bool aligned) {
+SEGUNC_HD constexpr ClassTile class_tile(Layout layout, int64_t classes, int element_bytes,
+                                         int threads, bool aligned) {
   constexpr int kTolerableConflicts = 2;  // of a few reads a class; padding costs more
   const int vector = 16 / element_bytes;
   ClassTile tile{};
-  tile.layout = map.layout;
-  tile.classes = int(map.classes);
-  tile.team_shift = team_shift_of(map.classes, kMaxClassesOfThread);
+  tile.layout = layout;
+  tile.classes = int(classes);
+  tile.team_shift = team_shift_of(classes, kMaxClassesOfThread);
   tile.team = 1 << tile.team_shift;
   tile.pixels = threads / tile.team;
   const auto conflicts = [&] {
     return bank_conflicts(tile.team, tile.pixel_pitch, tile.class_pitch, element_bytes);
   };
-  if (map.layout == Layout::planar) {
+  if (layout == Layout::planar) {
     tile.pixel_pitch = 1;
     tile.class_pitch = tile.pixels;
     while (conflicts() > kTolerableConflicts) tile.class_pitch += vector;
@@ -100,11 +103,17 @@ inline ClassTile make_class_tile(const ClassMap& map, int element_bytes, int thr
     tile.wide = aligned && (tile.single_row || tile.classes % vector == 0);
     tile.wide_in_shared = tile.single_row;
     tile.shared_bytes = size_t(tile.pixel_pitch) * tile.pixels * element_bytes;
+    // report: dynamic *_staged_kernel<* 49152 - 256
   }
   if (tile.wide && !tile.single_row) tile.row_vectors /= vector;
   tile.row_reciprocal = uint32_t(divide_up(1 << kReciprocalBits, tile.row_vectors));
-  // report: dynamic *_staged_kernel<* 49152 - 256
-  if (tile.shared_bytes > kMaxDynamicSharedBytes<BlockSums> || tile.team > kMaxTeam) {
+  return tile;
+}
+// Beside a kernel's static arrays of these types and block_sum's.
+template <class... Static>
+ClassTile make_class_tile(const ClassMap& map, int element_bytes, int threads, bool aligned) {
+  const ClassTile tile = class_tile(map.layout, map.classes, element_bytes, threads, aligned);
+  if (tile.shared_bytes > kMaxDynamicSharedBytes<BlockSums, Static...> || tile.team > kMaxTeam) {
     throw std::runtime_error("a tile of " + std::to_string(map.classes) +
                              " classes does not fit into shared memory");
   }

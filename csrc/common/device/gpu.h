@@ -174,6 +174,27 @@ SEGUNC_DEVICE int popcount(unsigned v) { return __popc(v); }
 // One-based; 0 if no bit is set.
 SEGUNC_DEVICE int find_first_set(unsigned v) { return __ffs(int(v)); }
 
+// Instructions of their own, which the functions of CUDA's library wrap in others. Operands and
+// results under 2^-126 are 0.
+// 2^x within 2 ulp.
+SEGUNC_DEVICE float power_of_two(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+// log2 x within 2^-22, beyond [1/2, 2] of the result.
+SEGUNC_DEVICE float binary_logarithm(float x) {
+  float logarithm;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(logarithm) : "f"(x));
+  return logarithm;
+}
+// 1 / x within 1 ulp.
+SEGUNC_DEVICE float reciprocal(float x) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  return inverse;
+}
+
 SEGUNC_DEVICE void check_alignment(const void*, size_t) {}
 template <class Word>
 SEGUNC_DEVICE void store_streaming(Word* p, Word value) {
@@ -196,7 +217,7 @@ struct Word<4> {
 };
 template <>
 struct Word<8> {
-  using type = unsigned long long;
+  using type = uint2;  // a 64-bit integer would be loaded in halves where they are used apart
 };
 template <>
 struct Word<16> {

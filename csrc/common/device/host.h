@@ -183,6 +183,14 @@ SEGUNC_DEVICE int popcount(unsigned v) { return __builtin_popcount(v); }
 // One-based; 0 if no bit is set.
 SEGUNC_DEVICE int find_first_set(unsigned v) { return __builtin_ffs(int(v)); }
 
+// Exact but for one rounding; results of the first under 2^-126 are 0.
+SEGUNC_DEVICE float power_of_two(float x) {
+  const float power = std::exp2(x);
+  return power < 0x1p-126f ? 0.f : power;
+}
+SEGUNC_DEVICE float binary_logarithm(float x) { return std::log2(x); }
+SEGUNC_DEVICE float reciprocal(float x) { return 1.f / x; }
+
 // A GPU traps on a misaligned vector access, an ordinary processor does not.
 SEGUNC_DEVICE void check_alignment(const void* p, size_t bytes, Site site = Site::caller()) {
   if (reinterpret_cast<uintptr_t>(p) % bytes != 0) host::fail("a misaligned vector access", site);

@@ -14,11 +14,23 @@ SEGUNC_DEVICE int64_t rematerialized(int64_t value) {
 #endif
   return value;
 }
+SEGUNC_DEVICE unsigned rematerialized(unsigned value) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
 SEGUNC_DEVICE int rematerialized(int value) {
 #ifdef __CUDA_ARCH__
   asm volatile("" : "+r"(value));
 #endif
   return value;
+}
+
+// A class's place from the stride of classes: one instruction, and with a constant class also the
+// sum with a pointer. 64-bit factors would take three.
+SEGUNC_DEVICE int64_t product(int c, unsigned stride) {
+  return int64_t(uint64_t(unsigned(c)) * stride);
 }
 
 // Division by a number that the host knows. A 64-bit division is a call on a GPU, around which

@@ -18,6 +18,7 @@ struct Work {
   Divisor tiles_per_image;
   int64_t tiles, pixels;  // of all images
   int64_t blocks;
+  int64_t images_step, tiles_step;  // of an image: from a block's tile to its next
 };
 
 // Tiles do not span images: on smaller ones most of their threads would idle.
@@ -30,8 +31,32 @@ inline Work make_work(int64_t images, int64_t pixels, int64_t tile, int64_t max_
   work.tiles = work.tiles_per_image.value * images;
   work.pixels = pixels * images;
   work.blocks = std::min(work.tiles, max_blocks);
+  if (work.blocks > 0) {
+    work.images_step = work.blocks / work.tiles_per_image.value;
+    work.tiles_step = work.blocks % work.tiles_per_image.value;
+  }
   return work;
 }
+
+// A block's tiles, in turn, with a single division. An image has less than 2^30 of them.
+struct TileWalk {
+  int64_t image;
+  int tile;  // of the image
+
+  SEGUNC_DEVICE explicit TileWalk(const Work& work) {
+    int64_t remainder;
+    image = work.tiles_per_image.divide(block_index(), remainder);
+    tile = int(remainder);
+  }
+  SEGUNC_DEVICE void advance(const Work& work) {
+    image += work.images_step;
+    tile += int(work.tiles_step);
+    if (tile >= int(work.tiles_per_image.value)) {
+      tile -= int(work.tiles_per_image.value);
+      image++;
+    }
+  }
+};
 
 // channels_last images that follow each other are one long image to whatever walks over pixels.
 inline bool is_one_image(const ClassMap& map) {
@@ -89,6 +114,23 @@ int smallest_bucket(int64_t classes, std::integer_sequence<int, K...>) {
   int bucket = 0;
   ((bucket = bucket == 0 && classes <= K ? K : bucket), ...);
   return bucket;
+}
+
+// The last of increasing numbers of classes that is not enough for those of a bucket; 0 without
+// one.
+template <int... K>
+constexpr int largest_bucket_below(int bucket, std::integer_sequence<int, K...>) {
+  int below = 0;
+  ((below = K < bucket ? K : below), ...);
+  return below;
+}
+
+// Calls launch_exact with the number of classes where it is one of these; false where it is not.
+template <class Launch, int... C>
+bool with_exact(int64_t classes, std::integer_sequence<int, C...>, Launch launch_exact) {
+  bool done = false;
+  ((C == classes ? (launch_exact(std::integral_constant<int, C>()), done = true) : done), ...);
+  return done;
 }
 
 // Calls launch_bucket with the smallest bucket that holds the classes; false without one.

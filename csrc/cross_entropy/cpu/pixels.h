@@ -146,7 +146,7 @@ SEGUNC_HD void write_losses(const CrossEntropyParams& p, const Targets<A>& targe
   for (int j = 0; j < n; ++j) {
     const math::SoftmaxTerms<A> softmax{px.sum[j], px.target_shifted[j], targets.smooth_total,
                                         px.smooth[j]};
-    const A value = math::cross_entropy(px.on_target[j], softmax);
+    const A value = math::cross_entropy(px.on_target[j], softmax, math::log_positive(softmax.sum));
     const auto weighted = math::weighted(value, px.weight[j], px.upstream[j]);
     const A valid_loss = where_valid(px.valid[j], weighted.loss);
     lane[j] += Lane(valid_loss);

@@ -29,14 +29,19 @@ inline LossWork make_loss_work(const CrossEntropyParams& p, int64_t images, int6
   return {make_work(images, pixels, tile, max_blocks), target_shares(p)};
 }
 
-// data[first ...], or ones without data.
+// Those of pixels, the first of which is data[first], or ones without data.
+template <class A, class Pixels>
+SEGUNC_DEVICE Vector<A, Pixels::kCount> load_factors(const Pixels& pixels, const void* data,
+                                                     int64_t first) {
+  if (data) return pixels.load(static_cast<const A*>(data) + first, A(1));
+  Vector<A, Pixels::kCount> ones;
+#pragma unroll
+  for (int j = 0; j < Pixels::kCount; j++) ones[j] = A(1);
+  return ones;
+}
 template <int V, class A>
 SEGUNC_DEVICE Vector<A, V> load_factors(const void* data, int64_t first) {
-  if (data) return load_vector<V>(static_cast<const A*>(data) + first);
-  Vector<A, V> ones;
-#pragma unroll
-  for (int j = 0; j < V; j++) ones[j] = A(1);
-  return ones;
+  return load_factors<A>(AdjacentPixels<V>(), data, first);
 }
 
 // What is the same for every pixel.
@@ -58,6 +63,31 @@ struct Constants {
   SEGUNC_DEVICE A smoothing(int c) const { return shares.smoothing(class_weight(c)); }  // b_c
 };
 
+// Whether a launch smooths labels, known to the compiler, and what falls to each class, which the
+// block has computed beforehand.
+template <class A, bool Smooths>
+struct BlockSmoothing {
+  const A* share;  // [C], in shared memory
+
+  SEGUNC_DEVICE static bool smooths() { return Smooths; }
+  SEGUNC_DEVICE A smoothing(int c) const { return share[c]; }
+};
+
+// Of at most so many classes. The block takes part as a whole.
+template <bool Smooths, int Most, class A>
+SEGUNC_DEVICE BlockSmoothing<A, Smooths> block_smoothing(const Constants<A>& constants,
+                                                         int classes) {
+  if constexpr (Smooths) {
+    SEGUNC_SHARED(share, A[Most]);
+    for (int c = int(thread()); c < classes; c += int(block_size())) {
+      share[c] = constants.smoothing(c);
+    }
+    barrier();
+    return {share};
+  }
+  return {nullptr};
+}
+
 // What is written for a pixel, and the factors of its logits' gradient
 //   slope * exp d_c - on_target [c = y] - factor * b_c.
 template <class A>
@@ -66,18 +96,21 @@ struct PixelTerms {
   A slope, on_target, factor;
 };
 
+// Without branches on the label: neighbouring pixels are computed side by side.
 template <class A>
 SEGUNC_DEVICE PixelTerms<A> pixel_terms(const Constants<A>& constants, int label,
                                         const SoftmaxTerms<A>& softmax, A pixel_weight,
                                         A upstream) {
-  if (label == kIgnored) return {A(0), A(0), A(0), A(0), A(0)};
-  if (label == kOutOfRange) return {kNaN<A>, kNaN<A>, kNaN<A>, A(0), A(0)};
-  const A on_target = constants.on_target(label);
-  const auto weighted = math::weighted(math::cross_entropy(on_target, softmax), pixel_weight,
-                                       upstream * constants.scale);
-  const A total = on_target + softmax.smooth_total;
-  return {weighted.loss, weighted.weight_gradient, weighted.factor * total * inverse(softmax.sum),
-          weighted.factor * on_target, weighted.factor};
+  const bool valid = label >= 0;
+  const A on_target = valid ? constants.on_target(label) : A(0);
+  const A total = constants.smooths() ? on_target + softmax.smooth_total : on_target;
+  const A loss = math::cross_entropy(on_target, softmax, log_of_sum(softmax.sum));
+  const auto weighted = math::weighted(loss, pixel_weight, upstream * constants.scale);
+  const A slope = weighted.factor * total * inverse_of_sum(softmax.sum);
+  const A nothing = label == kOutOfRange ? kNaN<A> : A(0);
+  return {valid ? weighted.loss : nothing, valid ? weighted.weight_gradient : nothing,
+          valid ? slope : nothing, valid ? weighted.factor * on_target : A(0),
+          valid ? weighted.factor : A(0)};
 }
 
 // The upstream gradient of each pixel; the scalar one is part of Constants::scale.
@@ -85,21 +118,22 @@ SEGUNC_DEVICE const void* upstream_map(const CrossEntropyParams& p) {
   return p.upstream_is_scalar ? nullptr : p.upstream;
 }
 
-// Logits, in place, to exponentials, with their terms. target_shifted is the caller's.
-template <int K, int V, class A, class Owner>
-SEGUNC_DEVICE void softmax_in_place(const Constants<A>& constants, const Owner& owner,
-                                    const A (&maximum)[V], A (&value)[K][V],
-                                    SoftmaxTerms<A> (&softmax)[V]) {
+// Logits, in place, to exponentials, with their terms. target_shifted is the labelled logit less
+// the maximum, and becomes the logarithm of its exponential. Smoothing: Constants or
+// BlockSmoothing.
+template <int K, int V, class A, class Owner, class Smoothing>
+SEGUNC_DEVICE void softmax_in_place(const Smoothing& labels, const Owner& owner, A (&maximum)[V],
+                                    A (&value)[K][V], SoftmaxTerms<A> (&softmax)[V]) {
 #pragma unroll
   for (int j = 0; j < V; j++) {
     softmax[j].sum = softmax[j].smooth_total = softmax[j].smooth_dot = A(0);
   }
-  if (constants.smooths()) {
+  if (labels.smooths()) {
     // report: begin rare
 #pragma unroll
     for (int i = 0; i < K; i++) {
       if (i < owner.owned) {
-        const A b = constants.smoothing(owner.class_of(i));
+        const A b = labels.smoothing(owner.class_of(i));
 #pragma unroll
         for (int j = 0; j < V; j++) {
           softmax[j].smooth_total += b;
@@ -114,28 +148,49 @@ SEGUNC_DEVICE void softmax_in_place(const Constants<A>& constants, const Owner& 
     }
     // report: end
   }
+  A moved[V];
+  exponentials_in_place(value, maximum, moved);
 #pragma unroll
-  for (int i = 0; i < K; i++) {
+  for (int j = 0; j < V; j++) {
+    softmax[j].target_shifted += moved[j];
+    if (labels.smooths()) softmax[j].smooth_dot += moved[j] * softmax[j].smooth_total;
 #pragma unroll
-    for (int j = 0; j < V; j++) {
-      value[i][j] = math::exp_nonpositive(value[i][j] - maximum[j]);
-      softmax[j].sum += value[i][j];
-    }
+    for (int i = 0; i < K; i++) softmax[j].sum += value[i][j];
+    softmax[j].sum = owner.sum(softmax[j].sum);
   }
-#pragma unroll
-  for (int j = 0; j < V; j++) softmax[j].sum = owner.sum(softmax[j].sum);
 }
 
-// The gradient of a class whose share of the target is t_c. At an ignored pixel the slope is 0, and
-// the bound keeps a NaN from surviving that; at a valid one the slope is then NaN as well.
-template <class A>
-SEGUNC_DEVICE A logit_gradient(const PixelTerms<A>& terms, A exponential, A t_c) {
-  const A bounded = exponential < A(1) ? exponential : A(1);
-  return math::cross_entropy_derivative(bounded, terms.slope, t_c);
+// The slope of an ignored pixel is 0. Its gradient is, too, once exponentials that are no numbers
+// are 0. One branch that is rarely taken, so that other pixels pay next to nothing.
+template <int K, int V, class A>
+SEGUNC_DEVICE void clear_ignored(const int (&label)[V], const SoftmaxTerms<A> (&softmax)[V],
+                                 A (&exponential)[K][V]) {
+  bool any = false;
+#pragma unroll
+  for (int j = 0; j < V; j++) any |= label[j] == kIgnored && !(softmax[j].sum < kInfinity<A>);
+  if (!any) return;
+  // report: begin rare
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+#pragma unroll
+    for (int i = 0; i < K; i++) exponential[i][j] = label[j] == kIgnored ? A(0) : exponential[i][j];
+  }
+  // report: end
 }
-template <class A>
-SEGUNC_DEVICE A target_share(const PixelTerms<A>& terms, int label, int c, A b) {
-  return (c == label ? terms.on_target : A(0)) + terms.factor * b;
+
+// The gradient of a class c, but for what the labelled one has beside.
+template <class A, class Smoothing>
+SEGUNC_DEVICE A logit_gradient(const Smoothing& labels, const PixelTerms<A>& terms, A exponential,
+                               int c) {
+  if (!labels.smooths()) return exponential * terms.slope;
+  return math::cross_entropy_derivative(exponential, terms.slope,
+                                        terms.factor * labels.smoothing(c));
+}
+// That of the labelled one, from its exponential.
+template <class A, class Smoothing>
+SEGUNC_DEVICE A target_gradient(const Smoothing& labels, const PixelTerms<A>& terms, A exponential,
+                                int label) {
+  return logit_gradient(labels, terms, exponential, label) - terms.on_target;
 }
 
 SEGUNC_DEVICE void store_partial(const CrossEntropyParams& p, double sum) {

@@ -5,13 +5,18 @@
 // A pixel's exponentials stay in registers between the sum over the classes and the gradient, so
 // the logits are read once, the gradient is written once and no log-sum-exp is ever stored.
 //
-//   planar_registers  a thread owns V neighbouring pixels and all of their at most 32 classes
+//   planar_registers  a thread owns V pixels and all of their at most 32 classes
 //   staged            a tile goes through shared memory; up to 16 threads share a pixel's classes
 //   strided           a thread a pixel, the logits read twice: whatever the others do not take
+// What counts in an inner loop and is the same for a launch is known to the compiler: whether
+// labels are smoothed, how pixels move and, where many networks have it, the number of classes. All
+// else costs an instruction a pixel at most and is tested at run time. The labelled class takes
+// part in the loops as any other; its element is written once more, by the thread that has written
+// it.
 #include <type_traits>
 #include <utility>
 
-#include "../../common/device/class_tile.h"
+#include "../../common/device/exact_tile.h"
 #include "../../common/device/integer.h"
 #include "../../common/device/work.h"
 #include "kernels.h"
@@ -24,14 +29,22 @@ namespace {
 
 enum class Strategy { planar_registers, staged, strided };
 
-// Derived from occupancy and bytes in flight, not yet measured on a GPU. At 4.8 TB/s and about
-// 0.8 us latency an H200 needs 4 MB in flight, 30 KB a multiprocessor. With 19 classes:
-//   planar_registers  two pixels a thread, at most 128 registers: 512 threads are resident and have
-//                     up to 152 bytes each in flight, 78 KB (bf16: 39 KB)
-//   staged            at most 80 registers: 3 blocks of 256, with a tile of 19 KB each (bf16: 10
-//   KB)
-// A logit and its gradient cost about 25 instructions, of which a multiprocessor issues enough for
-// 4.8 TB/s in fp32 with half of its slots and in bf16 with nearly all of them.
+// Derived from machine code, occupancy and bytes in flight, not yet measured on a GPU.
+//
+// Instructions are the budget. At the bandwidth of a copy an H200 issues 55 for a logit and its
+// gradient in fp32 and 27 in bf16, all of its slots used; half of that is the aim. With int64
+// targets, a weight a pixel and no smoothing, sm_90 takes (fp32 / bf16)
+//   planar_registers  12.5 / 14.9 with 19 classes, up to 15.2 / 18.2 with any number from 17 to 32;
+//                     2.7 more where pixels are no aligned vectors
+//   staged            21 / 23 with 150 classes, 19 / 21 with 19 in channels_last; about 40 where
+//                     the compiler does not know the tile, more where it has no vectors
+// 70 to 100 of which are a pixel's own: with 8 classes it is 19 / 21, with 2 about 55.
+//
+// Memory: at 4.8 TB/s and about 0.8 us latency an H200 needs 4 MB in flight, 30 KB a
+// multiprocessor. With 19 classes:
+//   planar_registers  two pixels a thread, at most 96 registers: 640 threads are resident and have
+//                     up to 152 bytes each in flight, 97 KB (bf16: 49 KB)
+//   staged            at most 80 registers: 3 blocks of 256, with a tile of 19 KB each (bf16: half)
 // Blocks of 128 rather than 256 where nothing is shared: a shorter last wave.
 struct Policy {
   static constexpr int kPlanarThreads = 128;
@@ -42,29 +55,37 @@ struct Policy {
   static constexpr int64_t kMaxBlocks = at_scale(8192);
 };
 
-// Instructions an element on sm_90.
-// report: budget cross_entropy_planar_registers_kernel<float, 4, 4*> 114
-// report: budget cross_entropy_planar_registers_kernel<float, 12, 2*> 50
-// report: budget cross_entropy_planar_registers_kernel<float, 20, 2*> 43
-// report: budget cross_entropy_planar_registers_kernel<float, 24, 2*> 46
-// report: budget cross_entropy_planar_registers_kernel<float, 32, 1*> 90
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, 4, 4*> 123
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, 12, 2*> 53
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, 20, 2*> 46
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, 24, 2*> 48
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, 32, 1*> 94
-// report: budget cross_entropy_staged_kernel<float, 20*> 72
-// report: budget cross_entropy_staged_kernel<bfloat16, 20*> 66
+// Instructions a logit on sm_90, in training without smoothing.
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 2, 2, false* 56
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 11, 11, false* 17
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 19, 19, false* 15
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 21, 21, false* 15
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 20, 17, false* 18
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 32, 29, false* 18
+// report: budget cross_entropy_planar_registers_kernel<float, *Spaced*, 20, 17, false* 25
+// report: budget cross_entropy_staged_kernel<float, ExactStaged* 25
+// report: budget cross_entropy_staged_kernel<float, GeneralStaged<20, 16, false* 42
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 2, 2, false* 60
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 11, 11, false* 19.5
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 19, 19, false* 17
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 21, 21, false* 17
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 20, 17, false* 20
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 32, 29, false* 20
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Spaced*, 20, 17, false* 25
+// report: budget cross_entropy_staged_kernel<bfloat16, ExactStaged* 25
+// report: budget cross_entropy_staged_kernel<bfloat16, GeneralStaged<20, 16, false* 45
 
 // Pixels a thread of planar_registers: at most 64 values.
 template <int K>
 constexpr int kPlanarWidth = K <= 8 ? 4 : 2;
 
-// Resident blocks that the compiler has to leave registers for, as many as it can without spilling.
-template <int Values>
-constexpr int kPlanarBlocks = Values > 40   ? 3
-                              : Values > 24 ? 4
-                                            : 5;
+// Resident blocks that the compiler has to leave registers for, as many as it can without spilling:
+// 3 let it use 168, 4 128, 5 96 and 6 80.
+template <int Values, bool Smooths>
+constexpr int kPlanarBlocks = Values > 56 && Smooths ? 3
+                              : Values > 44          ? 4
+                              : Values > 24          ? 5
+                                                     : 6;
 
 template <int Values>
 constexpr int kStagedBlocks = Values > 24 ? 2 : 3;
@@ -90,17 +111,25 @@ int64_t planar_tile(int bucket, std::integer_sequence<int, K...>) {
   return int64_t(Policy::kPlanarThreads) * width;
 }
 
-using PlanarBuckets = std::integer_sequence<int, 4, 8, 12, 16, 20, 24, 32>;
-using NarrowBuckets = std::integer_sequence<int, 16, 32>;  // one pixel a thread
+// Classes of a thread that there are registers for, and numbers of classes that have kernels of
+// their own: foreground against background, and the labels of CamVid, Cityscapes, Pascal VOC and
+// ADE20K.
+using PlanarBuckets = std::integer_sequence<int, 4, 8, 12, 16, 20, 24, 28, 32>;
+using SmoothedBuckets = std::integer_sequence<int, 8, 16, 24, 32>;
 using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
+using ExactClasses = std::integer_sequence<int, 2, 11, 19, 21, 150>;
 
-// p has its images merged. The alignment of pointers plays no part, so that the order of the sums
-// follows from sizes and layout alone.
+// Whether kernels may multiply the stride of classes as 32 bits.
+bool has_short_strides(const ClassMap& map) { return map.class_stride <= 0xffffffff; }
+
+// p has its images merged. The alignment of pointers plays no part here: how many sums there are,
+// and of which pixels, follows from sizes and layout alone.
 StoredWork make_stored_work(const CrossEntropyParams& p) {
   const ClassMap& map = p.map;
   const bool same_layout = !p.grad_input || p.grad_map.layout == map.layout;
   const bool tiled = same_layout && p.dtype != Dtype::f64 && map.layout != Layout::strided &&
-                     map.pixels >= kMinTiledPixels;
+                     map.pixels >= kMinTiledPixels && has_short_strides(map) &&
+                     (!p.grad_input || has_short_strides(p.grad_map));
   if (tiled && map.layout == Layout::planar && map.classes <= kMaxClassesOfThread) {
     const int bucket = smallest_bucket(map.classes, PlanarBuckets());
     return {make_loss_work(p, map.images, map.pixels, planar_tile(bucket, PlanarBuckets()),
@@ -121,87 +150,120 @@ StoredWork make_stored_work(const CrossEntropyParams& p) {
 
 // ---- planar_registers ----
 
-template <class T, int K, int V>
-__global__ void __launch_bounds__(Policy::kPlanarThreads, kPlanarBlocks<K * V>)
+// What the compiler knows of a launch: the pixels of a thread, the registers for their classes and
+// how many of these are always in use, and whether labels are smoothed.
+template <class ThreadPixels, int Classes, int Least, bool Smooths>
+struct PlanarVariant {
+  using Pixels = ThreadPixels;
+  static constexpr int kClasses = Classes, kLeast = Least, kValues = Classes * Pixels::kCount;
+  static constexpr bool kSmooths = Smooths;
+};
+
+template <class T, class Variant>
+__global__ void __launch_bounds__(Policy::kPlanarThreads,
+                                  kPlanarBlocks<Variant::kValues, Variant::kSmooths>)
     cross_entropy_planar_registers_kernel(const CrossEntropyParams p, const LossWork work) {
   using A = accumulate_t<T>;
-  const Constants<A> constants(p, work.shares);
+  using Pixels = typename Variant::Pixels;
+  constexpr int K = Variant::kClasses, V = Pixels::kCount;
+  const Constants<A> constants(p, Variant::kSmooths ? work.shares : TargetShares{1, 0});
   const Alone owner{int(p.map.classes)};
-  Vector<T, V> absent;  // beyond the classes: has no mass
-#pragma unroll
-  for (int j = 0; j < V; j++) absent[j] = from_accumulate<T>(-kInfinity<A>);
+  const auto labels = block_smoothing<Variant::kSmooths, K>(constants, owner.owned);
+  const auto present = [&](int c) { return c < Variant::kLeast || c < owner.owned; };
+  const T absent = from_accumulate<T>(-kInfinity<A>);  // has no mass
   double sum = 0;
   // report: hot C * V
-  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
-    int64_t start;
-    const int64_t image = work.tiles_per_image.divide(tile, start);
-    start *= work.tile;
+  for (TileWalk walk(work); walk.image < p.map.images; walk.advance(work)) {
+    const int64_t start = int64_t(walk.tile) * (Policy::kPlanarThreads * V);
     const int count = tile_pixels(work, p.map.pixels - start);
-    const T* logits = static_cast<const T*>(p.input) + image * p.map.image_stride + start;
-#pragma unroll 1
-    for (int at = int(thread()) * V; at < count; at += Policy::kPlanarThreads * V) {
-      const int64_t class_stride = rematerialized(p.map.class_stride);
-      Vector<T, V> raw[K];
+    const int at = Pixels::first(int(thread()));
+    if (at >= count) continue;
+    const Pixels pixels(count - at);
+    const int64_t first = walk.image * p.map.pixels + start + at;
+
+    // All that is read is on its way before anything waits.
+    int64_t target[V];
+    load_targets(p, pixels, first, target);
+    const auto pixel_weight = load_factors<A>(pixels, p.pixel_weight, first);
+    const auto upstream = load_factors<A>(pixels, upstream_map(p), first);
+    // 32 bits: a product with a constant and the sum with a pointer are one instruction.
+    const unsigned class_stride = rematerialized(unsigned(p.map.class_stride));
+    const T* logits = static_cast<const T*>(p.input) + walk.image * p.map.image_stride + start + at;
+    Vector<T, V> raw[K];
+    const auto load_logits = [&](auto load) {
 #pragma unroll
       for (int c = 0; c < K; c++) {
-        // report: vector min(16, sizeof(T) * V)
-        raw[c] = c < owner.owned ? load_vector<V>(logits + c * class_stride + at) : absent;
-      }
-      const int64_t first = image * p.map.pixels + start + at;
-      int label[V];
-      load_labels(p, first, label);
-      const auto pixel_weight = load_factors<V, A>(p.pixel_weight, first);
-      const auto upstream = load_factors<V, A>(upstream_map(p), first);
-
-      // The line is on its way to the cache: cheaper than a comparison for every class.
-      A target_logit[V];
+        if (present(c)) {
+          raw[c] = load(logits + product(c, class_stride));
+        } else {
 #pragma unroll
-      for (int j = 0; j < V; j++) {
-        target_logit[j] =
-            label[j] >= 0 ? to_accumulate(logits[label[j] * class_stride + at + j]) : A(0);
-      }
-
-      A value[K][V], maximum[V];
-      SoftmaxTerms<A> softmax[V];
-#pragma unroll
-      for (int c = 0; c < K; c++) {
-#pragma unroll
-        for (int j = 0; j < V; j++) value[c][j] = to_accumulate(raw[c][j]);
-      }
-      largest_logit(owner, value, maximum);
-#pragma unroll
-      for (int j = 0; j < V; j++) softmax[j].target_shifted = target_logit[j] - maximum[j];
-      softmax_in_place(constants, owner, maximum, value, softmax);
-
-      PixelTerms<A> terms[V];
-      Vector<A, V> loss, weight_gradient;
-#pragma unroll
-      for (int j = 0; j < V; j++) {
-        terms[j] = pixel_terms(constants, label[j], softmax[j], pixel_weight[j], upstream[j]);
-        loss[j] = terms[j].loss;
-        weight_gradient[j] = terms[j].weight_gradient;
-        sum += double(loss[j]);
-      }
-      if (p.loss) store_vector(static_cast<A*>(p.loss) + first, loss);
-      if (p.grad_pixel_weight) {
-        store_vector(static_cast<A*>(p.grad_pixel_weight) + first, weight_gradient);
-      }
-      if (p.grad_input) {
-        T* gradient = static_cast<T*>(p.grad_input) + image * p.grad_map.image_stride + start + at;
-        const int64_t gradient_stride = rematerialized(p.grad_map.class_stride);
-#pragma unroll
-        for (int c = 0; c < K; c++) {
-          const A b = constants.smooths() && c < owner.owned ? constants.smoothing(c) : A(0);
-          Vector<T, V> result;
-#pragma unroll
-          for (int j = 0; j < V; j++) {
-            result[j] = from_accumulate<T>(
-                logit_gradient(terms[j], value[c][j], target_share(terms[j], label[j], c, b)));
-          }
-          // report: vector min(16, sizeof(T) * V)
-          if (c < owner.owned) store_vector(gradient + c * gradient_stride, result);
+          for (int j = 0; j < V; j++) raw[c][j] = absent;
         }
       }
+    };
+    if (pixels.has_all()) {
+      load_logits([&](const T* q) { return pixels.load_all(q); });
+    } else {
+      load_logits([&](const T* q) { return pixels.load(q, absent); });  // report: rare
+    }
+    int label[V];
+    labels_of(p, target, label);
+    // The line is on its way to the cache: cheaper than a comparison for every class.
+    A target_logit[V];
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      target_logit[j] =
+          label[j] < 0
+              ? A(0)
+              : to_accumulate(logits[product(label[j], class_stride) + pixels.distance(j)]);
+    }
+
+    A value[K][V], maximum[V];
+    SoftmaxTerms<A> softmax[V];
+#pragma unroll
+    for (int c = 0; c < K; c++) {
+#pragma unroll
+      for (int j = 0; j < V; j++) value[c][j] = to_accumulate(raw[c][j]);
+    }
+    largest_logit(owner, value, maximum);
+#pragma unroll
+    for (int j = 0; j < V; j++) softmax[j].target_shifted = target_logit[j] - maximum[j];
+    softmax_in_place(labels, owner, maximum, value, softmax);
+
+    PixelTerms<A> terms[V];
+    Vector<A, V> loss, weight_gradient;
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      terms[j] = pixel_terms(constants, label[j], softmax[j], pixel_weight[j], upstream[j]);
+      loss[j] = terms[j].loss;
+      weight_gradient[j] = terms[j].weight_gradient;
+      sum += double(loss[j]);
+    }
+    if (p.loss) pixels.store(static_cast<A*>(p.loss) + first, loss);
+    if (p.grad_pixel_weight) {
+      pixels.store(static_cast<A*>(p.grad_pixel_weight) + first, weight_gradient);
+    }
+    if (!p.grad_input) continue;
+    clear_ignored(label, softmax, value);
+    const unsigned gradient_stride = rematerialized(unsigned(p.grad_map.class_stride));
+    T* gradient = static_cast<T*>(p.grad_input) + walk.image * p.grad_map.image_stride + start + at;
+#pragma unroll
+    for (int c = 0; c < K; c++) {
+      if (!present(c)) continue;
+      Vector<T, V> result;
+#pragma unroll
+      for (int j = 0; j < V; j++) {
+        result[j] = from_accumulate<T>(logit_gradient(labels, terms[j], value[c][j], c));
+      }
+      pixels.store(gradient + product(c, gradient_stride), result);
+    }
+    // Once more the labelled class, as one element.
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      if (label[j] < 0) continue;
+      const A e = exponential(softmax[j].target_shifted);
+      gradient[product(label[j], gradient_stride) + pixels.distance(j)] =
+          from_accumulate<T>(target_gradient(labels, terms[j], e, label[j]));
     }
   }
   // report: end
@@ -210,54 +272,108 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads, kPlanarBlocks<K * V>)
 
 // ---- staged ----
 
-template <class T, int K>
-__global__ void __launch_bounds__(Policy::kStagedThreads, kStagedBlocks<K>)
+// A tile of any layout and size, with registers for K classes of a thread, of which the first Least
+// are always in use.
+template <int K, int Least, bool Smooths>
+struct GeneralStaged {
+  static constexpr int kClasses = K, kLeast = Least;
+  static constexpr bool kSmooths = Smooths;
+
+  SEGUNC_DEVICE static ClassTile tile(const ClassTile& shape) { return shape; }
+  template <class T>
+  SEGUNC_DEVICE static void load(const ClassTile& shape, const ClassMap& map, int pixels,
+                                 const T* data, T* tile) {
+    load_tile(shape, map, pixels, data, tile);
+  }
+  template <class T>
+  SEGUNC_DEVICE static void store(const ClassTile& shape, const ClassMap& map, int pixels,
+                                  const T* tile, T* data) {
+    store_tile(shape, map, pixels, tile, data);
+  }
+};
+
+// One that the compiler knows, for labels that are not smoothed.
+template <class Tile>
+struct ExactStaged {
+  static constexpr int kClasses = int(classes_of_tile_thread(Tile::kTile.classes));
+  static constexpr int kLeast = Tile::kTile.classes / Tile::kTile.team;
+  static constexpr bool kSmooths = false;
+
+  SEGUNC_DEVICE static ClassTile tile(const ClassTile&) {
+    constexpr ClassTile kTile = Tile::kTile;
+    return kTile;
+  }
+  template <class T>
+  SEGUNC_DEVICE static void load(const ClassTile&, const ClassMap& map, int pixels, const T* data,
+                                 T* tile) {
+    load_exact_tile<Tile>(map, pixels, data, tile);
+  }
+  template <class T>
+  SEGUNC_DEVICE static void store(const ClassTile&, const ClassMap& map, int pixels, const T* tile,
+                                  T* data) {
+    store_exact_tile<Tile>(map, pixels, tile, data);
+  }
+};
+
+template <class T, class Variant>
+__global__ void __launch_bounds__(Policy::kStagedThreads, kStagedBlocks<Variant::kClasses>)
     cross_entropy_staged_kernel(const CrossEntropyParams p, const LossWork work,
-                                const ClassTile shape) {
+                                const ClassTile any_shape) {
   using A = accumulate_t<T>;
+  constexpr int K = Variant::kClasses;
+  const ClassTile shape = Variant::tile(any_shape);
   T* tile_data = dynamic_shared<T>();
-  const Constants<A> constants(p, work.shares);
+  const Constants<A> constants(p, Variant::kSmooths ? work.shares : TargetShares{1, 0});
+  const auto labels = block_smoothing<Variant::kSmooths, kMaxTileClasses>(constants, shape.classes);
   const int pixel = int(thread()) >> shape.team_shift;
-  const int64_t image_pixels = p.map.pixels;
   double sum = 0;
   // report: hot C / team
-  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
-    int64_t start;
-    const int64_t image = work.tiles_per_image.divide(tile, start);
-    start *= work.tile;
-    const int count = tile_pixels(work, image_pixels - start);
-    const int64_t index = image * image_pixels + start + pixel;
+  for (TileWalk walk(work); walk.image < p.map.images; walk.advance(work)) {
+    const int64_t start = int64_t(walk.tile) * shape.pixels;
+    const int count = tile_pixels(work, p.map.pixels - start);
+    const int64_t index = walk.image * p.map.pixels + start + pixel;
     const bool inside = pixel < count;
 
+    const AdjacentPixels<1> one;
+    int64_t target[1] = {p.ignore_index};
+    Vector<A, 1> pixel_weight{}, upstream{};
+    if (inside) {
+      load_targets(p, one, index, target);
+      pixel_weight = load_factors<A>(one, p.pixel_weight, index);
+      upstream = load_factors<A>(one, upstream_map(p), index);
+    }
     barrier();  // the tile before may still be in use
-    load_tile(shape, p.map, count,
-              static_cast<const T*>(p.input) + image * p.map.image_stride + start * p.map.stride[2],
-              tile_data);
-    int label[1] = {kIgnored};
-    if (inside) load_labels(p, index, label);
-    const bool valid = label[0] >= 0;
-    const A pixel_weight = valid ? load_factors<1, A>(p.pixel_weight, index)[0] : A(1);
-    const A upstream = valid ? load_factors<1, A>(upstream_map(p), index)[0] : A(1);
+    Variant::load(
+        shape, p.map, count,
+        static_cast<const T*>(p.input) + walk.image * p.map.image_stride + start * p.map.stride[2],
+        tile_data);
+    int label[1];
+    labels_of(p, target, label);
     barrier();
 
     const Team owner(shape.classes, shape.team_shift,
                      rematerialized(int(thread()) & (shape.team - 1)));
+    const auto present = [&](int i) { return i < Variant::kLeast || i < owner.owned; };
     T* const classes = tile_data + pixel * shape.pixel_pitch;
     T* const mine = classes + owner.part * shape.class_pitch;
-    const int step = rematerialized(shape.class_pitch << shape.team_shift);
+    const int step = shape.class_pitch << shape.team_shift;
     A value[K][1], maximum[1];
     SoftmaxTerms<A> softmax[1];
 #pragma unroll
-    for (int i = 0; i < K; i++) {
-      value[i][0] = inside && i < owner.owned ? to_accumulate(mine[i * step]) : -kInfinity<A>;
+    for (int i = 0; i < K; i++) value[i][0] = -kInfinity<A>;
+    if (inside) {
+#pragma unroll
+      for (int i = 0; i < K; i++) {
+        if (present(i)) value[i][0] = to_accumulate(mine[i * step]);
+      }
     }
     largest_logit(owner, value, maximum);
     softmax[0].target_shifted =
-        valid ? to_accumulate(classes[label[0] * shape.class_pitch]) - maximum[0] : A(0);
-    softmax_in_place(constants, owner, maximum, value, softmax);
+        label[0] < 0 ? A(0) : to_accumulate(classes[label[0] * shape.class_pitch]) - maximum[0];
+    softmax_in_place(labels, owner, maximum, value, softmax);
 
     const PixelTerms<A> terms =
-        pixel_terms(constants, label[0], softmax[0], pixel_weight, upstream);
+        pixel_terms(constants, label[0], softmax[0], pixel_weight[0], upstream[0]);
     if (inside && owner.part == 0) {
       sum += double(terms.loss);
       if (p.loss) static_cast<A*>(p.loss)[index] = terms.loss;
@@ -265,22 +381,27 @@ __global__ void __launch_bounds__(Policy::kStagedThreads, kStagedBlocks<K>)
         static_cast<A*>(p.grad_pixel_weight)[index] = terms.weight_gradient;
       }
     }
-    if (p.grad_input) {
-      warp_sync();  // the team has read the target's logit
+    if (!p.grad_input) continue;
+    clear_ignored(label, softmax, value);
+    warp_sync();  // the team has read the target's logit
+    if (inside) {
 #pragma unroll
       for (int i = 0; i < K; i++) {
-        if (inside && i < owner.owned) {
-          const int c = owner.class_of(i);
-          const A b = constants.smooths() ? constants.smoothing(c) : A(0);
-          mine[i * step] = from_accumulate<T>(
-              logit_gradient(terms, value[i][0], target_share(terms, label[0], c, b)));
+        if (present(i)) {
+          mine[i * step] =
+              from_accumulate<T>(logit_gradient(labels, terms, value[i][0], owner.class_of(i)));
         }
       }
-      barrier();
-      store_tile(shape, p.grad_map, count, tile_data,
-                 static_cast<T*>(p.grad_input) + image * p.grad_map.image_stride +
-                     start * p.grad_map.stride[2]);
+      // Once more the labelled class, by the thread that has it.
+      if (label[0] >= 0 && (label[0] & (shape.team - 1)) == owner.part) {
+        classes[label[0] * shape.class_pitch] = from_accumulate<T>(
+            target_gradient(labels, terms, exponential(softmax[0].target_shifted), label[0]));
+      }
     }
+    barrier();
+    Variant::store(shape, p.grad_map, count, tile_data,
+                   static_cast<T*>(p.grad_input) + walk.image * p.grad_map.image_stride +
+                       start * p.grad_map.stride[2]);
   }
   // report: end
   store_partial(p, sum);
@@ -336,12 +457,12 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 3)
           static_cast<T*>(p.grad_input) + image * p.grad_map.image_stride + grad_offset(pixel);
 #pragma unroll 4
       for (int64_t c = 0; c < classes; c++) {
-        const A b = constants.smooths() ? constants.smoothing(int(c)) : A(0);
         const A exponential =
             valid ? math::exp_nonpositive(to_accumulate(logits[c * p.map.class_stride]) - maximum)
                   : A(0);
-        gradient[c * p.grad_map.class_stride] = from_accumulate<T>(
-            logit_gradient(terms, exponential, target_share(terms, label[0], int(c), b)));
+        const A g = logit_gradient(constants, terms, exponential, int(c));
+        gradient[c * p.grad_map.class_stride] =
+            from_accumulate<T>(c == label[0] ? g - terms.on_target : g);
       }
     }
   }
@@ -365,16 +486,28 @@ bool all_fit_vectors(const CrossEntropyParams& p) {
 
 template <class T>
 bool launch_planar_registers(const CrossEntropyParams& p, const StoredWork& work, Stream stream) {
+  const auto run = [&](auto variant) {
+    launch(cross_entropy_planar_registers_kernel<T, decltype(variant)>, work.blocks,
+           Policy::kPlanarThreads, 0, stream, p, work);
+  };
+  if (p.label_smoothing > 0) {
+    return with_bucket(p.map.classes, SmoothedBuckets(), [&](auto bucket) {
+      constexpr int K = bucket(), kLeast = largest_bucket_below(K, SmoothedBuckets()) + 1;
+      using Pixels = SpacedPixels<kPlanarWidth<K>, Policy::kPlanarThreads>;
+      run(PlanarVariant<Pixels, K, kLeast, true>());
+    });
+  }
   return with_bucket(work.bucket, PlanarBuckets(), [&](auto bucket) {
-    constexpr int kWidth = kPlanarWidth<bucket()>;
-    if (all_fit_vectors<T, kWidth>(p)) {
-      launch(cross_entropy_planar_registers_kernel<T, bucket(), kWidth>, work.blocks,
-             Policy::kPlanarThreads, 0, stream, p, work);
-    } else {
-      with_bucket(work.bucket, NarrowBuckets(), [&](auto narrow) {
-        launch(cross_entropy_planar_registers_kernel<T, narrow(), 1>, work.blocks,
-               Policy::kPlanarThreads, 0, stream, p, work);
-      });
+    constexpr int K = bucket(), kLeast = largest_bucket_below(K, PlanarBuckets()) + 1;
+    using Adjacent = AdjacentPixels<kPlanarWidth<K>>;
+    using Spaced = SpacedPixels<kPlanarWidth<K>, Policy::kPlanarThreads>;
+    if (!all_fit_vectors<T, Adjacent::kCount>(p)) {
+      run(PlanarVariant<Spaced, K, kLeast, false>());
+    } else if (!with_exact(p.map.classes, ExactClasses(), [&](auto classes) {
+                 constexpr int C = classes();
+                 if constexpr (kLeast <= C && C <= K) run(PlanarVariant<Adjacent, C, C, false>());
+               })) {
+      run(PlanarVariant<Adjacent, K, kLeast, false>());
     }
   });
 }
@@ -383,10 +516,33 @@ template <class T>
 bool launch_staged(const CrossEntropyParams& p, const StoredWork& work, Stream stream) {
   const bool aligned = vectors_are_aligned(p.input, p.map, sizeof(T)) &&
                        (!p.grad_input || vectors_are_aligned(p.grad_input, p.grad_map, sizeof(T)));
-  const ClassTile tile = make_class_tile(p.map, sizeof(T), Policy::kStagedThreads, aligned);
-  return with_bucket(work.bucket, StagedBuckets(), [&](auto bucket) {
-    launch(cross_entropy_staged_kernel<T, bucket()>, work.blocks, Policy::kStagedThreads,
+  const ClassTile tile =
+      make_class_tile<float[kMaxTileClasses]>(p.map, sizeof(T), Policy::kStagedThreads, aligned);
+  const auto run = [&](auto variant) {
+    launch(cross_entropy_staged_kernel<T, decltype(variant)>, work.blocks, Policy::kStagedThreads,
            tile.shared_bytes, stream, p, work, tile);
+  };
+  const auto run_exact = [&](auto layout) {
+    return p.map.layout == layout() && with_exact(p.map.classes, ExactClasses(), [&](auto classes) {
+             constexpr int C = classes();
+             // planar_registers has the others.
+             if constexpr (layout() == Layout::channels_last || C > kMaxClassesOfThread) {
+               run(ExactStaged<ExactTile<T, layout(), C, Policy::kStagedThreads>>());
+             }
+           });
+  };
+  using Planar = std::integral_constant<Layout, Layout::planar>;
+  using ChannelsLast = std::integral_constant<Layout, Layout::channels_last>;
+  if (aligned && p.label_smoothing == 0 && (run_exact(Planar()) || run_exact(ChannelsLast()))) {
+    return true;
+  }
+  return with_bucket(work.bucket, StagedBuckets(), [&](auto bucket) {
+    constexpr int K = bucket(), kLeast = largest_bucket_below(K, StagedBuckets());
+    if (p.label_smoothing > 0) {
+      run(GeneralStaged<K, kLeast, true>());
+    } else {
+      run(GeneralStaged<K, kLeast, false>());
+    }
   });
 }
 

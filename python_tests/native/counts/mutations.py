@@ -38,8 +38,8 @@ MUTATIONS = (
     ),
     Mutation(
         "the number of classes is a class",
-        "target >= 0 && target < classes",
-        "target >= 0 && target <= classes",
+        "uint64_t(target) < uint64_t(classes)",
+        "uint64_t(target) <= uint64_t(classes)",
         tests="bad_targets",
         kernels="logits.cu",
     ),

@@ -127,6 +127,41 @@ def test_cross_entropy_of_more_tiles_than_blocks(
     verify(host, case)
 
 
+@pytest.mark.parametrize("layout", ["planar", "channels_last"])
+@pytest.mark.parametrize("classes", [2, 40])
+def test_cross_entropy_of_more_images_than_blocks(
+    host: ModuleType, classes: int, layout: str
+) -> None:
+    """Blocks go on from one image to another that is not the next."""
+    verify(host, Case("f32", layout, classes, 11, (133,), ignored=0.1))
+
+
+@pytest.mark.parametrize("size", [256, 257])
+@pytest.mark.parametrize("classes", thinned(list(range(1, 34))))
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_every_number_of_classes(
+    host: ModuleType, smoothing: float, classes: int, size: int
+) -> None:
+    """Around the registers that planar kernels have for them; whole vectors of pixels, and not."""
+    case = Case(
+        "bf16", "planar", classes, 1, (size,), weight=True, smoothing=smoothing, ignored=0.1
+    )
+    verify(host, case)
+
+
+# Tiles that are full, end within a row of vectors, or have elements beyond the last one.
+@pytest.mark.parametrize("size", [32, 40, 67, 256, 264, 300])
+@pytest.mark.parametrize(
+    ("classes", "layout"),
+    [(150, "planar"), *((classes, "channels_last") for classes in (2, 11, 19, 21, 150))],
+)
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_numbers_of_classes_with_tiles_of_their_own(
+    host: ModuleType, dtype: str, classes: int, layout: str, size: int
+) -> None:
+    verify(host, Case(dtype, layout, classes, 1, (size,), pixel_weight=True, ignored=0.1))
+
+
 @pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
 def test_cross_entropy_of_volumes(host: ModuleType, layout: str) -> None:
     verify(host, Case("f32", layout, 4, 2, (3, 5, 7), ignored=0.2))
@@ -216,6 +251,20 @@ def test_extreme_logits(host: ModuleType, dtype: str, classes: int, layout: str)
         expected.gradient[0][:, finite],
         rounding(dtype)[0] + 64 * epsilon(dtype),
     )
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e7, 1e12, 1e30, 3e38])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_logits_of_any_size(host: ModuleType, smoothing: float, size: float, layout: str) -> None:
+    """Their rounding is not that of their differences."""
+    case = Case("f32", layout, 19, 1, (256,), smoothing=smoothing)
+    inputs = make_inputs(case)
+    ulp = float(np.spacing(np.float32(size)))
+    steps = np.round(inputs.logits / 4)
+    inputs.logits = np.float32(size).astype(float) + np.minimum(steps * ulp, 0.0)
+    inputs.logits[:, :, :64] *= -1
+    verify(host, case, inputs)
 
 
 def test_float16_gradients_keep_a_large_upstream(host: ModuleType) -> None:

@@ -1,0 +1,69 @@
+// Which pixels of a tile a thread has, and how their elements move.
+#pragma once
+#include "device.h"
+
+namespace segunc::device {
+
+// V neighbours, which move as one vector.
+template <int V>
+struct AdjacentPixels {
+  static constexpr int kCount = V;
+
+  AdjacentPixels() = default;
+  SEGUNC_DEVICE explicit AdjacentPixels(int) {}
+  SEGUNC_DEVICE static int first(int thread) { return thread * V; }
+  SEGUNC_DEVICE bool has(int) const { return true; }
+  SEGUNC_DEVICE bool has_all() const { return true; }
+  SEGUNC_DEVICE int distance(int j) const { return j; }  // from the first
+  // p: the element of the first pixel.
+  template <class T>
+  SEGUNC_DEVICE Vector<T, V> load(const T* p, T) const {
+    return load_vector<V>(p);
+  }
+  template <class T>
+  SEGUNC_DEVICE Vector<T, V> load_all(const T* p) const {
+    return load_vector<V>(p);  // report: vector min(16, sizeof(T) * V)
+  }
+  template <class T>
+  SEGUNC_DEVICE void store(T* p, const Vector<T, V>& values) const {
+    store_vector_streaming(p, values);  // report: vector min(16, sizeof(T) * V)
+  }
+};
+
+// V pixels, each so many after the one before, which move one by one: for whatever alignment. The
+// last of them may be missing.
+template <int V, int Distance>
+struct SpacedPixels {
+  static constexpr int kCount = V;
+  int left;  // pixels of the tile, from the first of these on
+
+  SEGUNC_DEVICE explicit SpacedPixels(int left) : left(left) {}
+  SEGUNC_DEVICE static int first(int thread) { return thread; }
+  SEGUNC_DEVICE bool has(int j) const { return j == 0 || j * Distance < left; }
+  SEGUNC_DEVICE bool has_all() const { return has(V - 1); }
+  SEGUNC_DEVICE int distance(int j) const { return j * Distance; }
+  // missing: what a missing pixel has.
+  template <class T>
+  SEGUNC_DEVICE Vector<T, V> load(const T* p, T missing) const {
+    Vector<T, V> values;
+#pragma unroll
+    for (int j = 0; j < V; j++) values[j] = has(j) ? p[j * Distance] : missing;
+    return values;
+  }
+  template <class T>
+  SEGUNC_DEVICE Vector<T, V> load_all(const T* p) const {
+    Vector<T, V> values;
+#pragma unroll
+    for (int j = 0; j < V; j++) values[j] = p[j * Distance];
+    return values;
+  }
+  template <class T>
+  SEGUNC_DEVICE void store(T* p, const Vector<T, V>& values) const {
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      if (has(j)) p[j * Distance] = values[j];
+    }
+  }
+};
+
+}  // namespace segunc::device
