@@ -20,10 +20,10 @@ semicolons part several:
                                      the most instructions an element of kernels of this pattern;
                                      beside their policy
 
-Expressions know a kernel's template parameters by name, those of templates among its arguments too,
-what a row of the table sets (``C`` classes, ``S`` samples), ``elements``, which is what hot says, and
-in trips ``accessed`` and ``shared``: the bytes that an iteration of the compiled loop loads from and
-stores to global and shared memory, which tell how far it was unrolled.
+Expressions know a kernel's template parameters by name, those of templates among its arguments
+too, what a row of the table sets (``C`` classes, ``S`` samples), ``elements``, which is what hot
+says, and in trips ``accessed`` and ``shared``: the bytes that an iteration of the compiled loop
+loads from and stores to global and shared memory, which tell how far it was unrolled.
 """
 
 from __future__ import annotations
