@@ -34,7 +34,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,6 +112,10 @@ class Markers:
         """The marker of a kind at the innermost of an instruction's lines that has one."""
         lines = self.lines[kind]
         return next((lines[place] for place in instruction.places if place in lines), None)
+
+    def without(self, kind: str) -> Markers:
+        """All but the line markers of a kind."""
+        return replace(self, lines={**self.lines, kind: {}})
 
     def loops_of(self, instruction: Instruction) -> set[Place]:
         """The loops with trips that an instruction comes from, by the lines of their ``for``."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from .control_flow import NoWayError
 from .disassembly import Function, Instruction, Place, disassemble
 from .hot_path import HotPath, access_bytes, hot_path, is_global
-from .markers import MarkerError, Markers, Value, evaluate, read_markers
+from .markers import Hot, MarkerError, Markers, Value, evaluate, read_markers
 from .model import H100, H200, LANES, WARP, Bound, bound, half_of_the_slots
 from .resources import SHARED_OF_LAUNCH, Kernel, aligned, block_sizes, demangle, kernels_of
 
@@ -313,6 +313,16 @@ def _fault(instruction: Instruction, markers: Markers) -> str:
     return _FORBIDDEN.get(instruction.base, "")
 
 
+def _way_through(
+    function: Function, markers: Markers, hot: Hot, names: Mapping[str, Value]
+) -> HotPath:
+    """The hot path; where the compiler has joined what is rare and what is not, over rare lines."""
+    try:
+        return hot_path(function, markers, hot, names)
+    except NoWayError:
+        return hot_path(function, markers.without("rare"), hot, names)
+
+
 def forbidden_in_main_loops(build: Build) -> Iterator[str]:
     """Local memory, calls and generic accesses on the way through a main loop."""
     markers = build.markers
@@ -322,7 +332,7 @@ def forbidden_in_main_loops(build: Build) -> Iterator[str]:
             continue
         names = {**_SOME_INPUT, **markers.arguments_of(code.kernel.name)}
         try:
-            path = hot_path(code.function, markers, hot, names)
+            path = _way_through(code.function, markers, hot, names)
         except (NoWayError, MarkerError) as error:
             yield f"{code.kernel.name}: {error}"
             continue

@@ -103,7 +103,10 @@ SEGUNC_HD constexpr ClassTile class_tile(Layout layout, int64_t classes, int ele
     tile.wide = aligned && (tile.single_row || tile.classes % vector == 0);
     tile.wide_in_shared = tile.single_row;
     tile.shared_bytes = size_t(tile.pixel_pitch) * tile.pixels * element_bytes;
-    // report: dynamic *_staged_kernel<* 49152 - 256
+    // report: dynamic counts_staged_kernel<* 49152 - 256
+  // report: dynamic cross_entropy_staged_kernel<*Exact* 49152 - 256
+  // report: dynamic cross_entropy_staged_kernel<*, false* 49152 - 256
+  // report: dynamic cross_entropy_staged_kernel<*, true* 49152 - 256 - 2048
   }
   if (tile.wide && !tile.single_row) tile.row_vectors /= vector;
   tile.row_reciprocal = uint32_t(divide_up(1 << kReciprocalBits, tile.row_vectors));
