@@ -103,10 +103,6 @@ SEGUNC_HD constexpr ClassTile class_tile(Layout layout, int64_t classes, int ele
     tile.wide = aligned && (tile.single_row || tile.classes % vector == 0);
     tile.wide_in_shared = tile.single_row;
     tile.shared_bytes = size_t(tile.pixel_pitch) * tile.pixels * element_bytes;
-    // report: dynamic counts_staged_kernel<* 49152 - 256
-  // report: dynamic cross_entropy_staged_kernel<*Exact* 49152 - 256
-  // report: dynamic cross_entropy_staged_kernel<*, false* 49152 - 256
-  // report: dynamic cross_entropy_staged_kernel<*, true* 49152 - 256 - 2048
   }
   if (tile.wide && !tile.single_row) tile.row_vectors /= vector;
   tile.row_reciprocal = uint32_t(divide_up(1 << kReciprocalBits, tile.row_vectors));
@@ -116,6 +112,11 @@ SEGUNC_HD constexpr ClassTile class_tile(Layout layout, int64_t classes, int ele
 template <class... Static>
 ClassTile make_class_tile(const ClassMap& map, int element_bytes, int threads, bool aligned) {
   const ClassTile tile = class_tile(map.layout, map.classes, element_bytes, threads, aligned);
+  // report: dynamic counts_staged_kernel<* 49152 - 256
+  // report: dynamic statistics_staged_kernel<* 49152 - 256
+  // report: dynamic cross_entropy_staged_kernel<*Exact* 49152 - 256
+  // report: dynamic cross_entropy_staged_kernel<*, false* 49152 - 256
+  // report: dynamic cross_entropy_staged_kernel<*, true* 49152 - 256 - 2048
   if (tile.shared_bytes > kMaxDynamicSharedBytes<BlockSums, Static...> || tile.team > kMaxTeam) {
     throw std::runtime_error("a tile of " + std::to_string(map.classes) +
                              " classes does not fit into shared memory");
