@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from .predictions import compare, read_table
 from .steps import REPOSITORY, Redactor, Step, cuda_tests, find_wheel, run_step, stage
 
 EXIT_FAILED, EXIT_NO_GPU = 1, 3
@@ -41,11 +42,12 @@ _BENCHMARK_END_SECONDS = 25.0
 
 @dataclass
 class Report:
-    """All steps, where they ran, and the rows that the benchmarks measured."""
+    """All steps, where they ran, the rows that the benchmarks measured, and what was predicted."""
 
     environment: dict[str, object]
     steps: list[Step] = field(default_factory=list)
     benchmarks: list[dict[str, object]] = field(default_factory=list)
+    predictions: list[dict[str, object]] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -186,6 +188,13 @@ class _Run:
             if path.suffix == ".json":
                 self.report.benchmarks = json.loads(path.read_text(encoding="utf-8"))
             shutil.copy(path, self.output / path.name)
+        device = str(self.report.environment["device"])
+        for each in compare(self.report.benchmarks, read_table(), device):
+            self.report.predictions.append({**asdict(each), "agrees": each.agrees})
+            print(
+                f"{each.case}: {each.measured:.0%} of a copy, {each.predicted:.0%} predicted "
+                f"({each.bound}){'' if each.agrees else ': find out why'}"
+            )
 
     def sanitize(self) -> None:
         """Small calls of every kernel under each tool of compute-sanitizer."""

@@ -8,6 +8,7 @@ Exit status: 0, or 1 if a gate is broken.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", default="sm_90", help="whose main loops are judged")
     parser.add_argument("--sources", type=Path, default=_SOURCES, help="folder of the kernels")
     parser.add_argument("--resources", type=Path, help="file for the table of all kernels")
-    parser.add_argument("--table", type=Path, help="file for the table of main loops")
+    parser.add_argument(
+        "--table", type=Path, help="file for the table of main loops, .json beside it"
+    )
     options = parser.parse_args(arguments)
 
     sources = sorted(p for p in options.sources.rglob("*") if p.suffix in (".cu", ".h"))
@@ -45,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(text)
     if options.table:
         options.table.write_text(text + "\n", encoding="utf-8")
+        table = json.dumps(report.predictions(lines), indent=1)
+        options.table.with_suffix(".json").write_text(table + "\n", encoding="utf-8")
 
     for gate in report.GATES:
         broken += gate(build)

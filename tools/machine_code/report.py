@@ -30,6 +30,7 @@ class Row:
             a ``team`` that shares a pixel.
         dynamic: The launch's dynamic shared memory in bytes.
         unit: What an element is.
+        case: The benchmarks' case that it is, without its size, if it is one.
     """
 
     title: str
@@ -39,11 +40,17 @@ class Row:
     values: Mapping[str, Value] = field(default_factory=dict)
     dynamic: str = "0"
     unit: str = "logit"
+    case: Mapping[str, object] | None = None
+
+
+def _case(op: str, classes: int, dtype: str, layout: str, mode: str) -> dict[str, object]:
+    return {"op": op, "classes": classes, "dtype": dtype, "layout": layout, "mode": mode}
 
 
 # A target is 8 bytes, a pixel's other maps are left out.
 _READS_LOSS, _WRITES_LOSS = "sizeof(T) + 8 / C", "sizeof(T)"
 _TILE = "threads / team * C * sizeof(T)"
+_BOTH = "forward+backward"
 _TYPES = {"float": "fp32", "bfloat16": "bf16"}
 
 
@@ -66,6 +73,7 @@ def _rows() -> Iterator[Row]:
                 _READS_LOSS,
                 _WRITES_LOSS,
                 {"C": classes},
+                case=None if odd else _case("cross_entropy", classes, name, "nchw", _BOTH),
             )
         for layout, classes, variant, team in (
             ("planar", 150, f"ExactStaged<ExactTile<{cpp}, (Layout)0, 150, *", 8),
@@ -80,6 +88,7 @@ def _rows() -> Iterator[Row]:
                 _WRITES_LOSS,
                 {"C": classes, "team": team},
                 _TILE,
+                case=_case("cross_entropy", classes, name, layout.replace("planar", "nchw"), _BOTH),
             )
         for classes, bucket, team in ((19, 20, 1), (150, 20, 8)):
             yield Row(
@@ -96,6 +105,7 @@ def _rows() -> Iterator[Row]:
             "sizeof(T)",
             "28 / C / S",
             {"C": 19, "S": 10},
+            case=_case("predictive_statistics", 19, name, "nchw", "forward"),
         )
         yield Row(
             f"counts C=19 {name}",
@@ -104,6 +114,7 @@ def _rows() -> Iterator[Row]:
             "0",
             {"C": 19},
             "4 * (C * C + 16 * 4)",  # confusion, and 15 bins of calibration
+            case=_case("accumulate_counts", 19, name, "nchw", "forward"),
         )
         yield Row(
             f"scale {name}",
@@ -246,6 +257,22 @@ def table(lines: Iterable[Line]) -> str:
         cells += [f"{line.half:.1f}", "-" if line.budget is None else f"{line.budget:g}"]
         rows.append(cells)
     return aligned(rows, texts=2)
+
+
+def predictions(lines: Iterable[Line]) -> list[dict[str, object]]:
+    """What the table says of the benchmarks' cases, for JSON."""
+    return [
+        {
+            "case": dict(line.row.case),
+            "instructions": round(line.path.per_element("issue"), 2),
+            "share": {
+                gpu.name: {"of_copy": round(bound.share, 3), "bound": bound.name}
+                for gpu, bound in zip((H100, H200), line.bounds, strict=True)
+            },
+        }
+        for line in lines
+        if line.row.case is not None
+    ]
 
 
 # What an input would say, for kernels that are in no row.
