@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from python_tests.experiments.cases import InterruptingScenes, config, exit_code
 from segunc_ops import cli, experiments
 from segunc_ops.experiments import scenes
 from segunc_ops.experiments.experiment import Experiment, run
-from segunc_ops.experiments.training import CheckpointError, Trainer
+from segunc_ops.experiments.training import CheckpointError, Trainer, read_checkpoint
 
 
 def test_experiment_writes_table_and_pictures(tmp_path, train_scenes, val_scenes):
@@ -110,6 +111,40 @@ def test_a_run_keeps_its_steps_where_another_has_more(folder, capsys):
     assert "different numbers of steps (checkpoint-ce.pt 1, checkpoint-uce.pt 2)" in shown
     assert exit_code([*arguments, "--loss", "ce", "--resume"]) == 0
     assert "extended" not in capsys.readouterr().out
+
+
+@pytest.mark.thorough
+def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(folder):
+    """By SIGKILL, at any moment: also while a checkpoint is written."""
+    command = [sys.executable, "-m", "segunc_ops.cli", "train", "--data", str(folder)]
+    command += ["--ignore-index", "11", "--loss", "ce", "--steps", "60", "--batch-size", "2"]
+    command += ["--crop", "32", "32", "--samples", "2", "--output", str(folder / "runs")]
+    subprocess.run([*command, "--name", "whole"], check=True, capture_output=True)
+    checkpoint = folder / "runs" / "killed" / "checkpoint-ce.pt"
+    command += ["--name", "killed", "--resume"]
+    seen: set[int] = set()
+    for kill in range(5):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while process.poll() is None:
+            written = list(checkpoint.parent.glob(".*")) if checkpoint.parent.exists() else []
+            fresh = checkpoint.exists() and checkpoint.stat().st_mtime_ns != before
+            # In turn while a checkpoint is being written and some time after one was.
+            if written if kill % 2 else fresh:
+                time.sleep(0.0 if kill % 2 else 0.03 * kill)
+                process.kill()
+                break
+        process.wait()
+        if checkpoint.exists():
+            seen.add(read_checkpoint(checkpoint)["step"])
+    assert len(seen) > 1
+    subprocess.run(command, check=True, capture_output=True)
+    whole, killed = (
+        read_checkpoint(folder / "runs" / name / "checkpoint-ce.pt") for name in ("whole", "killed")
+    )
+    for name, weights in whole["model"].items():
+        assert torch.equal(weights, killed["model"][name]), name
+    assert not [path for path in checkpoint.parent.iterdir() if path.name.startswith(".")]
 
 
 def test_a_command_whose_streams_are_closed_runs(folder):
