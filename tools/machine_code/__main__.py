@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sources", type=Path, default=_SOURCES, help="folder of the kernels")
     parser.add_argument("--resources", type=Path, help="file for the table of all kernels")
     parser.add_argument(
-        "--table", type=Path, help="file for the table of main loops, .json beside it"
+        "--table", type=Path, help="file for main loops, .json beside it"
     )
     options = parser.parse_args(arguments)
 
