@@ -165,7 +165,9 @@ def _data_options(
         help="end of the images' stems that label maps do not share: _leftImg8bit",
     )
     files.add_argument(
-        "--label-suffix", metavar="END", help="end of the label maps' stems: _mask, _labelIds"
+        "--label-suffix",
+        metavar="END",
+        help="end of the label maps' stems: _mask, _labelIds; with a dash --label-suffix=-mask",
     )
     files.add_argument(
         "--map",

@@ -84,6 +84,13 @@ def test_endings_can_be_given(tmp_path):
     assert (pair.image.name, pair.label.name) == ("a-rgb.jpg", "a-truth.png")
 
 
+def test_an_ending_that_is_not_known_is_asked_for(tmp_path):
+    write_image(tmp_path / "images" / "a.jpg")
+    write_label(tmp_path / "labels" / "a-truth.png", 1)
+    with pytest.raises(DatasetError, match=r"a\.png: no label map for a\.jpg .*--label-suffix"):
+        pair_files(tmp_path / "images", tmp_path / "labels")
+
+
 def test_hidden_files_and_other_labels_are_left_out(tmp_path):
     write_cityscapes(tmp_path)
     write_image(tmp_path / "leftImg8bit" / "train" / ".thumbnails" / "x.png")

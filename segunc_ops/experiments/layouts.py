@@ -198,10 +198,11 @@ def pair_files(
                 complete[of_image, of_label] = pairs
             elif best is None or len(pairs) > best[0]:
                 path, wanted = missing[0]
+                hint = "" if pairs else "; if their stems end otherwise, pass --label-suffix"
                 best = (
                     len(pairs),
                     f"{labels / wanted}.png: no label map for {path.name} "
-                    f"({len(missing)} of {len(inputs)} images have none)",
+                    f"({len(missing)} of {len(inputs)} images have none){hint}",
                 )
     if len(complete) > 1:
         one, other = (pairs[0] for pairs in list(complete.values())[:2])
