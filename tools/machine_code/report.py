@@ -101,7 +101,7 @@ def _rows() -> Iterator[Row]:
             )
         yield Row(
             f"statistics S=10 C=19 {name}",
-            f"statistics_planar_registers_kernel<{cpp}, 20, *>",
+            f"statistics_planar_registers_kernel<{cpp}, *, 19, 19*",
             "sizeof(T)",
             "28 / C / S",
             {"C": 19, "S": 10},

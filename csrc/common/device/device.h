@@ -19,7 +19,7 @@
 //   load_read_only                   through the read-only cache
 //   store_host_flag                  tells the host something without a synchronisation
 //   count_leading_zeros, popcount, find_first_set
-//   power_of_two, binary_logarithm, reciprocal: of floats, an instruction each
+//   power_of_two, binary_logarithm, reciprocal, square_root: of floats, no calls
 //   vector.h: Vector, load_vector, store_vector, store_vector_streaming
 //   block.h: warp_sum, block_sum
 #pragma once

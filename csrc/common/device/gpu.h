@@ -195,6 +195,13 @@ SEGUNC_DEVICE float reciprocal(float x) {
   return inverse;
 }
 
+// Within 2^-23 of the root.
+SEGUNC_DEVICE float square_root(float x) {
+  float root;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+}
+
 SEGUNC_DEVICE void check_alignment(const void*, size_t) {}
 template <class Word>
 SEGUNC_DEVICE void store_streaming(Word* p, Word value) {

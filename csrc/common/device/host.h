@@ -190,6 +190,7 @@ SEGUNC_DEVICE float power_of_two(float x) {
 }
 SEGUNC_DEVICE float binary_logarithm(float x) { return std::log2(x); }
 SEGUNC_DEVICE float reciprocal(float x) { return 1.f / x; }
+SEGUNC_DEVICE float square_root(float x) { return std::sqrt(x); }
 
 // A GPU traps on a misaligned vector access, an ordinary processor does not.
 SEGUNC_DEVICE void check_alignment(const void* p, size_t bytes, Site site = Site::caller()) {

@@ -109,6 +109,25 @@ SEGUNC_DEVICE double inverse_of_sum(double sum) { return 1.0 / sum; }
 SEGUNC_DEVICE float log_of_sum(float sum) { return binary_logarithm(sum) * kLn2; }
 SEGUNC_DEVICE double log_of_sum(double sum) { return math::log_positive(sum); }
 
+// Where a maximum is so large that its rounded product with log2 e might move exponentials out of
+// range, logits become their differences from it.
+template <int K, int V>
+SEGUNC_DEVICE void bound_maximum(float (&value)[K][V], float (&maximum)[V]) {
+  constexpr float kLargest = 0x1p21f;
+  bool large = false;
+#pragma unroll
+  for (int j = 0; j < V; j++) large |= !(fabsf(maximum[j]) < kLargest);
+  if (!large) return;
+  // report: begin rare
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+#pragma unroll
+    for (int i = 0; i < K; i++) value[i][j] -= maximum[j];
+    maximum[j] = 0;
+  }
+  // report: end
+}
+
 // Logits, in place, to exponentials relative to the largest: e^(z - m) as 2^(z log2 e - m log2 e),
 // a multiply-add and an instruction of its own. Returns, for each pixel, what the rounding of
 // m log2 e multiplies all of them by, as a logarithm: it does not change their ratios, and added to
@@ -116,20 +135,7 @@ SEGUNC_DEVICE double log_of_sum(double sum) { return math::log_positive(sum); }
 template <int K, int V>
 SEGUNC_DEVICE void exponentials_in_place(float (&value)[K][V], float (&maximum)[V],
                                          float (&moved)[V]) {
-  constexpr float kLargest = 0x1p21f;  // beyond, rounding might move them out of range
-  bool large = false;
-#pragma unroll
-  for (int j = 0; j < V; j++) large |= !(fabsf(maximum[j]) < kLargest);
-  if (large) {
-    // report: begin rare
-#pragma unroll
-    for (int j = 0; j < V; j++) {
-#pragma unroll
-      for (int i = 0; i < K; i++) value[i][j] -= maximum[j];
-      maximum[j] = 0;
-    }
-    // report: end
-  }
+  bound_maximum(value, maximum);
 #pragma unroll
   for (int j = 0; j < V; j++) {
     const float scaled = maximum[j] * kLog2E;

@@ -74,6 +74,9 @@ SEGUNC_DEVICE int tile_pixels(const Work& work, int64_t left) {
   return int(left < work.tile ? left : work.tile);
 }
 
+// Whether kernels may multiply the stride of classes as 32 bits.
+inline bool has_short_strides(const ClassMap& map) { return map.class_stride <= 0xffffffff; }
+
 // Whether every V neighbouring pixels are one aligned vector: of a map of T, and of indices.
 template <class T, int V>
 bool fits_vectors(const void* data, const ClassMap& map) {

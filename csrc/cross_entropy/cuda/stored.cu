@@ -119,9 +119,6 @@ using SmoothedBuckets = std::integer_sequence<int, 8, 16, 24, 32>;
 using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
 using ExactClasses = std::integer_sequence<int, 2, 11, 19, 21, 150>;
 
-// Whether kernels may multiply the stride of classes as 32 bits.
-bool has_short_strides(const ClassMap& map) { return map.class_stride <= 0xffffffff; }
-
 // p has its images merged. The alignment of pointers plays no part here: how many sums there are,
 // and of which pixels, follows from sizes and layout alone.
 StoredWork make_stored_work(const CrossEntropyParams& p) {

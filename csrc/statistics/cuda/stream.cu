@@ -2,6 +2,7 @@
 // to maps. The state is that of samples.cu, a mean and squared deviations of every class and the
 // sum of the entropies.
 #include <type_traits>
+#include <utility>
 
 #include "../../common/device/integer.h"
 #include "../../common/device/interpolation.h"
@@ -21,7 +22,7 @@ using namespace statistics;
 constexpr int kMapThreads = 256;  // where nothing but maps is kept
 
 // More classes than there are have little weight beside the state that is read and written.
-using InterpolatedStateBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
+using StateBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
 
 // ---- accumulate ----
 
@@ -35,22 +36,25 @@ struct State {
   bool first;  // there is nothing to read yet
 };
 
-// index: of the pixel; first: of the owner's first class in the state.
-template <class A, int K, class Owner>
-SEGUNC_DEVICE void add_to_state(const Owner& owner, const State<A>& state, int64_t index,
-                                int64_t first, int64_t class_stride, bool inside,
-                                A (&value)[K][1]) {
-  Moments<A, K, 1> moments;
+// index: of the pixel; first: of the owner's first class in the state, the classes of which are
+// class_stride apart. The first Least registers always have a class.
+template <int Least, int K, class Owner>
+SEGUNC_DEVICE void add_to_state(const Owner& owner, const State<float>& state, int64_t index,
+                                int64_t first, unsigned class_stride, bool inside,
+                                float (&value)[K][1]) {
+  const auto present = [&](int i) { return i < Least || i < owner.owned; };
+  float* const mean = state.mean + first;
+  float* const squared_deviations = state.squared_deviations + first;
+  Moments<K, 1> moments;
   clear(moments);
   const bool reads = inside && !state.first;
   if (reads) {
     if (owner.leads()) moments.entropy_sum[0] = state.entropy_sum[index];
 #pragma unroll
     for (int i = 0; i < K; i++) {
-      if (i < owner.owned) {
-        moments.mean[i][0] = state.mean[first + i * class_stride];
-        moments.squared_deviations[i][0] = state.squared_deviations[first + i * class_stride];
-      }
+      if (!present(i)) continue;
+      moments.mean[i][0] = mean[product(i, class_stride)];
+      moments.squared_deviations[i][0] = squared_deviations[product(i, class_stride)];
     }
   }
   add_sample(owner, state.inverse_count, value, moments);
@@ -58,39 +62,36 @@ SEGUNC_DEVICE void add_to_state(const Owner& owner, const State<A>& state, int64
   if (owner.leads()) state.entropy_sum[index] = moments.entropy_sum[0];
 #pragma unroll
   for (int i = 0; i < K; i++) {
-    if (i < owner.owned) {
-      state.mean[first + i * class_stride] = moments.mean[i][0];
-      state.squared_deviations[first + i * class_stride] = moments.squared_deviations[i][0];
-    }
+    if (!present(i)) continue;
+    mean[product(i, class_stride)] = moments.mean[i][0];
+    squared_deviations[product(i, class_stride)] = moments.squared_deviations[i][0];
   }
 }
 
-template <class T, int K>
+template <class T, int K, int Least>
 __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K + 8>)
     accumulate_planar_registers_kernel(const T* logits, const ClassMap map,
-                                       const State<accumulate_t<T>> state, const Work work) {
-  using A = accumulate_t<T>;
+                                       const State<float> state, const Work work) {
   const Pixel owner(int(map.classes));
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     int64_t pixel;
     const int64_t image = work.tiles_per_image.divide(tile, pixel);
     pixel = pixel * work.tile + thread();
     if (pixel >= map.pixels) continue;
-    A value[K][1];
-    load_logits(logits + image * map.image_stride + pixel, rematerialized(map.class_stride),
-                owner.owned, value);
-    add_to_state(owner, state, image * map.pixels + pixel, image * map.classes * map.pixels + pixel,
-                 rematerialized(map.pixels), true, value);
+    float value[K][1];
+    load_logits<Least>(logits + image * map.image_stride + pixel,
+                       rematerialized(unsigned(map.class_stride)), owner.owned, value);
+    add_to_state<Least>(owner, state, image * map.pixels + pixel,
+                        image * map.classes * map.pixels + pixel,
+                        rematerialized(unsigned(map.pixels)), true, value);
   }
 }
 
 template <class T, int K>
 __global__ void __launch_bounds__(Policy::kInterpolatedThreads, kInterpolatedBlocks<K>)
-    accumulate_interpolated_kernel(const T* logits,
-                                   const InterpolatedPixels<accumulate_t<T>> pixels,
-                                   const State<accumulate_t<T>> state, const Work work,
+    accumulate_interpolated_kernel(const T* logits, const InterpolatedPixels<float> pixels,
+                                   const State<float> state, const Work work,
                                    const WarpTeams teams) {
-  using A = accumulate_t<T>;
   SEGUNC_SHARED(words, WarpTeam::Words);
   const PixelWarps owner(teams, words);
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
@@ -98,12 +99,12 @@ __global__ void __launch_bounds__(Policy::kInterpolatedThreads, kInterpolatedBlo
     const int64_t image = work.tiles_per_image.divide(tile, pixel);
     pixel = pixel * work.tile + owner.pixel();
     const bool inside = pixel < pixels.count;
-    A value[K][1];
+    float value[K][1];
     load_logits(pixels.at(image, pixel), logits + owner.first * pixels.map.class_stride,
                 rematerialized(pixels.map.class_stride), inside ? owner.owned : 0, value);
-    add_to_state(owner, state, image * pixels.count + pixel,
-                 (image * teams.classes + owner.first) * pixels.count + pixel,
-                 rematerialized(pixels.count), inside, value);
+    add_to_state<1>(owner, state, image * pixels.count + pixel,
+                    (image * teams.classes + owner.first) * pixels.count + pixel,
+                    rematerialized(unsigned(pixels.count)), inside, value);
   }
 }
 
@@ -151,7 +152,8 @@ __global__ void __launch_bounds__(kMapThreads, 2)
 // Reads the means, and the squared deviations of the predicted class alone.
 template <class A>
 __global__ void __launch_bounds__(kMapThreads)
-    finalize_kernel(const FinalizeParams p, const Work work, const Divisor pixels_of_image) {
+    finalize_kernel(const FinalizeParams p, const Work work, const InverseCounts<A> inverse,
+                    const Divisor pixels_of_image) {
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     const int64_t index = tile * work.tile + thread();
     if (index >= work.pixels) continue;
@@ -165,13 +167,13 @@ __global__ void __launch_bounds__(kMapThreads)
     for (int64_t c = 0; c < p.classes; c++) {
       const A class_mean = mean[c * p.pixels];
       entropy += math::entropy_term(class_mean);
-      best.consider(class_mean, A(0), int(c));
+      best.consider_next(class_mean, A(0), int(c));
     }
     best.squared_deviations =
         static_cast<const A*>(p.squared_deviations)[first + best.label * p.pixels];
     store_maps(p.maps, index, best.label,
                pixel_maps(best.mean, best.squared_deviations, entropy,
-                          static_cast<const A*>(p.entropy_sum)[index], A(p.count)));
+                          static_cast<const A*>(p.entropy_sum)[index], inverse));
   }
 }
 
@@ -189,7 +191,7 @@ void launch_accumulate(const AccumulateParams& p, Stream stream) {
     if (strategy == Strategy::interpolated) {
       const InterpolatedPixels<float> pixels(p.map, p.interpolation);
       done =
-          with_warp_teams(p, InterpolatedStateBuckets(), Policy::kMaxBlocks,
+          with_warp_teams(p, StateBuckets(), Policy::kMaxBlocks,
                           [&](auto bucket, const Work& work, const WarpTeams& teams) {
                             launch(accumulate_interpolated_kernel<T, bucket()>, work.blocks,
                                    teams.threads(), 0, stream, logits, pixels, state, work, teams);
@@ -197,8 +199,9 @@ void launch_accumulate(const AccumulateParams& p, Stream stream) {
     } else if (strategy == Strategy::planar_registers) {
       const Work work =
           make_work(p.map.images, p.map.pixels, Policy::kRegisterThreads, Policy::kMaxBlocks);
-      done = with_bucket(p.map.classes, NarrowBuckets(), [&](auto bucket) {
-        launch(accumulate_planar_registers_kernel<T, bucket()>, work.blocks,
+      done = with_bucket(p.map.classes, StateBuckets(), [&](auto bucket) {
+        constexpr int K = bucket(), kLeast = largest_bucket_below(K, StateBuckets()) + 1;
+        launch(accumulate_planar_registers_kernel<T, K, kLeast>, work.blocks,
                Policy::kRegisterThreads, 0, stream, logits, p.map, state, work);
       });
     }
@@ -215,7 +218,8 @@ void launch_accumulate(const AccumulateParams& p, Stream stream) {
 template <class A>
 void launch_finalize(const FinalizeParams& p, Stream stream) {
   const Work work = make_work(1, p.images * p.pixels, kMapThreads, Policy::kMaxBlocks);
-  launch(finalize_kernel<A>, work.blocks, kMapThreads, 0, stream, p, work, Divisor(p.pixels));
+  launch(finalize_kernel<A>, work.blocks, kMapThreads, 0, stream, p, work,
+         InverseCounts<A>(p.count), Divisor(p.pixels));
 }
 
 }  // namespace

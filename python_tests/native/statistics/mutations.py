@@ -14,8 +14,8 @@ MUTATIONS = (
     ),
     Mutation(
         "moments start as garbage",
-        "moments.mean[i][j] = moments.squared_deviations[i][j] = A(0);",
-        "moments.mean[i][j] = A(0);",
+        "moments.mean[i][j] = moments.squared_deviations[i][j] = 0;",
+        "moments.mean[i][j] = 0;",
         kernels="samples.cu",
     ),
     Mutation(
@@ -26,9 +26,37 @@ MUTATIONS = (
         kernels="samples.cu",
     ),
     Mutation(
+        "ties go to the highest class of a thread",
+        "if (other_mean > mean) {",
+        "if (other_mean >= mean) {",
+        tests="ties",
+        kernels="samples.cu",
+    ),
+    Mutation(
         "planar pixels go one too far",
-        "if (start >= map.pixels) continue;",
-        "if (start > map.pixels) continue;",
+        "if (first >= map.pixels) continue;",
+        "if (first > map.pixels) continue;",
+    ),
+    Mutation(
+        "one class too many is always there",
+        "largest_bucket_below(K, PlanarBuckets()) + 1;",
+        "largest_bucket_below(K, PlanarBuckets()) + 2;",
+        tests="any_number",
+        kernels="samples.cu",
+    ),
+    Mutation(
+        "a class without mass has no entropy",
+        "value[i][j] * larger(d, kNoMass);",
+        "value[i][j] * d;",
+        tests="nan",
+        kernels="samples.cu",
+    ),
+    Mutation(
+        "large logits are not moved",
+        "if (!large) return;",
+        "return;",
+        tests="nan",
+        kernels="samples.cu",
     ),
     Mutation(
         "the entropy of NaN is zero",
@@ -37,7 +65,12 @@ MUTATIONS = (
         tests="nan",
         kernels="samples.cu",
     ),
-    Mutation("a tile without its tail", "tile[i] = data[i];", "", kernels="samples.cu"),
+    Mutation(
+        "a tile without its tail",
+        "const unsigned i = vectors.count * N + thread(); tile[i] = data[i];",
+        "",
+        kernels="samples.cu",
+    ),
     Mutation(
         "a share of zero spreads NaN",
         "return weight > A(0) ? math::interpolate(lower, upper, weight) : lower;",

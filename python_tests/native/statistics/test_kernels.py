@@ -75,6 +75,20 @@ def test_statistics_of_ragged_sizes(host: ModuleType, dtype: str, size: int, lay
     check_statistics(samples, dtype, results)
 
 
+@pytest.mark.parametrize("size", [64, 65])
+@pytest.mark.parametrize("classes", range(1, 34))
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_any_number_of_classes_of_a_thread(
+    host: ModuleType, dtype: str, classes: int, size: int
+) -> None:
+    """Kernels have registers for certain numbers of classes, some of which others leave unused."""
+    case = StatisticsCase(dtype, "planar", classes, 3, 1, (size,))
+    samples = statistics_samples(case)
+    for run in (run_statistics, run_accumulator):
+        results = run_under_seeds(host, lambda run=run: run(host, case, samples))
+        check_statistics(samples, dtype, results)
+
+
 @pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
 @pytest.mark.parametrize(("classes", "size"), [(2, 6001), (19, 3001), (40, 2001)])
 def test_statistics_of_more_tiles_than_blocks(
@@ -160,7 +174,8 @@ def test_ties_go_to_the_lowest_class(host: ModuleType, classes: int, layout: str
 @pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
 @pytest.mark.parametrize("classes", [3, 40])
 def test_statistics_of_nan_and_infinity(host: ModuleType, classes: int, layout: str) -> None:
-    """NaN in any sample makes the pixel's maps NaN; a class of logit -inf has no mass."""
+    """NaN in any sample makes the pixel's maps NaN; a class of logit -inf has no mass, and logits
+    may have any size."""
     case = StatisticsCase("f32", layout, classes, 3, 1, (40,))
     samples = statistics_samples(case)
     samples[1][0, 2, 3] = np.nan
@@ -169,6 +184,9 @@ def test_statistics_of_nan_and_infinity(host: ModuleType, classes: int, layout: 
     for sample in samples:
         sample[0, 0, 6] = -np.inf
         sample[0, :, 7] = 1e4
+        sample[0, :, 8] = 1e30
+        sample[0, :, 9] = -1e30
+        sample[0, 1, 9] = -2e30
     results = run_under_seeds(host, lambda: run_statistics(host, case, samples))
     for name in MAPS:
         assert np.isnan(results[name][0, 3:6]).all(), name
