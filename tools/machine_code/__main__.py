@@ -28,9 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", default="sm_90", help="whose main loops are judged")
     parser.add_argument("--sources", type=Path, default=_SOURCES, help="folder of the kernels")
     parser.add_argument("--resources", type=Path, help="file for the table of all kernels")
-    parser.add_argument(
-        "--table", type=Path, help="file for main loops, .json beside it"
-    )
+    parser.add_argument("--table", type=Path, help="file for main loops, .json beside it")
     options = parser.parse_args(arguments)
 
     sources = sorted(p for p in options.sources.rglob("*") if p.suffix in (".cu", ".h"))

@@ -167,6 +167,32 @@ def test_counts_of_nothing(host: ModuleType, shape: tuple[int, ...]) -> None:
     assert not any(results[name].any() for name in TABLES)
 
 
+@pytest.mark.parametrize("which", ["target", "prediction"])
+def test_what_is_no_class_in_maps_is_told_and_not_counted(host: ModuleType, which: str) -> None:
+    classes, size = 19, 300
+    maps = {name: np.arange(size) % classes for name in ("target", "prediction")}
+    maps[which][[7, 290]] = [-5, 23]
+    placed, before = place_tables(("confusion",), classes, 15, size)
+    outcome, bad_target = np.zeros(size, np.uint8), np.zeros(2, np.int64)
+    host.map_counts(
+        **maps,
+        confidence=None,
+        uncertainty=None,
+        outcome=outcome,
+        classes=classes,
+        bins=15,
+        ignore_index=255,
+        dtype="f32",
+        bad_target=bad_target,
+        confusion=placed["confusion"].view,
+    )
+    assert bad_target[0] == 1
+    assert bad_target[1] in (-5, 23)
+    assert np.flatnonzero(outcome == 2).tolist() == [7, 290]
+    counted = placed["confusion"].view - before["confusion"]
+    assert counted.sum() == np.trace(counted) == size - 2
+
+
 @pytest.mark.parametrize("tables", [TABLES, ("histogram",), ("calibration", "confusion")])
 @pytest.mark.parametrize("classes", [19, 100])
 @pytest.mark.parametrize("size", [1, 255, 257, 2500])
