@@ -15,4 +15,5 @@ if ! cmake --build build/cuda >"$log" 2>&1; then
   exit 1
 fi
 python -m tools.machine_code build/cuda/segunc_ops_cuda.so build/cuda/segunc_ops_lines.so \
-  --resources build/cuda/resources.md --table benchmarks/results/machine-code.md
+  --resources build/cuda/resources.md --table benchmarks/results/machine-code.md \
+  --predictions benchmarks/predictions.json

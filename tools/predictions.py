@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TABLE = Path(__file__).parents[1] / "benchmarks" / "results" / "machine-code.json"
+TABLE = Path(__file__).parents[1] / "benchmarks" / "predictions.json"
 """What `make cuda` writes."""
 
 TOLERANCE = 0.15

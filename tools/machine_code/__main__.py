@@ -28,7 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", default="sm_90", help="whose main loops are judged")
     parser.add_argument("--sources", type=Path, default=_SOURCES, help="folder of the kernels")
     parser.add_argument("--resources", type=Path, help="file for the table of all kernels")
-    parser.add_argument("--table", type=Path, help="file for main loops, .json beside it")
+    parser.add_argument("--table", type=Path, help="file for the table of main loops")
+    parser.add_argument(
+        "--predictions", type=Path, help="file for what it says of benchmarks, JSON"
+    )
     options = parser.parse_args(arguments)
 
     sources = sorted(p for p in options.sources.rglob("*") if p.suffix in (".cu", ".h"))
@@ -46,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(text)
     if options.table:
         options.table.write_text(text + "\n", encoding="utf-8")
+    if options.predictions:
         table = json.dumps(report.predictions(lines), indent=1)
-        options.table.with_suffix(".json").write_text(table + "\n", encoding="utf-8")
+        options.predictions.write_text(table + "\n", encoding="utf-8")
 
     for gate in report.GATES:
         broken += gate(build)
