@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resources", type=Path, help="file for the table of all kernels")
     parser.add_argument("--table", type=Path, help="file for the table of main loops")
     parser.add_argument(
-        "--predictions", type=Path, help="file for what it says of benchmarks, JSON"
+        "--predictions", type=Path, help="file of predictions, JSON"
     )
     options = parser.parse_args(arguments)
 
