@@ -29,9 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sources", type=Path, default=_SOURCES, help="folder of the kernels")
     parser.add_argument("--resources", type=Path, help="file for the table of all kernels")
     parser.add_argument("--table", type=Path, help="file for the table of main loops")
-    parser.add_argument(
-        "--predictions", type=Path, help="file of predictions, JSON"
-    )
+    parser.add_argument("--predictions", type=Path, help="file of predictions, JSON")
     options = parser.parse_args(arguments)
 
     sources = sorted(p for p in options.sources.rglob("*") if p.suffix in (".cu", ".h"))
