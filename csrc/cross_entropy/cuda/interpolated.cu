@@ -59,13 +59,21 @@ using TileBuckets = std::integer_sequence<int, 4, 8, 12, 16, 20, 24>;
 constexpr int kMaxClassesOfTileThread = 24;
 constexpr int64_t kMaxTileClasses = kMaxClassesOfTileThread * kWarpSize;
 
+// From compute capability 10.0 on, the full registers of a bucket do not suffice for the same code.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBlocksLess = 1;
+#else
+constexpr int kBlocksLess = 0;
+#endif
+
 // Resident blocks that the compiler has to leave registers for: a thread keeps five numbers a
 // class, as many blocks as that allows without spilling.
 template <int K>
-constexpr int kTileBlocks = K <= 4    ? 8
-                            : K <= 8  ? 6
-                            : K <= 16 ? 4
-                                      : 3;
+constexpr int kTileBlocks = (K <= 4    ? 8
+                             : K <= 8  ? 6
+                             : K <= 16 ? 4
+                                       : 3) -
+                            (K % 8 == 0 ? kBlocksLess : 0);
 
 // The source positions that `count` target positions from `first` on blend.
 struct Span {
