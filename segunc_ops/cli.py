@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .experiments.experiment import Experiment
     from .experiments.label_mapping import LabelMapping
     from .experiments.mask_files import MaskedDataset
+    from .experiments.networks import TrainedLabels
     from .experiments.ranks import Ranks
     from .experiments.training import TrainingConfig
 
@@ -567,12 +568,9 @@ def _mapping(arguments: argparse.Namespace) -> LabelMapping | None:
 
 
 def _labels_as_trained(
-    arguments: argparse.Namespace, checkpoints: Sequence[Path], ranks: Ranks
+    arguments: argparse.Namespace, told: Mapping[Path, TrainedLabels], ranks: Ranks
 ) -> None:
     """Reads labels as the training of these networks did, unless options say otherwise."""
-    from .experiments.networks import trained_labels
-
-    told = {path: labels for path in checkpoints if (labels := trained_labels(path)) is not None}
 
     def choose(option: str, given: str | None, trained: dict[Path, str], usual: str) -> str | None:
         differing: dict[str, Path] = {}
@@ -783,7 +781,7 @@ def _masks(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from .experiments.masks import MaskError, MaskSettings, load_ensemble, write_masks
-    from .experiments.networks import trained_class_names
+    from .experiments.networks import agreed_class_names, trained_labels
     from .experiments.output_files import try_output
     from .experiments.ranks import RankError, ranks_of_environment
     from .experiments.training import CheckpointError
@@ -794,8 +792,9 @@ def _masks(arguments: argparse.Namespace) -> int:
         try_output(arguments.output)
         members = load_ensemble(arguments.members)
         num_classes = next(iter(members.values())).num_classes
-        _labels_as_trained(arguments, arguments.members, ranks)
-        names = trained_class_names(arguments.members)
+        trained = trained_labels(arguments.members)
+        _labels_as_trained(arguments, trained, ranks)
+        names = agreed_class_names(trained.values())
         dataset = _folder_dataset(arguments, arguments.split, num_classes, ranks, names)
         if ranks.first:
             _say_notes(dataset)
@@ -885,13 +884,14 @@ def _eval_data(
     """What is evaluated, and the training images that go with it."""
     from .experiments.datasets import DatasetError, SceneDataset, number_classes
     from .experiments.layouts import find_split
-    from .experiments.networks import trained_class_names
+    from .experiments.networks import agreed_class_names, trained_labels
     from .experiments.ranks import ALONE
 
     error = arguments.parser.error
-    trained = trained_class_names(arguments.checkpoint)
+    trained = trained_labels(arguments.checkpoint)
+    trained_names = agreed_class_names(trained.values())
     if arguments.data is None:
-        if (trained or number_classes(num_classes)) != SceneDataset.class_names:
+        if (trained_names or number_classes(num_classes)) != SceneDataset.class_names:
             error(
                 "argument --data: is missing; only networks of `segunc demo` are evaluated on "
                 f"generated scenes, and {arguments.checkpoint[0]} has other classes"
@@ -901,10 +901,10 @@ def _eval_data(
             SceneDataset(_DEMO_VAL_SCENES, seed=seed + 1, size=_DEMO_SIZE, label_noise=False),
             SceneDataset(_DEMO_TRAIN_SCENES, seed=seed, size=_DEMO_SIZE),
         )
-    names = arguments.class_names or trained
+    names = arguments.class_names or trained_names
     if names and len(names) != num_classes:
         error(f"argument --class-names: expected {num_classes} names, got {len(names)}")
-    _labels_as_trained(arguments, arguments.checkpoint, ALONE)
+    _labels_as_trained(arguments, trained, ALONE)
     reference: FolderDataset | None = None
     dataset = _folder_dataset(arguments, arguments.split, num_classes, ALONE, names)
     if arguments.threshold is None:

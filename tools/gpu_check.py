@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .predictions import compare, read_table
 from .steps import REPOSITORY, Redactor, Step, cuda_tests, find_wheel, run_step, stage
@@ -44,7 +45,7 @@ _BENCHMARK_END_SECONDS = 25.0
 class Report:
     """All steps, where they ran, the rows that the benchmarks measured, and what was predicted."""
 
-    environment: dict[str, object]
+    environment: dict[str, Any]
     steps: list[Step] = field(default_factory=list)
     benchmarks: list[dict[str, object]] = field(default_factory=list)
     predictions: list[dict[str, object]] = field(default_factory=list)
@@ -105,6 +106,16 @@ class _Run:
                 output: "<output>",
             }
         )
+        self.env = {
+            # For a source tree: an error without nvcc, and code for this GPU alone.
+            "SEGUNC_OPS_CUDA": "1",
+            "SEGUNC_OPS_CUDA_TARGETS": "".join(map(str, report.environment["capability"])),
+            **os.environ,
+            # cmake and ninja of an environment that is not activated.
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
+            "PYTHONPATH": str(self.target),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
 
     @property
     def remaining(self) -> float:
@@ -128,24 +139,11 @@ class _Run:
 
     def step(self, name: str, command: Sequence[str], share: float, **extra: str) -> bool:
         """Runs a step for at most its share of the time limit; whether it passed."""
-        import torch
-
         if self.remaining <= 0:
             self.skip(name, "the time limit has passed")
             return False
-        capability = "".join(map(str, torch.cuda.get_device_capability()))
-        env = {
-            # For a source tree: an error without nvcc, and code for this GPU alone.
-            "SEGUNC_OPS_CUDA": "1",
-            "SEGUNC_OPS_CUDA_TARGETS": capability,
-            **os.environ,
-            # cmake and ninja of an environment that is not activated.
-            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
-            "PYTHONPATH": str(self.target),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            **extra,
-        }
         limit = min(share * self.limit, self.remaining)
+        env = {**self.env, **extra}
         done = run_step(name, command, cwd=self.stage, env=env, limit=limit, redact=self.redact)
         self.report.steps.append(done)
         self.write()
@@ -188,7 +186,7 @@ class _Run:
             if path.suffix == ".json":
                 self.report.benchmarks = json.loads(path.read_text(encoding="utf-8"))
             shutil.copy(path, self.output / path.name)
-        device = str(self.report.environment["device"])
+        device = self.report.environment["device"]
         for each in compare(self.report.benchmarks, read_table(), device):
             self.report.predictions.append({**asdict(each), "agrees": each.agrees})
             print(

@@ -67,13 +67,11 @@ def compare(
             of_row[row["implementation"]] = float(row["fraction_of_copy"])
     for predicted in table:
         case = predicted["case"]
+        wanted = tuple(case[name] for name in ("op", "dtype", "layout", "mode", "classes"))
         for (op, dtype, layout, mode, shape), shares in found.items():
             classes = shape[2] if op == "predictive_statistics" else shape[1]
-            is_case = (op, dtype, layout, mode) == tuple(
-                case[name] for name in ("op", "dtype", "layout", "mode")
-            )
             name = next((each for each in _MEASURED if each in shares), None)
-            if is_case and classes == case["classes"] and name is not None:
+            if (op, dtype, layout, mode, classes) == wanted and name is not None:
                 share = predicted["share"][gpu]
                 yield Comparison(
                     f"{op} {list(shape)} {dtype} {layout}, {name}",

@@ -340,7 +340,8 @@ class FolderDataset:
 
     def _one_class(self, labels: set[int], only: int, ignored: Path | None) -> str:
         """Says that one class alone is labelled, and what to do."""
-        absent = "".join(f"{each}; " for each in self._absent(labels))
+        absent = self._absent(labels)
+        absent += "; " if absent else ""
         if ignored is None:
             return f"{self._folder}: {absent}every pixel is of class {only}"
         advice = "map two labels to classes that are not ignored"
@@ -359,15 +360,16 @@ class FolderDataset:
         """Of label maps, for messages."""
         return self._pairs[0].label.parent
 
-    def _absent(self, labels: set[int]) -> Iterator[str]:
-        if absent := [label for label in self.mapping.spelled_out if label not in labels]:
-            yield f"no label map holds {_listing(absent)}, which --map lists"
+    def _absent(self, labels: set[int]) -> str:
+        """Names the labels of the mapping that do not occur, if there are such."""
+        absent = [label for label in self.mapping.spelled_out if label not in labels]
+        return f"no label map holds {_listing(absent)}, which --map lists" if absent else ""
 
     def _notes(self, labels: set[int], labelled: list[int], ignored: Path | None) -> Iterator[str]:
         if ignored is not None and len(labelled) == 1:
             yield self._one_class(labels, labelled[0], ignored)
-        else:
-            yield from (f"{self._folder}: {each}" for each in self._absent(labels))
+        elif absent := self._absent(labels):
+            yield f"{self._folder}: {absent}"
         missing = sorted(set(range(self.num_classes)) - {*labelled, self.ignore_index})
         if missing:
             which = _listing(

@@ -67,18 +67,26 @@ class TrainedLabels(NamedTuple):
     """The words of ``--map``; "none" where labels were classes."""
 
 
-def trained_labels(path: Path) -> TrainedLabels | None:
-    """What a checkpoint's training took labels for; None if it is of a version that did not tell.
+def trained_labels(checkpoints: Iterable[Path]) -> dict[Path, TrainedLabels]:
+    """What trainings took labels for, by their checkpoints, but for versions that did not tell.
 
     Raises:
-        CheckpointError: the file cannot be read.
+        CheckpointError: a file cannot be read.
     """
-    state = read_checkpoint(path)
-    if "data" not in state:
-        return None
-    data = state["data"]["training"]
-    mapping = data["contents"].get(MAPPING, "none")
-    return TrainedLabels(tuple(data["class_names"]), data["ignore_index"], mapping)
+    found = {}
+    for path in checkpoints:
+        state = read_checkpoint(path)
+        if "data" in state:
+            data = state["data"]["training"]
+            mapping = data["contents"].get(MAPPING, "none")
+            found[path] = TrainedLabels(tuple(data["class_names"]), data["ignore_index"], mapping)
+    return found
+
+
+def agreed_class_names(trained: Iterable[TrainedLabels]) -> tuple[str, ...] | None:
+    """The class names of some trainings; None where they do not agree, or there is none."""
+    names = {labels.class_names for labels in trained}
+    return names.pop() if len(names) == 1 else None
 
 
 def trained_class_names(checkpoints: Iterable[Path]) -> tuple[str, ...] | None:
@@ -87,8 +95,7 @@ def trained_class_names(checkpoints: Iterable[Path]) -> tuple[str, ...] | None:
     Raises:
         CheckpointError: a file cannot be read.
     """
-    told = {labels.class_names for path in checkpoints if (labels := trained_labels(path))}
-    return told.pop() if len(told) == 1 else None
+    return agreed_class_names(trained_labels(checkpoints).values())
 
 
 @contextmanager
