@@ -12,18 +12,21 @@ namespace math {
 
 constexpr int kFixedBits = 24;
 
-// v in units of 2^-24, to the nearest, ties to even; |v| < 2^27.
-template <class A>
-SEGUNC_HD int64_t to_fixed(A v) {
+// v in units of 2^-24, to the nearest, ties to even; |v| < 2^27, and below 2^7 if the result has 32
+// bits.
+template <class Integer = int64_t, class A>
+SEGUNC_HD Integer to_fixed(A v) {
 #ifdef __CUDA_ARCH__
-  if constexpr (sizeof(A) == sizeof(float)) {
+  if constexpr (sizeof(A) == sizeof(float) && sizeof(Integer) == sizeof(int32_t)) {
+    return __float2int_rn(v * 0x1p24f);
+  } else if constexpr (sizeof(A) == sizeof(float)) {
     return __float2ll_rn(v * 0x1p24f);
   } else {
-    return __double2ll_rn(v * 0x1p24);
+    return Integer(__double2ll_rn(v * 0x1p24));
   }
 #else
   constexpr double kRound = 0x1.8p52;  // adding it leaves the integer in the low bits
-  return bit_cast<int64_t>(double(v) * 0x1p24 + kRound) - bit_cast<int64_t>(kRound);
+  return Integer(bit_cast<int64_t>(double(v) * 0x1p24 + kRound) - bit_cast<int64_t>(kRound));
 #endif
 }
 
@@ -34,9 +37,10 @@ SEGUNC_HD bool is_confidence(A v) {
 }
 
 // Of `bins` equal bins (a, b] of [0, 1], the one that a confidence of `fixed` * 2^-24 falls into.
-SEGUNC_HD int calibration_bin(int64_t fixed, int64_t bins) {
-  const int64_t bin = (fixed * bins - 1) >> kFixedBits;
-  return int(bin < 0 ? 0 : bin < bins ? bin : bins - 1);
+SEGUNC_HD uint32_t calibration_bin(uint32_t fixed, uint32_t bins) {
+  constexpr uint32_t kBelowOne = (1u << kFixedBits) - 1;
+  const uint32_t end = uint32_t((uint64_t(fixed) * bins + kBelowOne) >> kFixedBits);
+  return (end < 1 ? 1 : end < bins ? end : bins) - 1;
 }
 
 // What can be summed: its fixed point has 32 bits. NaN cannot.
@@ -72,13 +76,14 @@ struct PixelScores {
   A negative_log;  // -log p_y
 };
 
-// Of p = softmax(z), from d_c = z_c - max z: `others` = sum_{c != y} exp d_c, `squares` that of
-// (exp d_c)^2, `shifted` = d_y, and `sum` = others + exp d_y, which is 1 / confidence as the
-// largest exponential is 1. Nothing cancels where p_y is near 1.
+// Of p = softmax(z), from d_c = z_c - m with any m near max z: `others` = sum_{c != y} exp d_c,
+// `squares` that of (exp d_c)^2, `shifted` = d_y, the sum of all exponentials as its inverse and
+// its logarithm, and the largest of them. Nothing cancels where p_y is near 1.
 template <class A>
-SEGUNC_HD PixelScores<A> scores_of_logits(A others, A squares, A shifted, A sum, A inverse_sum) {
-  return {inverse_sum, (others * others + squares) * (inverse_sum * inverse_sum),
-          log_positive(sum) - shifted};
+SEGUNC_HD PixelScores<A> scores_of_logits(A others, A squares, A shifted, A largest, A inverse_sum,
+                                          A log_sum) {
+  return {largest * inverse_sum, (others * others + squares) * (inverse_sum * inverse_sum),
+          log_sum - shifted};
 }
 
 // Of probabilities: `others` = sum_{c != y} p_c, `squares` that of p_c^2.

@@ -232,6 +232,17 @@ def run_under_seeds(host: ModuleType, run: Callable[[], dict[str, Array]]) -> di
     return first
 
 
+def assert_one_report_a_warp(host: ModuleType, run: Callable[[], object]) -> None:
+    """That the threads of ``run``, all of which meet targets that are no classes, tell the host
+    once for each warp."""
+    before = host.counters()
+    run()
+    after = host.counters()
+    threads = after["threads"] - before["threads"]
+    assert threads > 0
+    assert 32 * (after["host_flags"] - before["host_flags"]) == threads
+
+
 def assert_close(name: str, actual: Array, expected: Array, tolerance: Array | float) -> None:
     """Fails where |actual - expected| > tolerance, naming the worst element. NaN equals NaN, and
     an infinity itself."""

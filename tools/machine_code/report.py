@@ -107,15 +107,22 @@ def _rows() -> Iterator[Row]:
             {"C": 19, "S": 10},
             case=_case("predictive_statistics", 19, name, "nchw", "forward"),
         )
-        yield Row(
-            f"counts C=19 {name}",
-            f"counts_planar_registers_kernel<{cpp}, 20, *>",
-            "sizeof(T) + 8 / C",
-            "0",
-            {"C": 19},
-            "4 * (C * C + 16 * 4)",  # confusion, and 15 bins of calibration
-            case=_case("accumulate_counts", 19, name, "nchw", "forward"),
-        )
+        for pixels, classes, registers, least in (
+            ("AdjacentPixels<2>", 19, 19, 19),
+            ("AdjacentPixels<2>", 17, 20, 17),  # of those without a kernel of their own
+            ("SpacedPixels<2, 128>", 19, 20, 17),
+        ):
+            odd = ", odd width" if pixels.startswith("Spaced") else ""
+            yield Row(
+                f"counts C={classes}{odd} {name}",
+                f"counts_planar_registers_kernel<{cpp}, PlanarVariant<{pixels}, {registers}, "
+                f"{least}*",
+                "sizeof(T) + 8 / C",
+                "0",
+                {"C": classes},
+                "4 * (C * C + 16 * 4)",  # confusion, and 15 bins of calibration
+                case=None if odd else _case("accumulate_counts", classes, name, "nchw", "forward"),
+            )
         yield Row(
             f"scale {name}",
             f"scale_vectors_kernel<{cpp}, {4 if cpp == 'float' else 8}>",

@@ -40,7 +40,7 @@ MULTIPROCESSORS = {
 
 _TARGET = re.compile(r"^arch = (sm_\w+)", re.MULTILINE)
 _FUNCTION = re.compile(r"^ Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", re.M)
-_BOUNDS = re.compile(r"__launch_bounds__\(\s*(?:\w+::)*(\w+)[^()]*\)\s*(\w+)\s*\(")
+_BOUNDS = re.compile(r"__launch_bounds__\(\s*(?:\w+::)*(\w+)(?:[^()]|\([^()]*\))*\)\s*(\w+)\s*\(")
 _CONSTANT = re.compile(r"constexpr int (\w+) = (\d+);")
 
 

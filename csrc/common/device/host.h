@@ -174,6 +174,7 @@ SEGUNC_DEVICE T load_read_only(const T* p) {
 }
 // mapped[1] = value, then mapped[0] = 1. Of several callers one's value stays.
 SEGUNC_DEVICE void store_host_flag(int64_t* mapped, int64_t value, Site site = Site::caller()) {
+  host::count_host_flag();
   store_relaxed(mapped + 1, value, site);
   store_relaxed(mapped, 1, site);
 }

@@ -13,11 +13,24 @@ SEGUNC_DEVICE int label_of(int64_t target, int64_t classes, int64_t ignore_index
   if (target == ignore_index) return kIgnored;
   return uint64_t(target) < uint64_t(classes) ? int(target) : kOutOfRange;
 }
-// bad_target: host-mapped, {1, the value} where a target is out of range.
-SEGUNC_DEVICE int label_of(int64_t target, int64_t classes, int64_t ignore_index,
-                           int64_t* bad_target) {
+
+// What a thread remembers of the values that are no classes: one of them. The host gets to know one
+// a warp when the kernel ends. Its memory is far away: told of every pixel, as where all have an
+// ignore_index that nobody has named, it would take thousands of times as long as the kernel.
+struct BadTarget {
+  int64_t value = 0;  // a class wherever there are pixels: none so far
+
+  // The whole warp takes part. flag: host-mapped, {1, the value}, or null.
+  SEGUNC_DEVICE void report(int64_t* flag) const {
+    if (!flag) return;
+    const unsigned found = ballot(kFullMask, value != 0);
+    if (int(lane()) == find_first_set(found) - 1) store_host_flag(flag, value);
+  }
+};
+
+SEGUNC_DEVICE int label_of(int64_t target, int64_t classes, int64_t ignore_index, BadTarget& bad) {
   const int label = label_of(target, classes, ignore_index);
-  if (label == kOutOfRange && bad_target) store_host_flag(bad_target, target);  // report: rare
+  if (label == kOutOfRange) bad.value = target;
   return label;
 }
 
@@ -43,30 +56,19 @@ SEGUNC_DEVICE void load_targets(const Params& p, const Pixels& pixels, int64_t f
   }
 }
 
-// Of V targets, with one branch that is hardly ever taken for those that are out of range.
 template <int V, class Params>
-SEGUNC_DEVICE void labels_of(const Params& p, const int64_t (&target)[V], int (&label)[V]) {
-  bool flags = false;
+SEGUNC_DEVICE void labels_of(const Params& p, const int64_t (&target)[V], int (&label)[V],
+                             BadTarget& bad) {
 #pragma unroll
-  for (int j = 0; j < V; j++) {
-    label[j] = label_of(target[j], p.map.classes, p.ignore_index);
-    flags |= label[j] == kOutOfRange;
-  }
-  if (!flags || !p.bad_target) return;
-  // report: begin rare
-#pragma unroll
-  for (int j = 0; j < V; j++) {
-    if (label[j] == kOutOfRange) store_host_flag(p.bad_target, target[j]);
-  }
-  // report: end
+  for (int j = 0; j < V; j++) label[j] = label_of(target[j], p.map.classes, p.ignore_index, bad);
 }
 
 // Of V pixels from `first` on.
 template <int V, class Params>
-SEGUNC_DEVICE void load_labels(const Params& p, int64_t first, int (&label)[V]) {
+SEGUNC_DEVICE void load_labels(const Params& p, int64_t first, int (&label)[V], BadTarget& bad) {
   int64_t target[V];
   load_targets(p, AdjacentPixels<V>(), first, target);
-  labels_of(p, target, label);
+  labels_of(p, target, label, bad);
 }
 
 }  // namespace segunc::device

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../element.h"
+
 #ifdef SEGUNC_HOST_EXECUTION
 #include "host.h"
 #else
@@ -28,6 +30,28 @@ struct VectorWords {
   static constexpr int kCount = kBytes / kWordBytes;
   using type = typename Word<kWordBytes>::type;
 };
+
+template <class T, int N>
+SEGUNC_DEVICE Vector<accumulate_t<T>, N> to_accumulates(const Vector<T, N>& vector) {
+  Vector<accumulate_t<T>, N> result;
+#pragma unroll
+  for (int i = 0; i < N; i++) result[i] = to_accumulate(vector[i]);
+  return result;
+}
+// A pair's upper element is in its place already. Extracted first, it would be an instruction more.
+template <int N>
+SEGUNC_DEVICE Vector<float, N> to_accumulates(const Vector<bfloat16, N>& vector) {
+  Vector<float, N> result;
+#pragma unroll
+  for (int i = 0; i + 1 < N; i += 2) {
+    uint32_t pair;
+    memcpy(&pair, &vector.element[i], sizeof pair);
+    result[i] = bit_cast<float>(pair << 16);
+    result[i + 1] = bit_cast<float>(pair & 0xffff0000u);
+  }
+  if (N == 1) result[0] = to_accumulate(vector[0]);
+  return result;
+}
 
 // Whether vectors of so many bytes may start at data.
 inline bool is_vector_aligned(const void* data, int64_t bytes) {

@@ -73,7 +73,8 @@ SEGUNC_HD void score_pixels(int n, Pixels<A, T>& px) {
     if constexpr (mode == Mode::logits) {
       const A shifted = px.target[j] - px.maximum[j];
       const A sum = px.others[j] + math::exp_nonpositive(shifted);
-      scores = math::scores_of_logits(px.others[j], px.squares[j], shifted, sum, A(1) / sum);
+      scores = math::scores_of_logits(px.others[j], px.squares[j], shifted, A(1), A(1) / sum,
+                                      math::log_positive(sum));
     } else {
       scores =
           math::scores_of_probabilities(px.others[j], px.squares[j], px.target[j], px.maximum[j]);

@@ -3,7 +3,7 @@
 // A pixel's classes come down to its prediction and the sums that the scores of math/counts.h need.
 // Then it is counted in tables (tables.h), and its scores are summed in registers.
 //
-//   planar_registers  a thread owns V neighbouring pixels and all of their at most 32 classes
+//   planar_registers  a thread owns V pixels and all of their at most 32 classes
 //   staged            a tile goes through shared memory; up to 16 threads share a pixel's classes
 //   interpolated      a thread a pixel of the target, blending its values from their neighbours
 //                     in memory; warps share the classes where these are many
@@ -27,8 +27,18 @@ using namespace counting;
 
 // ---- Launch policy ----
 
-// Derived from occupancy, not yet measured on a GPU. Interpolated values come from the caches;
-// blending them takes four loads and three interpolations, more instructions than counting them.
+// Derived from machine code and occupancy, not yet measured on a GPU.
+//
+// Instructions are the budget. At the bandwidth of a copy an H200 issues 27 for an fp32 logit that
+// is read, all of its slots used, and 14 for a bf16 one. With int64 targets and the tables of
+// confusion, calibration and scores, planar_registers takes on sm_90 (fp32 / bf16)
+//   15.8 / 16.9  with 19 classes, in at most 80 registers, so that 768 threads are resident
+//   18.6 / 20.2  with 17, where the compiler does not know their number
+//   17.1 / 18.8  with 19, where pixels are no aligned vectors, either
+// 9 or 10 of which are a logit's, the rest a pixel's.
+//
+// Interpolated values come from the caches; blending them takes four loads and three
+// interpolations, more instructions than counting them.
 struct Policy {
   static constexpr int kTileThreads = 128;          // of planar_registers and staged
   static constexpr int kInterpolatedThreads = 256;  // at most
@@ -36,8 +46,12 @@ struct Policy {
 };
 
 // Instructions an element on sm_90.
-// report: budget counts_planar_registers_kernel<float, 20, 2*> 45
-// report: budget counts_planar_registers_kernel<bfloat16, 20, 2*> 47
+// report: budget counts_planar_registers_kernel<float, *Adjacent*, 19, 19* 17
+// report: budget counts_planar_registers_kernel<float, *Adjacent*, 20, 17* 20
+// report: budget counts_planar_registers_kernel<float, *Spaced* 19
+// report: budget counts_planar_registers_kernel<bfloat16, *Adjacent*, 19, 19* 18
+// report: budget counts_planar_registers_kernel<bfloat16, *Adjacent*, 20, 17* 22
+// report: budget counts_planar_registers_kernel<bfloat16, *Spaced* 20
 
 // Pixels a thread of planar_registers: at most 64 values.
 template <int K>
@@ -51,7 +65,7 @@ template <int Values>
 constexpr int kInterpolatedBlocks = Values > 8 ? 2 : 3;
 
 using PlanarBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
-using NarrowBuckets = std::integer_sequence<int, 16, 32>;  // one pixel a thread
+using ExactClasses = std::integer_sequence<int, 19, 21>;  // with planar_registers of their own
 using StagedBuckets = std::integer_sequence<int, 16, 20, 32>;
 using InterpolatedBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
 
@@ -60,26 +74,24 @@ using InterpolatedBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
 // A thread's share of the scores.
 struct ScoreSums {
   int64_t brier = 0, negative_log = 0;
-  int pixels = 0, impossible = 0, undefined = 0;
+  int pixels = 0, defined = 0, possible = 0;
 
+  // A pixel, if it counts.
   template <class A>
-  SEGUNC_DEVICE void add(const math::PixelScores<A>& pixel) {
-    pixels++;
-    if (!math::has_scores(pixel)) {
-      undefined++;
-      return;
-    }
-    brier += math::to_fixed(pixel.brier);
-    if (math::is_finite_likelihood(pixel.negative_log)) {
-      negative_log += math::to_fixed(pixel.negative_log);
-    } else {
-      impossible++;
-    }
+  SEGUNC_DEVICE void add(bool counts, const math::PixelScores<A>& pixel) {
+    const bool is_defined = counts && math::has_scores(pixel);
+    const bool is_possible = is_defined && math::is_finite_likelihood(pixel.negative_log);
+    if (counts) pixels++;
+    if (is_defined) defined++;
+    if (is_possible) possible++;
+    brier += is_defined ? math::to_fixed<int32_t>(pixel.brier) : 0;
+    negative_log += is_possible ? math::to_fixed(pixel.negative_log) : 0;
   }
 
   // The whole warp takes part.
   SEGUNC_DEVICE void add_to_state(int64_t* scores) const {
-    const int64_t values[kScores] = {pixels, brier, negative_log, impossible, undefined};
+    const int64_t values[kScores] = {pixels, brier, negative_log, defined - possible,
+                                     pixels - defined};
 #pragma unroll
     for (int i = 0; i < kScores; i++) {
       const int64_t sum = warp_sum(values[i]);
@@ -92,48 +104,74 @@ struct ScoreSums {
 template <class A>
 struct ClassSums {
   A maximum, others, squares;  // the sums are over the classes but the target
+  A moved;  // exponentials are e^moved times those of the differences from the maximum
   int best;
 };
-
-// All that is counted of a pixel; threads that share a pixel count it once, the others bring
-// kOutside. The whole warp takes part.
-template <class A>
-SEGUNC_DEVICE void count_pixel(const CountsParams& p, const Counting<A>& to, uint32_t* words,
-                               int64_t index, int label, const ClassSums<A>& classes, A target,
-                               ScoreSums& scores) {
-  count_prediction(to, words, index, label, classes.best);
-  if (label < 0 || (!to.state.calibration && !to.state.scores)) return;
-  math::PixelScores<A> pixel;
-  if (p.probabilities) {
-    pixel = math::scores_of_probabilities(classes.others, classes.squares, target, classes.maximum);
-  } else {
-    const A shifted = target - classes.maximum;
-    const A sum = classes.others + math::exp_nonpositive(shifted);
-    pixel = math::scores_of_logits(classes.others, classes.squares, shifted, sum, inverse(sum));
-  }
-  if (to.state.calibration) {
-    count_confidence(to, words, label == classes.best, pixel.confidence);
-  }
-  if (to.state.scores) scores.add(pixel);
-}
 
 SEGUNC_DEVICE bool needs_sums(const CountsParams& p) {
   return p.tables.calibration || p.tables.scores;
 }
 
-// Owners that can also agree on the lowest class.
+SEGUNC_DEVICE float target_exponential(float shifted) { return exponential(shifted); }
+SEGUNC_DEVICE double target_exponential(double shifted) { return math::exp_nonpositive(shifted); }
+
+// target: the value of the label's class.
+template <class A>
+SEGUNC_DEVICE math::PixelScores<A> scores_of(const CountsParams& p, const ClassSums<A>& classes,
+                                             A target) {
+  if (p.probabilities) {
+    // report: rare
+    return math::scores_of_probabilities(classes.others, classes.squares, target, classes.maximum);
+  }
+  const A shifted = target - classes.maximum + classes.moved;
+  const A sum = classes.others + target_exponential(shifted), largest = A(1) + classes.moved;
+  return math::scores_of_logits(classes.others, classes.squares, shifted, largest,
+                                inverse_of_sum(sum), log_of_sum(sum));
+}
+
+// All that is counted of V pixels; threads that share a pixel count it once, the others bring
+// kOutside. The whole warp takes part. index_of: a pixel's among all.
+template <int V, class A, class Index>
+SEGUNC_DEVICE void count_pixels(const CountsParams& p, const Counting<A>& to, uint32_t* words,
+                                Index index_of, const int (&label)[V],
+                                const ClassSums<A> (&classes)[V], const A (&target)[V],
+                                ScoreSums& scores) {
+  int best[V];
+#pragma unroll
+  for (int j = 0; j < V; j++) best[j] = classes[j].best;
+  count_predictions(to, words, index_of, label, best);
+  if (!needs_sums(p)) return;
+  math::PixelScores<A> pixel[V];
+  A confidence[V];
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    pixel[j] = scores_of(p, classes[j], target[j]);
+    confidence[j] = pixel[j].confidence;
+  }
+  if (to.state.calibration) count_confidences(to, words, label, best, confidence);
+  if (!to.state.scores) return;
+#pragma unroll
+  for (int j = 0; j < V; j++) scores.add(label[j] >= 0, pixel[j]);
+}
+
+// Owners that can also agree on the lowest class, and tell which of their registers a label is.
 struct Pixel : Alone {
   using Alone::Alone;
   SEGUNC_DEVICE int lowest(int label) const { return label; }
+  SEGUNC_DEVICE int register_of(int label) const { return label; }
 };
 struct PixelWarps : WarpTeam {
   using WarpTeam::WarpTeam;
   SEGUNC_DEVICE int lowest(int label) const {
     return reduce(label, [](int a, int b) { return smaller(a, b); });
   }
+  SEGUNC_DEVICE int register_of(int label) const { return label - first; }
 };
 struct PixelTeam : Team {
-  using Team::Team;
+  int shift;
+
+  SEGUNC_DEVICE PixelTeam(int classes, int size_log2, int part)
+      : Team(classes, size_log2, part), shift(size_log2) {}
   SEGUNC_DEVICE int lowest(int label) const {
     // report: trips log2(team)
     for (int distance = size / 2; distance > 0; distance /= 2) {
@@ -141,19 +179,22 @@ struct PixelTeam : Team {
     }
     return label;
   }
+  SEGUNC_DEVICE int register_of(int label) const {
+    return (label & (size - 1)) == part ? label >> shift : -1;
+  }
 };
 
-// Classes beyond the owned ones hold -inf.
-template <int K, int V, class A, class Owner>
+// Values, logits in place to exponentials. Classes beyond the owned ones, of which there are Least
+// at least, hold -inf.
+template <int Least, int K, int V, class Owner>
 SEGUNC_DEVICE void reduce_classes(const CountsParams& p, const Owner& owner, const int (&label)[V],
-                                  const A (&value)[K][V], ClassSums<A> (&classes)[V]) {
-  constexpr int kNone = 0x7fffffff;
-  A maximum[V];
+                                  float (&value)[K][V], ClassSums<float> (&classes)[V]) {
+  float maximum[V];
   int best[V];
 #pragma unroll
   for (int j = 0; j < V; j++) {
-    maximum[j] = -kInfinity<A>;
-    best[j] = kNone;
+    maximum[j] = -kInfinity<float>;
+    best[j] = 0x7fffffff;
   }
 #pragma unroll
   for (int i = 0; i < K; i++) {
@@ -166,28 +207,39 @@ SEGUNC_DEVICE void reduce_classes(const CountsParams& p, const Owner& owner, con
   for (int i = K - 1; i >= 0; i--) {
 #pragma unroll
     for (int j = 0; j < V; j++) {
-      if (i < owner.owned && value[i][j] == maximum[j]) best[j] = owner.class_of(i);
+      if (value[i][j] == maximum[j]) best[j] = owner.class_of(i);
     }
   }
 #pragma unroll
   for (int j = 0; j < V; j++) {
     best[j] = owner.lowest(best[j]);
     // A pixel of nothing but NaN has class 0.
-    classes[j] = {maximum[j], A(0), A(0), best[j] == kNone ? 0 : best[j]};
+    classes[j] = {maximum[j], 0, 0, 0, best[j] < int(p.map.classes) ? best[j] : 0};
   }
   if (!needs_sums(p)) return;
+  if (p.probabilities) {
+    // report: begin rare
 #pragma unroll
-  for (int i = 0; i < K; i++) {
+    for (int i = Least; i < K; i++) {
 #pragma unroll
-    for (int j = 0; j < V; j++) {
-      A v = p.probabilities ? value[i][j] : math::exp_nonpositive(value[i][j] - maximum[j]);
-      if (i >= owner.owned || owner.class_of(i) == label[j]) v = A(0);
-      classes[j].others += v;
-      classes[j].squares += v * v;
+      for (int j = 0; j < V; j++) value[i][j] = i < owner.owned ? value[i][j] : 0;
     }
+    // report: end
+  } else {
+    float moved[V];
+    exponentials_in_place(value, maximum, moved);
+#pragma unroll
+    for (int j = 0; j < V; j++) classes[j].moved = moved[j];
   }
 #pragma unroll
   for (int j = 0; j < V; j++) {
+    const int target = owner.register_of(label[j]);
+#pragma unroll
+    for (int i = 0; i < K; i++) {
+      if (i == target) continue;
+      classes[j].others += value[i][j];
+      classes[j].squares += value[i][j] * value[i][j];
+    }
     classes[j].others = owner.sum(classes[j].others);
     classes[j].squares = owner.sum(classes[j].squares);
   }
@@ -202,57 +254,84 @@ SEGUNC_DEVICE void finish_block(const Counting<A>& to, const uint32_t* words,
 
 // ---- planar_registers ----
 
-template <class T, int K, int V>
-__global__ void __launch_bounds__(Policy::kTileThreads, kPlanarBlocks<K * V>)
+// What the compiler knows of a launch: the pixels of a thread, the registers for their classes and
+// how many of these are always in use.
+template <class ThreadPixels, int Classes, int Least>
+struct PlanarVariant {
+  using Pixels = ThreadPixels;
+  static constexpr int kClasses = Classes, kLeast = Least, kValues = Classes * Pixels::kCount;
+};
+
+template <class T, class Variant>
+__global__ void __launch_bounds__(Policy::kTileThreads, kPlanarBlocks<Variant::kValues>)
     counts_planar_registers_kernel(const CountsParams p, const Work work,
-                                   const Counting<accumulate_t<T>> to) {
-  using A = accumulate_t<T>;
+                                   const Counting<float> to) {
+  using Pixels = typename Variant::Pixels;
+  constexpr int K = Variant::kClasses, V = Pixels::kCount;
   uint32_t* const words = dynamic_shared<uint32_t>();
   clear_words(words, to.shared.words);
   const Pixel owner{int(p.map.classes)};
-  Vector<T, V> absent;
-#pragma unroll
-  for (int j = 0; j < V; j++) absent[j] = from_accumulate<T>(-kInfinity<A>);
+  const auto present = [&](int c) { return c < Variant::kLeast || c < owner.owned; };
+  const T absent = from_accumulate<T>(-kInfinity<float>);
   ScoreSums scores;
+  BadTarget bad;
   // report: hot C * V
-  for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
-    int64_t start;
-    const int64_t image = work.tiles_per_image.divide(tile, start);
-    start = start * work.tile + int64_t(thread()) * V;
-    const bool inside = start < p.map.pixels;
-    const T* logits = static_cast<const T*>(p.input) + image * p.map.image_stride + start;
-    const int64_t class_stride = rematerialized(p.map.class_stride);
+  for (TileWalk walk(work); walk.image < p.map.images; walk.advance(work)) {
+    const int64_t start = int64_t(walk.tile) * (Policy::kTileThreads * V);
+    const int count = tile_pixels(work, p.map.pixels - start);
+    // A thread without pixels reads the tile's first ones.
+    const bool inside = Pixels::first(int(thread())) < count;
+    const int at = inside ? Pixels::first(int(thread())) : 0;
+    const Pixels pixels(count - at);
+    const int64_t first = walk.image * p.map.pixels + start + at;
+
+    // All that is read is on its way before anything waits.
+    int64_t target[V];
+    load_targets(p, pixels, first, target);
+    const unsigned class_stride = rematerialized(unsigned(p.map.class_stride));
+    const T* logits = static_cast<const T*>(p.input) + walk.image * p.map.image_stride + start + at;
     Vector<T, V> raw[K];
+    const auto load_values = [&](auto load) {
 #pragma unroll
-    for (int c = 0; c < K; c++) {
-      // report: vector min(16, sizeof(T) * V)
-      raw[c] = inside && c < owner.owned ? load_vector<V>(logits + c * class_stride) : absent;
+      for (int c = 0; c < K; c++) {
+        if (present(c)) {
+          raw[c] = load(logits + product(c, class_stride));
+        } else {
+#pragma unroll
+          for (int j = 0; j < V; j++) raw[c][j] = absent;
+        }
+      }
+    };
+    if (pixels.has_all()) {
+      load_values([&](const T* q) { return pixels.load_all(q); });
+    } else {
+      load_values([&](const T* q) { return pixels.load(q, absent); });  // report: rare
     }
-    const int64_t first = image * p.map.pixels + start;
     int label[V];
-#pragma unroll
-    for (int j = 0; j < V; j++) label[j] = kOutside;
-    if (inside) load_labels(p, first, label);
+    labels_of(p, target, label, bad);
     // The line is on its way to the cache: cheaper than a comparison for every class.
-    A target[V];
+    float target_value[V], value[K][V];
 #pragma unroll
     for (int j = 0; j < V; j++) {
-      target[j] = label[j] >= 0 ? to_accumulate(logits[label[j] * class_stride + j]) : A(0);
+      target_value[j] =
+          label[j] < 0
+              ? 0
+              : to_accumulate(logits[product(label[j], class_stride) + pixels.distance(j)]);
+      if (!inside || !pixels.has(j)) label[j] = kOutside;
     }
-    A value[K][V];
-    ClassSums<A> classes[V];
 #pragma unroll
     for (int c = 0; c < K; c++) {
+      const Vector<float, V> widened = to_accumulates(raw[c]);
 #pragma unroll
-      for (int j = 0; j < V; j++) value[c][j] = to_accumulate(raw[c][j]);
+      for (int j = 0; j < V; j++) value[c][j] = widened[j];
     }
-    reduce_classes(p, owner, label, value, classes);
-#pragma unroll
-    for (int j = 0; j < V; j++) {
-      count_pixel(p, to, words, first + j, label[j], classes[j], target[j], scores);
-    }
+    ClassSums<float> classes[V];
+    reduce_classes<Variant::kLeast>(p, owner, label, value, classes);
+    const auto index_of = [&](int j) { return first + pixels.distance(j); };
+    count_pixels(p, to, words, index_of, label, classes, target_value, scores);
   }
   // report: end
+  bad.report(p.bad_target);
   finish_block(to, words, scores);
 }
 
@@ -260,14 +339,14 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kPlanarBlocks<K * V>)
 
 template <class T, int K>
 __global__ void __launch_bounds__(Policy::kTileThreads, 5)
-    counts_staged_kernel(const CountsParams p, const Work work, const Counting<accumulate_t<T>> to,
+    counts_staged_kernel(const CountsParams p, const Work work, const Counting<float> to,
                          const ClassTile shape, const int tile_words) {
-  using A = accumulate_t<T>;
   uint32_t* const words = dynamic_shared<uint32_t>() + tile_words;
   T* const tile_data = dynamic_shared<T>();
   clear_words(words, to.shared.words);
   const int pixel = int(thread()) >> shape.team_shift;
   ScoreSums scores;
+  BadTarget bad;
   // report: hot C / team
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     int64_t start;
@@ -282,7 +361,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 5)
               static_cast<const T*>(p.input) + image * p.map.image_stride + start * p.map.stride[2],
               tile_data);
     int label[1] = {kOutside};
-    if (inside) load_labels(p, index, label);
+    if (inside) load_labels(p, index, label, bad);
     barrier();
 
     const PixelTeam owner(shape.classes, shape.team_shift,
@@ -290,18 +369,20 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 5)
     const T* const of_pixel = tile_data + pixel * shape.pixel_pitch;
     const T* const mine = of_pixel + owner.part * shape.class_pitch;
     const int step = rematerialized(shape.class_pitch << shape.team_shift);
-    A value[K][1];
-    ClassSums<A> classes[1];
+    float value[K][1];
+    ClassSums<float> classes[1];
 #pragma unroll
     for (int i = 0; i < K; i++) {
-      value[i][0] = inside && i < owner.owned ? to_accumulate(mine[i * step]) : -kInfinity<A>;
+      value[i][0] = inside && i < owner.owned ? to_accumulate(mine[i * step]) : -kInfinity<float>;
     }
-    reduce_classes(p, owner, label, value, classes);
-    const A target = label[0] >= 0 ? to_accumulate(of_pixel[label[0] * shape.class_pitch]) : A(0);
-    count_pixel(p, to, words, index, owner.part == 0 ? label[0] : kOutside, classes[0], target,
-                scores);
+    reduce_classes<0>(p, owner, label, value, classes);
+    const float target = label[0] >= 0 ? to_accumulate(of_pixel[label[0] * shape.class_pitch]) : 0;
+    count_pixels<1>(
+        p, to, words, [&](int) { return index; }, {owner.part == 0 ? label[0] : kOutside}, classes,
+        {target}, scores);
   }
   // report: end
+  bad.report(p.bad_target);
   finish_block(to, words, scores);
 }
 
@@ -309,17 +390,15 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 5)
 
 template <class T, int K>
 __global__ void __launch_bounds__(Policy::kInterpolatedThreads, kInterpolatedBlocks<K>)
-    counts_interpolated_kernel(const CountsParams p, const Work work,
-                               const Counting<accumulate_t<T>> to,
-                               const InterpolatedPixels<accumulate_t<T>> pixels,
-                               const WarpTeams teams) {
-  using A = accumulate_t<T>;
+    counts_interpolated_kernel(const CountsParams p, const Work work, const Counting<float> to,
+                               const InterpolatedPixels<float> pixels, const WarpTeams teams) {
   SEGUNC_SHARED(told, WarpTeam::Words);
   uint32_t* const words = dynamic_shared<uint32_t>();
   clear_words(words, to.shared.words);
   const PixelWarps owner(teams, told);
   const T* const data = static_cast<const T*>(p.input);
   ScoreSums scores;
+  BadTarget bad;
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     int64_t pixel;
     const int64_t image = work.tiles_per_image.divide(tile, pixel);
@@ -327,19 +406,21 @@ __global__ void __launch_bounds__(Policy::kInterpolatedThreads, kInterpolatedBlo
     const int64_t index = image * pixels.count + pixel;
     const bool inside = pixel < pixels.count;
     int label[1] = {kOutside};
-    if (inside) load_labels(p, index, label);
+    if (inside) load_labels(p, index, label, bad);
     const int64_t class_stride = rematerialized(p.map.class_stride);
     const auto blended = pixels.at(image, pixel);
-    A value[K][1];
+    float value[K][1];
     load_logits(blended, data + owner.first * class_stride, class_stride, inside ? owner.owned : 0,
                 value);
-    ClassSums<A> classes[1];
-    reduce_classes(p, owner, label, value, classes);
+    ClassSums<float> classes[1];
+    reduce_classes<0>(p, owner, label, value, classes);
     const bool counts = owner.leads() && label[0] >= 0;
-    const A target = counts ? blended.logit(data + label[0] * class_stride) : A(0);
-    count_pixel(p, to, words, index, owner.leads() ? label[0] : kOutside, classes[0], target,
-                scores);
+    const float target = counts ? blended.logit(data + label[0] * class_stride) : 0;
+    count_pixels<1>(
+        p, to, words, [&](int) { return index; }, {owner.leads() ? label[0] : kOutside}, classes,
+        {target}, scores);
   }
+  bad.report(p.bad_target);
   finish_block(to, words, scores);
 }
 
@@ -354,11 +435,13 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 4)
   clear_words(words, to.shared.words);
   const int64_t count = p.map.classes, class_stride = p.map.class_stride;
   ScoreSums scores;
+  BadTarget bad;
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     const int64_t index = tile * work.tile + thread();
     int label[1] = {kOutside};
-    if (index < work.pixels) load_labels(p, index, label);
-    ClassSums<A> classes{-kInfinity<A>, A(0), A(0), 0};
+    if (index < work.pixels) load_labels(p, index, label, bad);
+    ClassSums<A> of_pixel[1] = {{-kInfinity<A>, 0, 0, 0, 0}};
+    ClassSums<A>& classes = of_pixel[0];
     A target = 0;
     if (label[0] >= 0) {
       int64_t in_image;
@@ -390,8 +473,9 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 4)
         }
       }
     }
-    count_pixel(p, to, words, index, label[0], classes, target, scores);
+    count_pixels<1>(p, to, words, [&](int) { return index; }, label, of_pixel, {target}, scores);
   }
+  bad.report(p.bad_target);
   finish_block(to, words, scores);
 }
 
@@ -403,13 +487,31 @@ bool pixels_fit_vectors(const CountsParams& p) {
   return fits_vectors<T, V>(p.input, p.map) && fits_vectors<V>(p.target, p.target_type);
 }
 
-template <class T, int K, int V>
-void launch_counts_planar_registers(const CountsParams& p, const Counting<accumulate_t<T>>& to,
+// Whether the classes were few enough.
+template <class T>
+bool launch_counts_planar_registers(const CountsParams& p, const Counting<float>& to,
                                     Stream stream) {
-  const Work work = make_work(p.map.images, p.map.pixels, int64_t(Policy::kTileThreads) * V,
-                              TablePolicy::kMaxBlocks);
-  launch(counts_planar_registers_kernel<T, K, V>, work.blocks, Policy::kTileThreads,
-         to.shared.words * sizeof(uint32_t), stream, p, work, to);
+  const auto run = [&](auto variant) {
+    using Variant = decltype(variant);
+    const Work work =
+        make_work(p.map.images, p.map.pixels,
+                  int64_t(Policy::kTileThreads) * Variant::Pixels::kCount, TablePolicy::kMaxBlocks);
+    launch(counts_planar_registers_kernel<T, Variant>, work.blocks, Policy::kTileThreads,
+           to.shared.words * sizeof(uint32_t), stream, p, work, to);
+  };
+  return with_bucket(p.map.classes, PlanarBuckets(), [&](auto bucket) {
+    constexpr int K = bucket(), kLeast = largest_bucket_below(K, PlanarBuckets()) + 1;
+    using Adjacent = AdjacentPixels<kPlanarWidth<K>>;
+    using Spaced = SpacedPixels<kPlanarWidth<K>, Policy::kTileThreads>;
+    if (!pixels_fit_vectors<T, Adjacent::kCount>(p)) {
+      run(PlanarVariant<Spaced, K, kLeast>());
+    } else if (!with_exact(p.map.classes, ExactClasses(), [&](auto classes) {
+                 constexpr int C = classes();
+                 if constexpr (kLeast <= C && C <= K) run(PlanarVariant<Adjacent, C, C>());
+               })) {
+      run(PlanarVariant<Adjacent, K, kLeast>());
+    }
+  });
 }
 
 template <class T, int K>
@@ -444,18 +546,10 @@ void launch_counts(const CountsParams& p, Stream stream) {
   if constexpr (!std::is_same_v<T, double>) {
     if (p.interpolation.used) done = launch_counts_interpolated<T>(p, to, stream);
     const bool tiled = !p.interpolation.used && map.layout != Layout::strided &&
-                       map.pixels >= kMinTiledPixels && map.classes <= kMaxTileClasses;
+                       map.pixels >= kMinTiledPixels && map.classes <= kMaxTileClasses &&
+                       has_short_strides(map);
     if (tiled && map.layout == Layout::planar && map.classes <= kMaxClassesOfThread) {
-      done = with_bucket(map.classes, PlanarBuckets(), [&](auto bucket) {
-        constexpr int kWidth = kPlanarWidth<bucket()>;
-        if (pixels_fit_vectors<T, kWidth>(p)) {
-          launch_counts_planar_registers<T, bucket(), kWidth>(p, to, stream);
-        } else {
-          with_bucket(map.classes, NarrowBuckets(), [&](auto narrow) {
-            launch_counts_planar_registers<T, narrow(), 1>(p, to, stream);
-          });
-        }
-      });
+      done = launch_counts_planar_registers<T>(p, to, stream);
     } else if (tiled) {
       done = with_bucket(classes_of_tile_thread(map.classes), StagedBuckets(),
                          [&](auto bucket) { launch_counts_staged<T, bucket()>(p, to, stream); });

@@ -16,27 +16,30 @@ __global__ void __launch_bounds__(kMapThreads, 4)
     map_counts_kernel(const MapCountsParams p, const Work work, const Counting<A> to) {
   uint32_t* const words = dynamic_shared<uint32_t>();
   clear_words(words, to.shared.words);
+  BadTarget bad;
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     const int64_t index = tile * work.tile + thread();
-    int label = kOutside, best = 0;
+    int label[1] = {kOutside}, best[1] = {0};
     if (index < p.pixels) {
-      label = label_of(load_index(p.target, p.target_type, index), p.classes, p.ignore_index,
-                       p.bad_target);
+      label[0] =
+          label_of(load_index(p.target, p.target_type, index), p.classes, p.ignore_index, bad);
     }
-    if (label >= 0) {
+    if (label[0] >= 0) {
       const int64_t predicted = load_index(p.prediction, p.prediction_type, index);
       if (predicted >= 0 && predicted < p.classes) {
-        best = int(predicted);
+        best[0] = int(predicted);
       } else {
-        if (p.bad_target) store_host_flag(p.bad_target, predicted);
-        label = kIgnored;
+        bad.value = predicted;
+        label[0] = kIgnored;
       }
     }
-    count_prediction(to, words, index, label, best);
-    if (to.state.calibration && label >= 0) {
-      count_confidence(to, words, label == best, static_cast<const A*>(p.confidence)[index]);
+    count_predictions(to, words, [&](int) { return index; }, label, best);
+    if (to.state.calibration) {
+      const A confidence = label[0] >= 0 ? static_cast<const A*>(p.confidence)[index] : A(0);
+      count_confidences<1>(to, words, label, best, {confidence});
     }
   }
+  bad.report(p.bad_target);
   add_to_state(to, words);
 }
 

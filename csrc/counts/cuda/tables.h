@@ -25,7 +25,7 @@ struct TablePolicy {
 // Where a block's own tables start in shared memory, in 32-bit words; kInState where it has none
 // and adds to the state. Sums take two words each, the lower one first.
 constexpr int kInState = -1;
-constexpr int kCalibrationWords = 4;  // pixels, correct ones, sum
+constexpr int kCalibrationWords = 4;  // wrong pixels, correct ones, sum
 constexpr int kUncertaintyWords = 3;  // sum, undefined ones
 
 struct SharedTables {
@@ -70,10 +70,23 @@ SEGUNC_DEVICE void clear_words(uint32_t* words, int count) {
   barrier();
 }
 
-// Shared memory has no fast 64-bit addition. The carry is rare.
-SEGUNC_DEVICE void add_sum(uint32_t* sum, uint32_t value) {
-  const uint32_t before = atomic_add(sum, value);
-  if (before + value < before) atomic_add(sum + 1, 1);
+// To V sums. Shared memory has no fast 64-bit addition; carries are rare.
+template <int V>
+SEGUNC_DEVICE void add_sums(uint32_t* words, const int (&sum)[V], const uint32_t (&value)[V]) {
+  bool carries[V], any = false;
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    const uint32_t before = value[j] != 0 ? atomic_add(words + sum[j], value[j]) : 0;
+    carries[j] = before + value[j] < before;
+    any |= carries[j];
+  }
+  if (!any) return;
+  // report: begin rare
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    if (carries[j]) atomic_add(words + (sum[j] + 1), 1);
+  }
+  // report: end
 }
 SEGUNC_DEVICE int64_t read_sum(const uint32_t* sum) {
   return int64_t(uint64_t(sum[1]) << 32 | sum[0]);
@@ -112,7 +125,7 @@ SEGUNC_DEVICE void add_to_state(const Counting<A>& to, const uint32_t* words) {
     for (int i = first; i < rows; i += step) {
       const uint32_t* row = words + to.shared.calibration + i * kCalibrationWords;
       int64_t* state = to.state.calibration + i * kCalibrationColumns;
-      add_unless_zero(state + kBinPixels, row[0]);
+      add_unless_zero(state + kBinPixels, int64_t(row[0]) + row[1]);
       add_unless_zero(state + kBinCorrect, row[1]);
       add_unless_zero(state + kBinConfidence, read_sum(row + 2));
     }
@@ -121,55 +134,94 @@ SEGUNC_DEVICE void add_to_state(const Counting<A>& to, const uint32_t* words) {
 
 // ---- What a pixel adds ----
 
-// The whole warp takes part, with kOutside where it has no pixel.
-template <class A>
-SEGUNC_DEVICE void count_prediction(const Counting<A>& to, uint32_t* words, int64_t index,
-                                    int label, int best) {
-  const bool valid = label >= 0, right = label == best;
-  const int64_t cell = valid ? label * to.classes + best : -1;
-  if (to.outcome && label != kOutside) {
-    to.outcome[index] = valid ? (right ? kRight : kWrong) : kIgnoredPixel;
-  }
+// V pixels of every thread of a warp, which takes part as a whole, with kOutside where it has none.
+// Without branches on a pixel around more than an addition: pixels are counted side by side.
+template <int V, class A, class Index>
+SEGUNC_DEVICE void count_predictions(const Counting<A>& to, uint32_t* words, Index index_of,
+                                     const int (&label)[V], const int (&best)[V]) {
   if (to.shared.confusion >= 0) {
-    if (valid) atomic_add(words + to.shared.confusion + cell, 1);
+    uint32_t* const confusion = words + to.shared.confusion;
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      if (label[j] >= 0) atomic_add(confusion + (label[j] * int(to.classes) + best[j]), 1);
+    }
   } else if (to.state.confusion) {
-    count_together(to.state.confusion, cell);
+    // report: begin rare
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      count_together(to.state.confusion, label[j] >= 0 ? label[j] * to.classes + best[j] : -1);
+    }
+    // report: end
+  }
+  if (to.outcome) {
+    // report: begin rare
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      const uint8_t outcome = label[j] < 0 ? kIgnoredPixel : label[j] == best[j] ? kRight : kWrong;
+      if (label[j] != kOutside) to.outcome[index_of(j)] = outcome;
+    }
+    // report: end
   }
   if (!to.uncertainty) return;
-  const A u = valid ? to.uncertainty[index] : A(0);
-  const bool defined = math::is_uncertainty(u);
-  const int64_t fixed = defined ? math::to_fixed(u) : 0;
-  if (valid && to.shared.uncertainty >= 0) {
-    uint32_t* sum = words + to.shared.uncertainty + cell * kUncertaintyWords;
-    if (fixed != 0) add_sum(sum, uint32_t(fixed));
-    if (!defined) atomic_add(sum + 2, 1);
-  } else if (valid && to.state.uncertainty) {
-    add_unless_zero(to.state.uncertainty + cell, fixed);
-    if (!defined) atomic_add(to.state.uncertainty + to.classes * to.classes + cell, 1);
+  // report: begin rare
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    const bool valid = label[j] >= 0;
+    const int64_t cell = label[j] * to.classes + best[j];
+    const A u = valid ? to.uncertainty[index_of(j)] : A(0);
+    const bool defined = math::is_uncertainty(u);
+    const int64_t fixed = defined ? math::to_fixed(u) : 0;
+    if (valid && to.shared.uncertainty >= 0) {
+      const int sum = to.shared.uncertainty + int(cell) * kUncertaintyWords;
+      if (!defined) atomic_add(words + (sum + 2), 1);
+      add_sums<1>(words, {sum}, {uint32_t(fixed)});
+    } else if (valid && to.state.uncertainty) {
+      add_unless_zero(to.state.uncertainty + cell, fixed);
+      if (!defined) atomic_add(to.state.uncertainty + to.classes * to.classes + cell, 1);
+    }
+    if (to.state.histogram) {
+      const int bin = defined ? math::uncertainty_bin(float(u)) : kUncertaintyBins;
+      const int right = label[j] == best[j];
+      count_together(to.state.histogram, valid ? right * (kUncertaintyBins + 1) + bin : -1);
+    }
   }
-  if (to.state.histogram) {
-    const int bin = defined ? math::uncertainty_bin(float(u)) : kUncertaintyBins;
-    count_together(to.state.histogram, valid ? int(right) * (kUncertaintyBins + 1) + bin : -1);
-  }
+  // report: end
 }
 
-template <class A>
-SEGUNC_DEVICE void count_confidence(const Counting<A>& to, uint32_t* words, bool right,
-                                    A confidence) {
-  const bool defined = math::is_confidence(confidence);
-  const int64_t fixed = defined ? math::to_fixed(confidence) : 0;
-  const int bin = defined ? math::calibration_bin(fixed, to.state.bins) : int(to.state.bins);
-  if (to.shared.calibration >= 0) {
-    uint32_t* row = words + to.shared.calibration + bin * kCalibrationWords;
-    atomic_add(row, 1);
-    if (right) atomic_add(row + 1, 1);
-    if (fixed != 0) add_sum(row + 2, uint32_t(fixed));
-  } else {
-    int64_t* row = to.state.calibration + int64_t(bin) * kCalibrationColumns;
-    atomic_add(row + kBinPixels, 1);
-    add_unless_zero(row + kBinCorrect, right);
-    add_unless_zero(row + kBinConfidence, fixed);
+// Of the V pixels with a label.
+template <int V, class A>
+SEGUNC_DEVICE void count_confidences(const Counting<A>& to, uint32_t* words, const int (&label)[V],
+                                     const int (&best)[V], const A (&confidence)[V]) {
+  const uint32_t bins = uint32_t(to.state.bins);
+  uint32_t bin[V];
+  uint32_t fixed[V];
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    const bool defined = label[j] >= 0 && math::is_confidence(confidence[j]);
+    fixed[j] = defined ? math::to_fixed<int32_t>(confidence[j]) : 0;
+    bin[j] = defined ? math::calibration_bin(fixed[j], bins) : bins;
   }
+  if (to.shared.calibration >= 0) {
+    int sum[V];
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      const int row = to.shared.calibration + int(bin[j]) * kCalibrationWords;
+      if (label[j] >= 0) atomic_add(words + (row + int(label[j] == best[j])), 1);
+      sum[j] = row + 2;
+    }
+    add_sums(words, sum, fixed);
+    return;
+  }
+  // report: begin rare
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    if (label[j] < 0) continue;
+    int64_t* const row = to.state.calibration + int64_t(bin[j]) * kCalibrationColumns;
+    atomic_add(row + kBinPixels, 1);
+    add_unless_zero(row + kBinCorrect, label[j] == best[j]);
+    add_unless_zero(row + kBinConfidence, fixed[j]);
+  }
+  // report: end
 }
 
 }  // namespace segunc::cuda::counting

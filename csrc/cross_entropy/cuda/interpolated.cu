@@ -303,6 +303,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
   const int column = int(thread()) >> work.team_shift;
   SEGUNC_SHARED(tile, Tile<T>);
   double sum = 0;
+  BadTarget bad;
   // report: hot C / team * rows
   for (int64_t index = block_index(); index < work.tiles; index += grid_size()) {
     barrier();  // the tile before may still be in use
@@ -362,7 +363,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
       for (; row < end && down.lower == source_row;
            row++, pixel += p.interpolation.size[2], down = math::neighbours_of(axes.rows, row)) {
         int label[1] = {kIgnored};
-        if (inside) load_labels(p, pixel, label);
+        if (inside) load_labels(p, pixel, label, bad);
         const bool valid = label[0] >= 0;
         const A pixel_weight = valid ? load_factors<1, A>(p.pixel_weight, pixel)[0] : A(1);
         const A upstream = valid ? load_factors<1, A>(upstream_map(p), pixel)[0] : A(1);
@@ -435,6 +436,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
     }
   }
   // report: end
+  bad.report(p.bad_target);
   store_partial(p, sum);
 }
 
@@ -558,11 +560,12 @@ __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
   const int64_t classes = p.map.classes, class_stride = p.map.class_stride;
   auto* const saved = static_cast<SavedTerms<A>*>(p.scratch);
   double sum = 0;
+  BadTarget bad;
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     const int64_t index = tile * work.tile + thread();
     if (index >= work.pixels) continue;
     int label[1];
-    load_labels(p, index, label);
+    load_labels(p, index, label, bad);
     SoftmaxTerms<A> softmax{};
     A maximum = 0, pixel_weight = 1, upstream = 1;
     if (label[0] >= 0) {
@@ -596,6 +599,7 @@ __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
     if (p.grad_pixel_weight) static_cast<A*>(p.grad_pixel_weight)[index] = terms.weight_gradient;
     if (p.grad_input) saved[index] = {maximum, terms.slope, terms.on_target, terms.factor};
   }
+  bad.report(p.bad_target);
   store_partial(p, sum);
 }
 

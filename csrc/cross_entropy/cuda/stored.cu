@@ -44,7 +44,8 @@ enum class Strategy { planar_registers, staged, strided };
 // multiprocessor. With 19 classes:
 //   planar_registers  two pixels a thread, at most 96 registers: 640 threads are resident and have
 //                     up to 152 bytes each in flight, 97 KB (bf16: 49 KB)
-//   staged            at most 80 registers: 3 blocks of 256, with a tile of 19 KB each (bf16: half)
+//   staged            at most 80 registers: 3 blocks of 256, with a tile of 19 KB each (bf16: at
+//                     most 64, 4 blocks with half of that each)
 // Blocks of 128 rather than 256 where nothing is shared: a shorter last wave.
 struct Policy {
   static constexpr int kPlanarThreads = 128;
@@ -87,8 +88,10 @@ constexpr int kPlanarBlocks = Values > 56 && Smooths ? 3
                               : Values > 24          ? 5
                                                      : 6;
 
-template <int Values>
-constexpr int kStagedBlocks = Values > 24 ? 2 : 3;
+template <int Values, int Bytes>
+constexpr int kStagedBlocks = Values > 24                ? 2
+                              : Values > 20 || Bytes > 2 ? 3
+                                                         : 4;
 
 // Which kernel, and how it walks over the pixels.
 struct StoredWork : LossWork {
@@ -169,6 +172,7 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads,
   const auto present = [&](int c) { return c < Variant::kLeast || c < owner.owned; };
   const T absent = from_accumulate<T>(-kInfinity<A>);  // has no mass
   double sum = 0;
+  BadTarget bad;
   // report: hot C * V
   for (TileWalk walk(work); walk.image < p.map.images; walk.advance(work)) {
     const int64_t start = int64_t(walk.tile) * (Policy::kPlanarThreads * V);
@@ -204,7 +208,7 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads,
       load_logits([&](const T* q) { return pixels.load(q, absent); });  // report: rare
     }
     int label[V];
-    labels_of(p, target, label);
+    labels_of(p, target, label, bad);
     // The line is on its way to the cache: cheaper than a comparison for every class.
     A target_logit[V];
 #pragma unroll
@@ -264,6 +268,7 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads,
     }
   }
   // report: end
+  bad.report(p.bad_target);
   store_partial(p, sum);
 }
 
@@ -313,7 +318,8 @@ struct ExactStaged {
 };
 
 template <class T, class Variant>
-__global__ void __launch_bounds__(Policy::kStagedThreads, kStagedBlocks<Variant::kClasses>)
+__global__ void __launch_bounds__(Policy::kStagedThreads,
+                                  kStagedBlocks<Variant::kClasses, sizeof(T)>)
     cross_entropy_staged_kernel(const CrossEntropyParams p, const LossWork work,
                                 const ClassTile any_shape) {
   using A = accumulate_t<T>;
@@ -324,6 +330,7 @@ __global__ void __launch_bounds__(Policy::kStagedThreads, kStagedBlocks<Variant:
   const auto labels = block_smoothing<Variant::kSmooths, kMaxTileClasses>(constants, shape.classes);
   const int pixel = int(thread()) >> shape.team_shift;
   double sum = 0;
+  BadTarget bad;
   // report: hot C / team
   for (TileWalk walk(work); walk.image < p.map.images; walk.advance(work)) {
     const int64_t start = int64_t(walk.tile) * shape.pixels;
@@ -345,7 +352,7 @@ __global__ void __launch_bounds__(Policy::kStagedThreads, kStagedBlocks<Variant:
         static_cast<const T*>(p.input) + walk.image * p.map.image_stride + start * p.map.stride[2],
         tile_data);
     int label[1];
-    labels_of(p, target, label);
+    labels_of(p, target, label, bad);
     barrier();
 
     const Team owner(shape.classes, shape.team_shift,
@@ -401,6 +408,7 @@ __global__ void __launch_bounds__(Policy::kStagedThreads, kStagedBlocks<Variant:
                        start * p.grad_map.stride[2]);
   }
   // report: end
+  bad.report(p.bad_target);
   store_partial(p, sum);
 }
 
@@ -415,6 +423,7 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 3)
   const Constants<A> constants(p, work.shares);
   const int64_t classes = p.map.classes, pixels = p.map.images * p.map.pixels;
   double sum = 0;
+  BadTarget bad;
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     const int64_t index = tile * work.tile + thread();
     if (index >= pixels) continue;
@@ -422,7 +431,7 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 3)
     const int64_t image = pixels_of_image.divide(index, pixel);
     const T* logits = static_cast<const T*>(p.input) + image * p.map.image_stride + offset(pixel);
     int label[1];
-    load_labels(p, index, label);
+    load_labels(p, index, label, bad);
     const bool valid = label[0] >= 0;
     SoftmaxTerms<A> terms_of_softmax{};
     A maximum = 0, pixel_weight = 1, upstream = 1;
@@ -463,6 +472,7 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 3)
       }
     }
   }
+  bad.report(p.bad_target);
   store_partial(p, sum);
 }
 

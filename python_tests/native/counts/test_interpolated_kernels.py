@@ -18,6 +18,7 @@ from python_tests.native.harness import (
     LAYOUTS,
     SEEDS,
     TARGET_TYPES,
+    assert_one_report_a_warp,
     shared_bytes,
     thinned,
 )
@@ -82,6 +83,15 @@ def test_bad_targets_are_not_counted(host: ModuleType, dtype: str, classes: int)
         ignored = np.isin(inputs.target, [255, *beyond])
         assert np.array_equal(results["outcome"] == 2, ignored)
         assert results["confusion"].sum() == results["scores"][0] == (~ignored).sum()
+
+
+@pytest.mark.parametrize("classes", [19, 60])
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_bad_targets_are_reported_once_a_warp(host: ModuleType, dtype: str, classes: int) -> None:
+    case = CountsCase(dtype, "planar", classes, 1, (5, 6), to=Interpolated((64, 96), False))
+    inputs = counts_inputs(case)
+    inputs.target[:] = 255
+    assert_one_report_a_warp(host, lambda: run_counts(host, case, inputs))
 
 
 @pytest.mark.parametrize("layout", ["planar", "channels_last"])

@@ -30,6 +30,7 @@ from python_tests.native.harness import (
     TARGET_TYPES,
     Array,
     accumulate_type,
+    assert_one_report_a_warp,
     decode,
     drawn_spatial,
     encode,
@@ -82,6 +83,33 @@ def test_counts_of_more_tiles_than_blocks(
 ) -> None:
     """All tables, with sums of more than 32 bits in a block."""
     verify_counts(host, CountsCase("f32", layout, classes, 1, (size,), np.uint8, 255))
+
+
+@pytest.mark.parametrize("size", [256, 257])
+@pytest.mark.parametrize("classes", thinned(list(range(1, 34))))
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_every_number_of_classes(
+    host: ModuleType, probabilities: bool, classes: int, size: int
+) -> None:
+    """Around the registers that planar kernels have for them; whole vectors of pixels, and not."""
+    verify_counts(
+        host, CountsCase("bf16", "planar", classes, 2, (size,), probabilities=probabilities)
+    )
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e7, 1e12, 1e30, 3e38])
+def test_scores_of_logits_of_any_size(host: ModuleType, size: float, layout: str) -> None:
+    """Their rounding is not that of their differences."""
+    tables = ("confusion", "scores")
+    case = CountsCase("f32", layout, 19, 1, (256,), ignored=0.0, tables=tables, outcome=False)
+    inputs = counts_inputs(case)
+    generator = np.random.default_rng(0)
+    inputs.target[:] = generator.integers(0, 19, inputs.target.shape)
+    steps = -generator.integers(0, 3, inputs.values.shape)
+    inputs.values = np.float32(size).astype(float) + steps * float(np.spacing(np.float32(size)))
+    inputs.values[:, :, :64] *= -1
+    verify_counts(host, case, inputs)
 
 
 # Tables of 24 KB, the most that a block has of its own, beside tiles of all sizes.
@@ -157,6 +185,16 @@ def test_bad_targets_are_not_counted(host: ModuleType, target_type: type, layout
         ignored = np.isin(inputs.target, [255, *beyond])
         assert np.array_equal(results["outcome"] == 2, ignored)
         assert results["confusion"].sum() == results["scores"][0] == (~ignored).sum()
+
+
+@pytest.mark.parametrize("layout", ["planar", "unaligned", "channels_last", "crop"])
+@pytest.mark.parametrize("classes", [19, 40])
+def test_bad_targets_are_reported_once_a_warp(host: ModuleType, classes: int, layout: str) -> None:
+    """However many pixels a thread has."""
+    case = CountsCase("f32", layout, classes, 1, (6144,), np.uint8, 254)
+    inputs = counts_inputs(case)
+    inputs.target[:] = 255
+    assert_one_report_a_warp(host, lambda: run_counts(host, case, inputs))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 5), (2, 3, 0)])

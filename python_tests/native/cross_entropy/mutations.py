@@ -109,6 +109,18 @@ MUTATIONS = (
         tests="bad_targets",
     ),
     stored(
+        "every thread reports its bad target",
+        "int(lane()) == find_first_set(found) - 1",
+        "value != 0",
+        tests="bad_targets",
+    ),
+    stored(
+        "a warp reports a thread that has no bad target",
+        "int(lane()) == find_first_set(found) - 1",
+        "found != 0 && lane() == 0",
+        tests="bad_targets",
+    ),
+    stored(
         "vectors across the end of a row",
         "map.pixels % V == 0 &&",
         "",

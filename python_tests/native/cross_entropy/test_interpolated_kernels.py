@@ -21,6 +21,7 @@ from python_tests.native.harness import (
     LAYOUTS,
     SEEDS,
     TARGET_TYPES,
+    assert_one_report_a_warp,
     decode,
     encode,
     run_under_seeds,
@@ -189,6 +190,15 @@ def test_bad_targets_are_flagged(
     for seed in SEEDS:  # whose value the flag holds depends on the schedule
         host.set_seed(seed)
         check(case, inputs, run(host, case, inputs))
+
+
+@pytest.mark.parametrize("classes", [19, 60])
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_bad_targets_are_reported_once_a_warp(host: ModuleType, dtype: str, classes: int) -> None:
+    case = case_of(dtype, "planar", classes, (5, 6), (64, 96), ignore_index=254, grad_input=False)
+    inputs = make_inputs(case)
+    inputs.target[:] = 255
+    assert_one_report_a_warp(host, lambda: run(host, case, inputs))
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

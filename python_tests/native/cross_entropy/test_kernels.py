@@ -23,6 +23,7 @@ from python_tests.native.harness import (
     SIZES,
     TARGET_TYPES,
     assert_close,
+    assert_one_report_a_warp,
     decode,
     drawn_spatial,
     encode,
@@ -160,6 +161,16 @@ def test_numbers_of_classes_with_tiles_of_their_own(
     host: ModuleType, dtype: str, classes: int, layout: str, size: int
 ) -> None:
     verify(host, Case(dtype, layout, classes, 1, (size,), pixel_weight=True, ignored=0.1))
+
+
+@pytest.mark.parametrize("layout", ["planar", "unaligned", "channels_last", "crop"])
+@pytest.mark.parametrize("classes", [19, 40])
+def test_bad_targets_are_reported_once_a_warp(host: ModuleType, classes: int, layout: str) -> None:
+    """However many pixels a thread has."""
+    case = Case("f32", layout, classes, 1, (8192,))
+    inputs = make_inputs(case)
+    inputs.target[:] = 255
+    assert_one_report_a_warp(host, lambda: run(host, case, inputs))
 
 
 @pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])

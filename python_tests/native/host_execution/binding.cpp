@@ -37,7 +37,8 @@ const Binding binding_of_host_execution([](py::module_& m) {
   m.def("counters", [] {
     const host::Counters c = host::counters();
     return py::dict("launches"_a = c.launches, "threads"_a = c.threads, "switches"_a = c.switches,
-                    "accesses"_a = c.accesses, "shared_bytes"_a = c.shared_bytes);
+                    "accesses"_a = c.accesses, "host_flags"_a = c.host_flags,
+                    "shared_bytes"_a = c.shared_bytes);
   });
   py::register_exception<host::Error>(m, "HostExecutionError", PyExc_RuntimeError);
   m.def("probes", &probes::names);

@@ -39,7 +39,7 @@ void record_operations();
 const std::vector<OperationSite>& recorded_operations();
 
 struct Counters {
-  uint64_t launches, threads, switches, accesses;
+  uint64_t launches, threads, switches, accesses, host_flags;
   // Of the launch that had the most since the seed was set, static and dynamic together.
   uint64_t shared_bytes;
 };

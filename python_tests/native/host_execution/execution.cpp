@@ -116,6 +116,7 @@ class Execution {
   unsigned blocks() const { return blocks_; }
   unsigned threads() const { return threads_; }
   const Counters& counters() const { return counters_; }
+  void count_host_flag() { counters_.host_flags++; }
   void set_seed(uint64_t seed) {
     seed_ = seed;
     launches_since_seed_ = 0;
@@ -619,6 +620,8 @@ uint64_t atomic(AtomicOperation operation, void* p, int bytes, bool is_signed, u
 void plain_access(const void* p, size_t bytes, bool write, const void* code) {
   execution.plain_access(p, bytes, write, code);
 }
+
+void count_host_flag() { execution.count_host_flag(); }
 
 void fail(const char* message, Site site) { execution.fail(message, site); }
 

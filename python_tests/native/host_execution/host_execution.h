@@ -64,6 +64,9 @@ enum class AtomicOperation : uint8_t { add, min, max, exchange, compare_exchange
 uint64_t atomic(AtomicOperation operation, void* p, int bytes, bool is_signed, uint64_t value,
                 uint64_t expected, Site site);
 
+// A report to the host, which a test counts: on a GPU it is slow.
+void count_host_flag();
+
 [[noreturn]] void fail(const char* message, Site site);
 
 }  // namespace segunc::host
