@@ -18,7 +18,7 @@ from tools.machine_code.model import H100, H200, bound, half_of_the_slots
 
 SOURCE = """\
 template <class T, int V>
-__global__ void __launch_bounds__(Policy::kThreads, kBlocks<V * 2>)
+__global__ void __launch_bounds__(Policy::kThreads, kBlocks<V * 2, sizeof(T)>)
     copy_kernel(const T* in, T* out) {
   // report: hot V * S
   for (int i = 0; i < count; i += step) {

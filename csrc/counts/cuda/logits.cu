@@ -64,10 +64,11 @@ constexpr int kPlanarBlocks = Values > 40 ? 4 : 5;
 template <int Values>
 constexpr int kInterpolatedBlocks = Values > 8 ? 2 : 3;
 
-using PlanarBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
+using AdjacentBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
+using SpacedBuckets = std::integer_sequence<int, 8, 20, 32>;
 using ExactClasses = std::integer_sequence<int, 19, 21>;  // with planar_registers of their own
 using StagedBuckets = std::integer_sequence<int, 16, 20, 32>;
-using InterpolatedBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
+using InterpolatedBuckets = std::integer_sequence<int, 8, 20, 24, 32>;
 
 // ---- A pixel ----
 
@@ -499,12 +500,15 @@ bool launch_counts_planar_registers(const CountsParams& p, const Counting<float>
     launch(counts_planar_registers_kernel<T, Variant>, work.blocks, Policy::kTileThreads,
            to.shared.words * sizeof(uint32_t), stream, p, work, to);
   };
-  return with_bucket(p.map.classes, PlanarBuckets(), [&](auto bucket) {
-    constexpr int K = bucket(), kLeast = largest_bucket_below(K, PlanarBuckets()) + 1;
+  return with_bucket(p.map.classes, AdjacentBuckets(), [&](auto bucket) {
+    constexpr int K = bucket(), kLeast = largest_bucket_below(K, AdjacentBuckets()) + 1;
     using Adjacent = AdjacentPixels<kPlanarWidth<K>>;
-    using Spaced = SpacedPixels<kPlanarWidth<K>, Policy::kTileThreads>;
     if (!pixels_fit_vectors<T, Adjacent::kCount>(p)) {
-      run(PlanarVariant<Spaced, K, kLeast>());
+      with_bucket(p.map.classes, SpacedBuckets(), [&](auto spaced_bucket) {
+        constexpr int S = spaced_bucket(), kSpacedLeast = largest_bucket_below(S, SpacedBuckets());
+        run(PlanarVariant<SpacedPixels<kPlanarWidth<S>, Policy::kTileThreads>, S,
+                          kSpacedLeast + 1>());
+      });
     } else if (!with_exact(p.map.classes, ExactClasses(), [&](auto classes) {
                  constexpr int C = classes();
                  if constexpr (kLeast <= C && C <= K) run(PlanarVariant<Adjacent, C, C>());
