@@ -2,7 +2,8 @@
 
 Installs a wheel (or the source tree) into a temporary folder and works on a copy of the tests and
 benchmarks, so that what is checked is what would be shipped. Runs the CUDA tests, compute-sanitizer
-over small calls, and the benchmarks. Needs no network. Writes `gpu-check.json`.
+over small calls, and the benchmarks, which also compare with packages whose wheels lie in
+dist/peers. Needs no network. Writes `gpu-check.json`.
 
 Exit status: 0 all steps passed, 1 one failed, 3 there is no GPU.
 """
@@ -27,6 +28,7 @@ from .steps import REPOSITORY, Redactor, Step, cuda_tests, find_wheel, run_step,
 
 EXIT_FAILED, EXIT_NO_GPU = 1, 3
 
+_PEERS = REPOSITORY / "dist" / "peers"
 _SANITIZER_EXIT = 99
 # The most telling first, since time may end: whether results are right, family by family, how long
 # the showcase takes, then what only compute-sanitizer sees. A step gets at most its share of the
@@ -133,6 +135,13 @@ class _Run:
         path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
 
+    @property
+    def pip(self) -> list[str]:
+        """The command that installs what follows it, apart from the environment."""
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+        pip += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(self.target)]
+        return pip
+
     def skip(self, name: str, why: str) -> None:
         """Says why a step is not run."""
         self.report.steps.append(Step(name, "skipped", output_tail=why))
@@ -151,12 +160,17 @@ class _Run:
 
     def install(self, source: Path) -> bool:
         """Installs the package apart from the environment; whether the native kernels load."""
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-        pip += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(self.target)]
         identify = [sys.executable, "-c", _IDENTIFY, str(self.target)]
-        return self.step("install", [*pip, str(source)], _INSTALL_SHARE) and self.step(
+        return self.step("install", [*self.pip, str(source)], _INSTALL_SHARE) and self.step(
             "import", identify, _IMPORT_SHARE
         )
+
+    def install_peers(self, folder: Path) -> None:
+        """Installs the wheels of a folder, beside which the benchmarks set ours."""
+        if wheels := sorted(map(str, folder.glob("*.whl"))):
+            self.step("install peers", [*self.pip, *wheels], _INSTALL_SHARE)
+        else:
+            self.skip("install peers", f"no wheels in {folder.relative_to(REPOSITORY)}")
 
     def test(self) -> None:
         """The CUDA tests, a step for each family."""
@@ -248,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if run.install(source):
                 run.test()
+                run.install_peers(_PEERS)
                 run.benchmark(options.suite)
                 run.sanitize()
         finally:

@@ -24,11 +24,13 @@ from ..case import Case
 from ..implementations import (
     BLUE,
     BROWN,
+    DARK_GRAY,
     EAGER,
     GREEN,
     LIGHT_BLUE,
     LIGHT_BROWN,
     LIGHT_GREEN,
+    NAVY,
     OURS,
     PINK,
     Implementation,
@@ -36,6 +38,7 @@ from ..implementations import (
 from ..workload import Family, Workload
 
 _on_cpu = partial(Implementation, device="cpu", is_optional=True)
+_on_gpu = partial(Implementation, device="cuda", is_optional=True)
 LABELS = Implementation("ours, labels alone", PINK, is_partial=True)
 CC3D = _on_cpu("cc3d and NumPy", BLUE)
 CC3D_LABELS = _on_cpu("cc3d, labels alone", LIGHT_BLUE, is_partial=True)
@@ -43,8 +46,18 @@ SKIMAGE = _on_cpu("scikit-image and NumPy", GREEN)
 SKIMAGE_LABELS = _on_cpu("scikit-image, labels alone", LIGHT_GREEN, is_partial=True)
 OPENCV = _on_cpu("OpenCV, class by class", BROWN)
 SCIPY = _on_cpu("SciPy, class by class", LIGHT_BROWN)
-CUPY = Implementation("CuPy, class by class", GREEN, device="cuda", is_optional=True)
-_PEERS = (LABELS, CC3D, CC3D_LABELS, SKIMAGE, SKIMAGE_LABELS, OPENCV, SCIPY, CUPY)
+CUPY = _on_gpu("CuPy, class by class", GREEN)
+CUCIM = _on_gpu("cuCIM and torch", BLUE)
+CUCIM_LABELS = _on_gpu("cuCIM, labels alone", LIGHT_BLUE, is_partial=True)
+COLORCC = _on_gpu("colorcc and torch", BROWN)
+COLORCC_LABELS = _on_gpu("colorcc, labels alone", LIGHT_BROWN, is_partial=True)
+BKECCL = _on_gpu("bkeccl, class by class", NAVY)
+BKECCL_LABELS = _on_gpu("bkeccl, labels alone, class by class", DARK_GRAY, is_partial=True)
+_PEERS = (
+    LABELS,
+    *(CC3D, CC3D_LABELS, SKIMAGE, SKIMAGE_LABELS, OPENCV, SCIPY),
+    *(CUPY, CUCIM, CUCIM_LABELS, COLORCC, COLORCC_LABELS, BKECCL, BKECCL_LABELS),
+)
 
 _CONNECTIVITY: Literal[8] = 8
 _NOISE_CLASSES = 19
@@ -177,12 +190,59 @@ def _cupy_mean(values: Any, labels: Any) -> Any:
     return _ndimage_mean(cupyx.scipy.ndimage, cupy, values, labels)
 
 
+def _cucim_labels(labels: Tensor) -> Tensor:
+    import cupy
+    from cucim.skimage.measure import label
+
+    images = cupy.from_dlpack(labels)
+    return torch.from_dlpack(
+        cupy.stack([label(image, background=-1, connectivity=2) for image in images])
+    )
+
+
+def _colorcc_labels(labels: Tensor) -> Tensor:
+    import colorcc
+
+    # It labels RGB images.
+    images = labels[..., None].expand(*labels.shape, 3).contiguous()
+    return torch.stack([colorcc.label(image, conn=_CONNECTIVITY)[0] for image in images])
+
+
+def _bkeccl_labels(labels: Tensor) -> Tensor:
+    """Class by class, as it labels binary images."""
+    import bkeccl
+
+    ids = torch.zeros(labels.shape, dtype=torch.int32, device=labels.device)
+    for label, numbered in zip(labels, ids, strict=True):
+        count = 0
+        for one in label.unique():
+            mask = label == one
+            each, components = bkeccl.ccl(mask)
+            numbered += torch.where(mask, torch.from_dlpack(each) + count, 0)
+            count += int(components)
+    return ids
+
+
+def _mean_of_labels(values: Tensor, labels: Tensor) -> Tensor:
+    """What torch makes of labels on a GPU."""
+    means = torch.empty_like(values)
+    for image, ids, mean in zip(values, labels, means, strict=True):
+        flat = ids.flatten()
+        sums = torch.bincount(flat, image.flatten().double())
+        mean.view(-1).copy_((sums / torch.bincount(flat).clamp(min=1)).float()[flat])
+    return means
+
+
 _Inputs = tuple[Tensor, Tensor]  # values (N, H, W) fp32 and labels (N, H, W) uint8
 _Mean = Callable[[Tensor, Tensor], Any]
 
 
 def _by_label(labelled: Callable[[NDArray[np.uint8]], NDArray[Any]]) -> _Mean:
     return lambda values, labels: _mean_by_label(values.numpy(), labelled(labels.numpy()))
+
+
+def _by_gpu_label(labelled: Callable[[Tensor], Tensor]) -> _Mean:
+    return lambda values, labels: _mean_of_labels(values, labelled(labels))
 
 
 def _with_cupy(values: Tensor, labels: Tensor) -> Any:
@@ -222,6 +282,12 @@ class ComponentMeanWorkload(Workload[_Inputs, _Mean]):
             OPENCV: lambda values, labels: _opencv_mean(values.numpy(), labels.numpy()),
             SCIPY: lambda values, labels: _scipy_mean(values.numpy(), labels.numpy()),
             CUPY: _with_cupy,
+            CUCIM: _by_gpu_label(_cucim_labels),
+            CUCIM_LABELS: lambda values, labels: _cucim_labels(labels),
+            COLORCC: _by_gpu_label(_colorcc_labels),
+            COLORCC_LABELS: lambda values, labels: _colorcc_labels(labels),
+            BKECCL: _by_gpu_label(_bkeccl_labels),
+            BKECCL_LABELS: lambda values, labels: _bkeccl_labels(labels),
         }
 
     def _run(self, function: _Mean, inputs: _Inputs) -> None:
@@ -246,6 +312,6 @@ FAMILY = Family(
     peers=_PEERS,
     packages=(
         *("connected-components-3d", "scikit-image", "opencv-python-headless", "scipy", "numpy"),
-        *("cupy-cuda12x", "cupy-cuda13x"),
+        *("cupy-cuda12x", "cupy-cuda13x", "cucim-cu13", "colorcc", "bkeccl"),
     ),
 )

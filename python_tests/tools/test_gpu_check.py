@@ -91,7 +91,9 @@ class TestGpuCheck:
         families = ("cross_entropy", "statistics", "components", "counts", "benchmarks")
         tests = [f"tests of {family}" for family in families]
         sanitizers = ["memcheck", "racecheck", "initcheck", "synccheck"]
-        assert names == ["install", "import", *tests, "benchmarks", *sanitizers]
+        assert names == ["install", "import", *tests, "install peers", "benchmarks", *sanitizers]
+        assert summary["steps"][names.index("install peers")]["status"] == "skipped"
+        names.remove("install peers")
         ran = dict(zip(names, commands, strict=True))
         assert {"--suite=quick", f"--leave-out={MAX_AUTOTUNE}"} <= set(ran["benchmarks"])
         assert {"--no-index", "--no-deps", "--target"} <= set(ran["install"])
@@ -109,6 +111,16 @@ class TestGpuCheck:
         code, summary, _ = check(install="failed")
         assert code == 1
         assert [step["name"] for step in summary["steps"]] == ["install"]
+
+    def test_peers_are_installed_before_the_benchmarks(self, check, tmp_path, monkeypatch):
+        monkeypatch.setattr(gpu_check, "REPOSITORY", tmp_path)
+        monkeypatch.setattr(gpu_check, "_PEERS", tmp_path / "peers")
+        (tmp_path / "peers").mkdir()
+        (tmp_path / "peers" / "peer-1.0-py3-none-any.whl").touch()
+        _, summary, commands = check()
+        names = [step["name"] for step in summary["steps"]]
+        assert names.index("install peers") == names.index("benchmarks") - 1
+        assert commands[names.index("install peers")][-1].endswith("peer-1.0-py3-none-any.whl")
 
     def test_what_is_missing_is_skipped_and_said(self, check):
         code, summary, _ = check(limit=10.0, sanitizer=None)
