@@ -67,7 +67,7 @@ def test_left_alone(text: str) -> None:
         "constexpr int kThreads = 128;  // tuning",
         "// tuning\nconstexpr int kThreads =\n    a * 128;",
         "template <int K>\nconstexpr int kBlocks = K < 8 ? 3  // tuning\n    : K < 9 ? 4 : 5;",
-        "struct Policy {  // tuning\n  static constexpr int k[] = {1};\n  int f() { return 3; }\n};",
+        "struct Policy {  // tuning\n  static constexpr int k = 1;\n  int f() { return 3; }\n};",
         "int f(int a) {  // tuning\n  return a + 1;\n}",
         "void __launch_bounds__(128, max(2, f(3))) kernel();",
         "static_assert(sizeof(int) == 4);",
