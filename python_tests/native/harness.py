@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -209,6 +210,21 @@ def place_elements(values: Array, dtype: str, layout: str) -> Placed:
 def place_output(shape: tuple[int, ...], dtype: str, layout: str) -> Placed:
     """Garbage [N, C, *spatial] for a kernel to fill with elements."""
     return place(shape, _STORAGE[dtype], layout)
+
+
+def place_far_apart(values: Array) -> Array:
+    """A copy of one image [1, C, P], planar, with classes further apart than 32 bits can tell. What
+    lies between them is never touched and takes no memory."""
+    _, classes, pixels = values.shape
+    distance = 2**32
+    elements = (classes - 1) * distance + pixels
+    no_reserve = 0x4000  # Linux's MAP_NORESERVE, which mmap names from Python 3.13 on
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    memory = np.frombuffer(mmap.mmap(-1, elements * values.itemsize, flags=flags), values.dtype)
+    strides = [values.itemsize * stride for stride in (elements, distance, 1)]
+    view = np.lib.stride_tricks.as_strided(memory, values.shape, strides)
+    view[...] = values
+    return view
 
 
 def assert_same_bits(actual: dict[str, Array], expected: dict[str, Array], seed: int) -> None:

@@ -27,6 +27,7 @@ from python_tests.native.harness import (
     drawn_spatial,
     encode,
     epsilon,
+    place_far_apart,
     rounding,
     run_under_seeds,
     thinned,
@@ -165,6 +166,25 @@ def test_numbers_of_classes_with_tiles_of_their_own(
 @pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
 def test_cross_entropy_of_volumes(host: ModuleType, layout: str) -> None:
     verify(host, Case("f32", layout, 4, 2, (3, 5, 7), ignored=0.2))
+
+
+@pytest.mark.parametrize("far", ["input", "grad_input"])
+def test_classes_beyond_32_bits_of_each_other(host: ModuleType, far: str) -> None:
+    """Of two 16-bit classes, which is what fits an address space with room to spare."""
+    case = Case("bf16", "planar", 2, 1, (64,))
+    inputs = make_inputs(case)
+    arrays = {"input": encode(inputs.logits, "bf16"), "grad_input": np.zeros((1, 2, 64), np.uint16)}
+    arrays[far] = place_far_apart(arrays[far])
+    results = {"loss": np.zeros((1, 64), np.float32), "bad_target": np.zeros(2, np.int64)}
+    host.cross_entropy(
+        **arrays,
+        **results,
+        target=inputs.target,
+        ignore_index=case.ignore_index,
+        label_smoothing=0.0,
+        dtype="bf16",
+    )
+    check(case, inputs, {**results, "grad_input": np.array(arrays["grad_input"])})
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 5), (2, 3, 0)])

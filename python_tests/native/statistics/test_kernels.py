@@ -20,6 +20,8 @@ from python_tests.native.harness import (
     SIZES,
     Array,
     drawn_spatial,
+    encode,
+    place_far_apart,
     run_under_seeds,
     shared_bytes,
     thinned,
@@ -219,6 +221,29 @@ def test_accumulator_of_nan(host: ModuleType) -> None:
     results = run_under_seeds(host, lambda: run_accumulator(host, case, samples))
     for name in MAPS:
         assert np.flatnonzero(np.isnan(results[name][0])).tolist() == [3], name
+
+
+def test_classes_beyond_32_bits_of_each_other(host: ModuleType) -> None:
+    """Of two 16-bit classes, which is what fits an address space with room to spare."""
+    samples = statistics_samples(StatisticsCase("bf16", "planar", 2, 1, 1, (64,)))
+    far = place_far_apart(encode(samples[0], "bf16"))
+    pixels = (1, 64)
+
+    def maps() -> dict[str, Array]:
+        return {
+            "prediction": np.zeros(pixels, np.int64),
+            **{name: np.zeros(pixels, np.float32) for name in MAPS},
+        }
+
+    at_once = maps()
+    host.predictive_statistics(samples=[far], dtype="bf16", **at_once)
+    check_statistics(samples, "bf16", at_once)
+    state = {name: np.zeros((1, 2, 64), np.float32) for name in ("mean", "squared_deviations")}
+    state["entropy_sum"] = np.zeros(pixels, np.float32)
+    streamed = maps()
+    host.accumulate(sample=far, dtype="bf16", count=1, **state)
+    host.finalize(**state, count=1, dtype="f32", **streamed)
+    check_statistics(samples, "bf16", streamed)
 
 
 def test_statistics_of_nothing(host: ModuleType) -> None:
