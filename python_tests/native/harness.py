@@ -167,6 +167,10 @@ def _element_strides(shape: tuple[int, ...], layout: str) -> tuple[list[int], in
     if layout == "channels_last":
         strides = [pixels * classes, 1, *(stride * classes for stride in spatial_strides)]
         return strides, images * pixels * classes
+    if layout == "images_apart":  # channels_last, with a pixel between images
+        image_stride = (pixels + 1) * classes
+        strides = [image_stride, 1, *(stride * classes for stride in spatial_strides)]
+        return strides, images * image_stride
     class_stride = 2 * pixels if layout == "class_gap" else pixels
     return [classes * class_stride, class_stride, *spatial_strides], images * classes * class_stride
 
@@ -179,7 +183,7 @@ def place(
     Args:
         shape: any; ``[N, C, *spatial]`` for layouts other than planar and unaligned.
         dtype: NumPy's.
-        layout: one of ``LAYOUTS``; ``forced`` lies as planar does.
+        layout: one of ``LAYOUTS``, or images_apart; ``forced`` lies as planar does.
         values: the contents, garbage without.
     """
     if layout in ("planar", "forced", "unaligned"):

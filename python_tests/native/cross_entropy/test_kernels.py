@@ -168,6 +168,48 @@ def test_cross_entropy_of_volumes(host: ModuleType, layout: str) -> None:
     verify(host, Case("f32", layout, 4, 2, (3, 5, 7), ignored=0.2))
 
 
+VECTORS = ("input", "grad_input", "target", "pixel_weight", "upstream", "loss", "grad_pixel_weight")
+
+
+@pytest.mark.parametrize("unaligned", VECTORS)
+@pytest.mark.parametrize(
+    ("classes", "layout"), [(3, "planar"), (40, "planar"), (3, "channels_last")]
+)
+def test_arrays_of_which_one_is_no_vectors(
+    host: ModuleType, classes: int, layout: str, unaligned: str
+) -> None:
+    """Kernels move vectors of pixels only where all arrays are aligned."""
+    case = Case(
+        "f32",
+        layout,
+        classes,
+        2,
+        (64,),
+        np.uint8,
+        pixel_weight=True,
+        upstream="map",
+        grad_pixel_weight=True,
+        unaligned=unaligned,
+    )
+    verify(host, case)
+
+
+@pytest.mark.parametrize(
+    ("layout", "grad_layout"),
+    [
+        ("images_apart", "images_apart"),
+        ("images_apart", "channels_last"),
+        ("channels_last", "images_apart"),
+    ],
+)
+@pytest.mark.parametrize("classes", [3, 40])
+def test_images_apart(host: ModuleType, classes: int, layout: str, grad_layout: str) -> None:
+    """Images whose pixels are no continuation of those before, in the logits or the gradient."""
+    case = Case("f32", layout, classes, 3, (67,), ignored=0.1, grad_layout=grad_layout)
+    verify(host, case)
+    verify(host, replace(case, grad_input=False))
+
+
 @pytest.mark.parametrize("far", ["input", "grad_input"])
 def test_classes_beyond_32_bits_of_each_other(host: ModuleType, far: str) -> None:
     """Of two 16-bit classes, which is what fits an address space with room to spare."""

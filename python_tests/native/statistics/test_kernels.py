@@ -21,6 +21,8 @@ from python_tests.native.harness import (
     Array,
     drawn_spatial,
     encode,
+    place,
+    place_elements,
     place_far_apart,
     run_under_seeds,
     shared_bytes,
@@ -30,6 +32,7 @@ from python_tests.native.statistics.cases import (
     MAPS,
     StatisticsCase,
     check_statistics,
+    place_maps,
     run_accumulator,
     run_statistics,
     statistics_samples,
@@ -221,6 +224,43 @@ def test_accumulator_of_nan(host: ModuleType) -> None:
     results = run_under_seeds(host, lambda: run_accumulator(host, case, samples))
     for name in MAPS:
         assert np.flatnonzero(np.isnan(results[name][0])).tolist() == [3], name
+
+
+@pytest.mark.parametrize("unaligned", ["first", "last", "mean"])
+def test_arrays_of_which_one_is_no_vectors(host: ModuleType, unaligned: str) -> None:
+    """Kernels move vectors of pixels only where all arrays are aligned."""
+    case = StatisticsCase("f32", "planar", 3, 3, 2, (64,), spaced=False)
+    samples = statistics_samples(case)
+    layouts = {
+        "first": ("unaligned", "planar", "planar"),
+        "last": ("planar", "planar", "unaligned"),
+    }
+    placed = [
+        place_elements(sample, "f32", layout).view
+        for sample, layout in zip(samples, layouts.get(unaligned, ("planar",) * 3), strict=True)
+    ]
+
+    def run() -> dict[str, Array]:
+        outputs = place_maps(case.pixels, "f32")
+        layout = "unaligned" if unaligned == "mean" else "planar"
+        outputs["mean"] = place((2, 3, 64), np.float32, layout)
+        views = {name: output.view for name, output in outputs.items()}
+        host.predictive_statistics(samples=placed, dtype="f32", **views)
+        for name, output in outputs.items():
+            output.check_surroundings(name)
+        return {name: output.view.copy() for name, output in outputs.items()}
+
+    check_statistics(samples, "f32", run_under_seeds(host, run))
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_images_apart(host: ModuleType, classes: int) -> None:
+    """Images whose pixels are no continuation of those before."""
+    case = StatisticsCase("f32", "images_apart", classes, 2, 3, (67,))
+    samples = statistics_samples(case)
+    for run in (run_statistics, run_accumulator):
+        results = run_under_seeds(host, lambda run=run: run(host, case, samples))
+        check_statistics(samples, "f32", results)
 
 
 def test_classes_beyond_32_bits_of_each_other(host: ModuleType) -> None:
