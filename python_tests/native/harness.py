@@ -32,6 +32,9 @@ _THINNING = {"plain": 1, "sanitize": 5, "race": 5}[FLAVOR]
 
 DTYPES = ("f64", "f32", "bf16", "f16")
 LAYOUTS = ("planar", "channels_last", "crop", "class_gap", "unaligned", "forced")
+# What is dense but for a gap, with numbers of pixels of which it leaves some vectors of 16 bytes
+# aligned, in float32, and others not.
+GAPS = (("class_gap", 66), ("odd_classes", 64), ("odd_images", 64), ("images_apart", 65))
 CLASS_COUNTS = (1, 2, 3, 11, 19, 21, 33, 150)
 TARGET_TYPES = (np.int64, np.int32, np.uint8)
 # Pixels of an image, around the sizes of warps, vectors, tiles and blocks, and shapes of so many.
@@ -171,8 +174,9 @@ def _element_strides(shape: tuple[int, ...], layout: str) -> tuple[list[int], in
         image_stride = (pixels + 1) * classes
         strides = [image_stride, 1, *(stride * classes for stride in spatial_strides)]
         return strides, images * image_stride
-    class_stride = 2 * pixels if layout == "class_gap" else pixels
-    return [classes * class_stride, class_stride, *spatial_strides], images * classes * class_stride
+    class_stride = {"class_gap": 2 * pixels, "odd_classes": pixels + 1}.get(layout, pixels)
+    image_stride = classes * class_stride + (layout == "odd_images")
+    return [image_stride, class_stride, *spatial_strides], images * image_stride
 
 
 def place(
@@ -183,7 +187,7 @@ def place(
     Args:
         shape: any; ``[N, C, *spatial]`` for layouts other than planar and unaligned.
         dtype: NumPy's.
-        layout: one of ``LAYOUTS``, or images_apart; ``forced`` lies as planar does.
+        layout: one of ``LAYOUTS`` or ``GAPS``; ``forced`` lies as planar does.
         values: the contents, garbage without.
     """
     if layout in ("planar", "forced", "unaligned"):

@@ -18,6 +18,7 @@ from python_tests.native.cross_entropy.cases import Case, check, make_inputs, ru
 from python_tests.native.harness import (
     CLASS_COUNTS,
     DTYPES,
+    GAPS,
     LAYOUTS,
     SEEDS,
     SIZES,
@@ -194,20 +195,25 @@ def test_arrays_of_which_one_is_no_vectors(
     verify(host, case)
 
 
-@pytest.mark.parametrize(
-    ("layout", "grad_layout"),
-    [
-        ("images_apart", "images_apart"),
-        ("images_apart", "channels_last"),
-        ("channels_last", "images_apart"),
-    ],
-)
+@pytest.mark.parametrize(("layout", "size"), GAPS)
 @pytest.mark.parametrize("classes", [3, 40])
-def test_images_apart(host: ModuleType, classes: int, layout: str, grad_layout: str) -> None:
-    """Images whose pixels are no continuation of those before, in the logits or the gradient."""
-    case = Case("f32", layout, classes, 3, (67,), ignored=0.1, grad_layout=grad_layout)
+def test_gaps_between_classes_and_images(
+    host: ModuleType, classes: int, layout: str, size: int
+) -> None:
+    """In the logits, in the gradient or in both."""
+    dense = "channels_last" if layout == "images_apart" else "planar"
+    case = Case("f32", layout, classes, 3, (size,), ignored=0.1)
     verify(host, case)
     verify(host, replace(case, grad_input=False))
+    verify(host, replace(case, grad_layout=dense))
+    verify(host, replace(case, layout=dense, grad_layout=layout))
+
+
+@pytest.mark.parametrize("size", [49, 98, 103])
+def test_sizes_whose_inverse_is_rounded_down(host: ModuleType, size: int) -> None:
+    """So that products with it are just below the quotient."""
+    assert size * (1 / size) < 1
+    verify(host, Case("f32", "forced", 3, 3, (size,)))
 
 
 @pytest.mark.parametrize("far", ["input", "grad_input"])
@@ -243,7 +249,8 @@ def test_cross_entropy_of_nothing(host: ModuleType, shape: tuple[int, ...]) -> N
 def test_bad_targets_are_flagged(
     host: ModuleType, target_type: type, classes: int, layout: str
 ) -> None:
-    """Their loss is NaN, every other pixel's is right, nothing is read or written out of bounds."""
+    """Their loss is NaN, every other pixel's is right, nothing is read or written out of bounds,
+    the flag included where there is none."""
     case = Case(
         "f32",
         layout,
@@ -271,6 +278,7 @@ def test_bad_targets_are_flagged(
     for seed in SEEDS:  # whose value the flag holds depends on the schedule
         host.set_seed(seed)
         check(case, inputs, run(host, case, inputs))
+        run(host, replace(case, flag=False), inputs)
 
 
 @pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])

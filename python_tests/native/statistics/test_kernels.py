@@ -16,6 +16,7 @@ import pytest
 from python_tests.native.harness import (
     CLASS_COUNTS,
     DTYPES,
+    GAPS,
     LAYOUTS,
     SIZES,
     Array,
@@ -253,10 +254,12 @@ def test_arrays_of_which_one_is_no_vectors(host: ModuleType, unaligned: str) -> 
     check_statistics(samples, "f32", run_under_seeds(host, run))
 
 
+@pytest.mark.parametrize(("layout", "size"), GAPS)
 @pytest.mark.parametrize("classes", [3, 40])
-def test_images_apart(host: ModuleType, classes: int) -> None:
-    """Images whose pixels are no continuation of those before."""
-    case = StatisticsCase("f32", "images_apart", classes, 2, 3, (67,))
+def test_gaps_between_classes_and_images(
+    host: ModuleType, classes: int, layout: str, size: int
+) -> None:
+    case = StatisticsCase("f32", layout, classes, 2, 3, (size,))
     samples = statistics_samples(case)
     for run in (run_statistics, run_accumulator):
         results = run_under_seeds(host, lambda run=run: run(host, case, samples))
