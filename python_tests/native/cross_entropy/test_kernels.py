@@ -196,7 +196,7 @@ def test_arrays_of_which_one_is_no_vectors(
 
 
 @pytest.mark.parametrize(("layout", "size"), GAPS)
-@pytest.mark.parametrize("classes", [3, 40])
+@pytest.mark.parametrize("classes", [4, 40])  # the first in registers, the others in a tile
 def test_gaps_between_classes_and_images(
     host: ModuleType, classes: int, layout: str, size: int
 ) -> None:
@@ -279,6 +279,15 @@ def test_bad_targets_are_flagged(
         host.set_seed(seed)
         check(case, inputs, run(host, case, inputs))
         run(host, replace(case, flag=False), inputs)
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+def test_bad_targets_alone_are_flagged(host: ModuleType, layout: str) -> None:
+    """Where a thread has no other."""
+    case = Case("f32", layout, 3, 1, (64,))
+    inputs = make_inputs(case)
+    inputs.target[:] = 3
+    verify(host, case, inputs)
 
 
 @pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])

@@ -255,7 +255,7 @@ def test_arrays_of_which_one_is_no_vectors(host: ModuleType, unaligned: str) -> 
 
 
 @pytest.mark.parametrize(("layout", "size"), GAPS)
-@pytest.mark.parametrize("classes", [3, 40])
+@pytest.mark.parametrize("classes", [4, 40])  # the first in registers, the others in a tile
 def test_gaps_between_classes_and_images(
     host: ModuleType, classes: int, layout: str, size: int
 ) -> None:
@@ -290,8 +290,8 @@ def test_classes_beyond_32_bits_of_each_other(host: ModuleType) -> None:
 
 
 def test_statistics_of_nothing(host: ModuleType) -> None:
-    for images, spatial in ((0, (5,)), (2, (0,))):
-        case = StatisticsCase("f32", "planar", 3, 2, images, spatial)
+    for images, classes, spatial in ((0, 3, (5,)), (2, 0, (5,)), (2, 3, (0,))):
+        case = StatisticsCase("f32", "planar", classes, 2, images, spatial)
         samples = statistics_samples(case)
         run_statistics(host, case, samples)
         run_accumulator(host, case, samples)
