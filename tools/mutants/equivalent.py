@@ -116,6 +116,13 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "return reinterpret_cast<uintptr_t>(data) / std::min<int64_t>(bytes, 16) == 0;",
             "return reinterpret_cast<uintptr_t>(data) % std::max<int64_t>(bytes, 16) == 0;",
         ),
+        "no kernel stores vectors of more than a word": (
+            "memcpy(&word, reinterpret_cast<const char*>(&vector) - i * Words::kWordBytes, "
+            "sizeof word);",
+            "memcpy(&word, reinterpret_cast<const char*>(&vector) + i / Words::kWordBytes, "
+            "sizeof word);",
+            "store_streaming(reinterpret_cast<W*>(p) - i, word);",
+        ),
     },
     "common/device/warp_team.h": {
         _ANOTHER_KERNEL: (
