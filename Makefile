@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-thorough native-tests bench wheel cuda lint format \
-	compatibility rehearse gpu-check clean
+	compatibility rehearse gpu-check mutants clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -94,6 +94,10 @@ rehearse: wheel ## gpu-check without a GPU, with the GPU machine's packages alon
 
 gpu-check: ## on a machine with a GPU: install the wheel, test, sanitize, benchmark; one JSON
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.gpu_check
+
+mutants: NATIVE_TESTS = all
+mutants: $(VENV)/.installed native-tests ## change the kernels at random; which of COUNT changes go unnoticed?
+	$(RUN) SEGUNC_NATIVE_DIR="$(CURDIR)/build/tests/native" python -m tools.mutants --count $(or $(COUNT),200)
 
 clean: ## remove what was built, but not the virtual environment
 	rm -rf build dist *.egg-info segunc_ops/*.so

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -31,6 +32,9 @@ _THINNING = {"plain": 1, "sanitize": 5, "race": 5}[FLAVOR]
 
 DTYPES = ("f64", "f32", "bf16", "f16")
 LAYOUTS = ("planar", "channels_last", "crop", "class_gap", "unaligned", "forced")
+# What is dense but for a gap, with numbers of pixels of which it leaves some vectors of 16 bytes
+# aligned, in float32, and others not.
+GAPS = (("class_gap", 66), ("odd_classes", 64), ("odd_images", 64), ("images_apart", 65))
 CLASS_COUNTS = (1, 2, 3, 11, 19, 21, 33, 150)
 TARGET_TYPES = (np.int64, np.int32, np.uint8)
 # Pixels of an image, around the sizes of warps, vectors, tiles and blocks, and shapes of so many.
@@ -166,8 +170,13 @@ def _element_strides(shape: tuple[int, ...], layout: str) -> tuple[list[int], in
     if layout == "channels_last":
         strides = [pixels * classes, 1, *(stride * classes for stride in spatial_strides)]
         return strides, images * pixels * classes
-    class_stride = 2 * pixels if layout == "class_gap" else pixels
-    return [classes * class_stride, class_stride, *spatial_strides], images * classes * class_stride
+    if layout == "images_apart":  # channels_last, with a pixel between images
+        image_stride = (pixels + 1) * classes
+        strides = [image_stride, 1, *(stride * classes for stride in spatial_strides)]
+        return strides, images * image_stride
+    class_stride = {"class_gap": 2 * pixels, "odd_classes": pixels + 1}.get(layout, pixels)
+    image_stride = classes * class_stride + (layout == "odd_images")
+    return [image_stride, class_stride, *spatial_strides], images * image_stride
 
 
 def place(
@@ -178,7 +187,7 @@ def place(
     Args:
         shape: any; ``[N, C, *spatial]`` for layouts other than planar and unaligned.
         dtype: NumPy's.
-        layout: one of ``LAYOUTS``; ``forced`` lies as planar does.
+        layout: one of ``LAYOUTS`` or ``GAPS``; ``forced`` lies as planar does.
         values: the contents, garbage without.
     """
     if layout in ("planar", "forced", "unaligned"):
@@ -187,7 +196,9 @@ def place(
     else:
         strides, extent = _element_strides(shape, layout)
     offset = _GUARD + (layout == "unaligned")
-    buffer = np.empty(extent + 2 * _GUARD + 1, dtype)
+    # A sanitizer sees what is read beyond the end of an allocation, if nothing else is there.
+    behind = 0 if FLAVOR == "sanitize" else _GUARD
+    buffer = np.empty(offset + extent + behind, dtype)
 
     def window(flat: Array) -> Array:
         return np.lib.stride_tricks.as_strided(
@@ -209,6 +220,21 @@ def place_elements(values: Array, dtype: str, layout: str) -> Placed:
 def place_output(shape: tuple[int, ...], dtype: str, layout: str) -> Placed:
     """Garbage [N, C, *spatial] for a kernel to fill with elements."""
     return place(shape, _STORAGE[dtype], layout)
+
+
+def place_far_apart(values: Array) -> Array:
+    """A copy of one image [1, C, P], planar, with classes further apart than 32 bits can tell. What
+    lies between them is never touched and takes no memory."""
+    _, classes, pixels = values.shape
+    distance = 2**32
+    elements = (classes - 1) * distance + pixels
+    no_reserve = 0x4000  # Linux's MAP_NORESERVE, which mmap names from Python 3.13 on
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    memory = np.frombuffer(mmap.mmap(-1, elements * values.itemsize, flags=flags), values.dtype)
+    strides = [values.itemsize * stride for stride in (elements, distance, 1)]
+    view = np.lib.stride_tricks.as_strided(memory, values.shape, strides)
+    view[...] = values
+    return view
 
 
 def assert_same_bits(actual: dict[str, Array], expected: dict[str, Array], seed: int) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from python_tests.native.harness import native_directory
+from python_tests.native.builds import Recipe, run_all
 
 
 @dataclass(frozen=True)
@@ -64,30 +61,20 @@ def build(mutation: Mutation | None, family: str, directory: Path) -> None:
         LookupError: the kernels have changed, so that the mutation has to be written anew.
         RuntimeError: the copy does not compile.
     """
-    recipe: dict[str, Any] = json.loads((native_directory() / "race_build.json").read_text())
+    recipe = Recipe.load("race")
     csrc = directory / "csrc"
-    shutil.copytree(recipe["csrc"], csrc, ignore=shutil.ignore_patterns("*.cpp", ".*"))
+    shutil.copytree(recipe.csrc, csrc, ignore=shutil.ignore_patterns("*.cpp", ".*"))
     if mutation is None:
         units = sorted((csrc / family / "cuda").glob("*.cu"))
     else:
         units = _apply(mutation, family, csrc)
-    includes = [f"-I{csrc}", f"-I{recipe['include_directory']}"]
-    # Less optimised, which takes half the time; a mutation may leave things unused.
-    options = [*recipe["options"], "-O1", "-w", *includes, "-x", "c++", "-c"]
-    objects = list(recipe["objects"])
-    commands = []
-    for unit in units:
-        broken = directory / f"{unit.stem}.o"
-        original = f"/csrc/{unit.relative_to(csrc)}.o"
-        replaced = [path for path in objects if path.endswith(original)]
-        if len(replaced) != 1:
-            raise LookupError(f"no single object of the race build ends in {original}")
-        objects[objects.index(replaced[0])] = str(broken)
-        commands.append([recipe["compiler"], *options, str(unit), "-o", str(broken)])
-    module = directory / "segunc_host_race.so"
-    commands.append([recipe["compiler"], "-shared", "-o", str(module), *objects, "-ldl"])
-    for command in commands:
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode != 0:
-            what = mutation.name if mutation else "unchanged"
-            raise RuntimeError(f"{family}, {what}: does not build:\n{result.stderr[-4000:]}")
+    objects = {unit.relative_to(csrc): directory / f"{unit.stem}.o" for unit in units}
+    commands = [
+        recipe.compile_command(csrc, unit, "-c", "-o", str(broken))
+        for unit, broken in objects.items()
+    ]
+    try:
+        run_all([*commands, recipe.link_command(objects, directory)])
+    except RuntimeError as error:
+        what = mutation.name if mutation else "unchanged"
+        raise RuntimeError(f"{family}, {what}: {error}") from None

@@ -45,6 +45,7 @@ constexpr int64_t classes_of_tile_thread(int64_t classes) {
 }
 
 // How often the busiest bank is read when a warp reads one class of each of its threads.
+// tuning
 SEGUNC_HD constexpr int bank_conflicts(int team, int pixel_pitch, int class_pitch,
                                        int element_bytes) {
   constexpr int kBanks = 32, kBankBytes = 4;
@@ -75,7 +76,8 @@ inline bool vectors_are_aligned(const void* data, const ClassMap& map, int eleme
 // A tile whose pixels keep `threads` threads busy. aligned: the maps that are moved allow vectors.
 SEGUNC_HD constexpr ClassTile class_tile(Layout layout, int64_t classes, int element_bytes,
                                          int threads, bool aligned) {
-  constexpr int kTolerableConflicts = 2;  // of a few reads a class; padding costs more
+  // Of a few reads a class; padding costs more.
+  constexpr int kTolerableConflicts = 2;  // tuning
   const int vector = 16 / element_bytes;
   ClassTile tile{};
   tile.layout = layout;
@@ -169,7 +171,8 @@ struct TileVectors {
 template <int N, class T>
 SEGUNC_DEVICE void load_tile_vectors(const ClassTile& shape, const ClassMap& map, int pixels,
                                      const T* data, T* tile) {
-  constexpr int kBatch = 4;  // vectors of a thread in flight
+  // Vectors of a thread in flight.
+  constexpr int kBatch = 4;  // tuning
   const TileVectors<N> vectors(shape, map, pixels);
 #pragma unroll 1
   // report: trips elements * sizeof(T) / accessed

@@ -9,8 +9,8 @@ namespace {
 
 using namespace device;
 
-constexpr int kSumThreads = 256;
-constexpr int kFinishThreads = 512;
+constexpr int kSumThreads = 256;     // tuning
+constexpr int kFinishThreads = 512;  // tuning
 
 template <class A, class Index>
 SEGUNC_DEVICE double sum_of_weights(const NormalizerParams& p) {
@@ -73,7 +73,7 @@ void launch_finish(const double* partial, int64_t count, const double* normalize
 
 }  // namespace
 
-int64_t normalizer_partials(const NormalizerParams& params) {
+int64_t normalizer_partials(const NormalizerParams& params) {  // tuning
   // Eight targets a thread: more would leave a single image on few multiprocessors.
   constexpr int64_t kTargets = 8 * kSumThreads;
   return std::min<int64_t>(divide_up(params.count, kTargets), at_scale(1024));

@@ -24,7 +24,7 @@ struct WarpTeams {
 // Nothing where the classes are too many.
 inline std::optional<WarpTeams> make_warp_teams(int64_t classes) {
   // More than 24 leave fewer threads resident: for single warps and for the most classes alone.
-  constexpr int kClassesOfTeams = 24, kWarps = 4;
+  constexpr int kClassesOfTeams = 24, kWarps = 4;  // tuning
   if (classes > WarpTeams::kMaxWarps * WarpTeams::kMaxClasses) return std::nullopt;
   WarpTeams teams{};
   teams.classes = int(classes);

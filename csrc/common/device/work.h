@@ -22,7 +22,7 @@ struct Work {
 };
 
 // Tiles do not span images: on smaller ones most of their threads would idle.
-constexpr int64_t kMinTiledPixels = 32;
+constexpr int64_t kMinTiledPixels = 32;  // tuning
 
 inline Work make_work(int64_t images, int64_t pixels, int64_t tile, int64_t max_blocks) {
   Work work{};

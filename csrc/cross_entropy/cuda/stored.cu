@@ -47,7 +47,7 @@ enum class Strategy { planar_registers, staged, strided };
 //   staged            at most 80 registers: 3 blocks of 256, with a tile of 19 KB each (bf16: at
 //                     most 64, 4 blocks with half of that each)
 // Blocks of 128 rather than 256 where nothing is shared: a shorter last wave.
-struct Policy {
+struct Policy {  // tuning
   static constexpr int kPlanarThreads = 128;
   static constexpr int kStagedThreads = 256;
   static constexpr int kStridedThreads = 256;
@@ -78,18 +78,18 @@ struct Policy {
 
 // Pixels a thread of planar_registers: at most 64 values.
 template <int K>
-constexpr int kPlanarWidth = K <= 8 ? 4 : 2;
+constexpr int kPlanarWidth = K <= 8 ? 4 : 2;  // tuning
 
 // Resident blocks that the compiler has to leave registers for, as many as it can without spilling:
 // 3 let it use 168, 4 128, 5 96 and 6 80.
 template <int Values, bool Smooths>
-constexpr int kPlanarBlocks = Values > 56 && Smooths ? 3
+constexpr int kPlanarBlocks = Values > 56 && Smooths ? 3  // tuning
                               : Values > 44          ? 4
                               : Values > 24          ? 5
                                                      : 6;
 
 template <int Values, int Bytes>
-constexpr int kStagedBlocks = Values > 24                ? 2
+constexpr int kStagedBlocks = Values > 24                ? 2  // tuning
                               : Values > 20 || Bytes > 2 ? 3
                                                          : 4;
 
@@ -117,10 +117,10 @@ int64_t planar_tile(int bucket, std::integer_sequence<int, K...>) {
 // Classes of a thread that there are registers for, and numbers of classes that have kernels of
 // their own: foreground against background, and the labels of CamVid, Cityscapes, Pascal VOC and
 // ADE20K.
-using PlanarBuckets = std::integer_sequence<int, 4, 8, 12, 16, 20, 24, 28, 32>;
-using SmoothedBuckets = std::integer_sequence<int, 8, 16, 24, 32>;
-using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
-using ExactClasses = std::integer_sequence<int, 2, 11, 19, 21, 150>;
+using PlanarBuckets = std::integer_sequence<int, 4, 8, 12, 16, 20, 24, 28, 32>;  // tuning
+using SmoothedBuckets = std::integer_sequence<int, 8, 16, 24, 32>;               // tuning
+using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;                // tuning
+using ExactClasses = std::integer_sequence<int, 2, 11, 19, 21, 150>;             // tuning
 
 // p has its images merged. The alignment of pointers plays no part here: how many sums there are,
 // and of which pixels, follows from sizes and layout alone.
@@ -512,6 +512,7 @@ bool launch_planar_registers(const CrossEntropyParams& p, const StoredWork& work
       run(PlanarVariant<Spaced, K, kLeast, false>());
     } else if (!with_exact(p.map.classes, ExactClasses(), [&](auto classes) {
                  constexpr int C = classes();
+                 // tuning
                  if constexpr (kLeast <= C && C <= K) run(PlanarVariant<Adjacent, C, C, false>());
                })) {
       run(PlanarVariant<Adjacent, K, kLeast, false>());
@@ -533,6 +534,7 @@ bool launch_staged(const CrossEntropyParams& p, const StoredWork& work, Stream s
     return p.map.layout == layout() && with_exact(p.map.classes, ExactClasses(), [&](auto classes) {
              constexpr int C = classes();
              // planar_registers has the others.
+             // tuning
              if constexpr (layout() == Layout::channels_last || C > kMaxClassesOfThread) {
                run(ExactStaged<ExactTile<T, layout(), C, Policy::kStagedThreads>>());
              }

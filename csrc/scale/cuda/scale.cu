@@ -14,9 +14,9 @@ using namespace device;
 // Derived from bytes in flight, not yet measured on a GPU: 64 bytes of every thread, and two
 // thousand resident threads a multiprocessor, are several times what the bandwidth needs. As many
 // blocks as two waves take on the largest GPUs: each reads the factor, mostly to find it is 1.
-constexpr int kThreads = 256;
-constexpr int kBatch = 4;
-constexpr int64_t kMaxBlocks = at_scale(2048);
+constexpr int kThreads = 256;                   // tuning
+constexpr int kBatch = 4;                       // tuning
+constexpr int64_t kMaxBlocks = at_scale(2048);  // tuning
 // Instructions an element on sm_90.
 // report: budget scale_vectors_kernel<float, 4> 4
 // report: budget scale_vectors_kernel<bfloat16, 8> 5.2
@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T, int N>
 void launch_scale_vectors(const ScaleParams& p, Stream stream) {
-  constexpr int64_t kElements = int64_t(kThreads) * kBatch * N;
-  const int64_t blocks = std::min(divide_up(p.count, kElements), kMaxBlocks);
+  constexpr int64_t kElements = int64_t(kThreads) * kBatch * N;                // tuning
+  const int64_t blocks = std::min(divide_up(p.count, kElements), kMaxBlocks);  // tuning
   launch(scale_vectors_kernel<T, N>, blocks, kThreads, 0, stream, static_cast<T*>(p.data), p.factor,
          p.factor_dtype, p.count);
 }

@@ -6,7 +6,7 @@
 namespace segunc::cuda {
 
 // The most samples that one call takes unless their addresses are equally spaced.
-constexpr int64_t kMaxScatteredSamples = 128;
+constexpr int64_t kMaxScatteredSamples = 128;  // tuning
 
 void predictive_statistics(const StatisticsParams& params, device::Stream stream);
 void accumulate(const AccumulateParams& params, device::Stream stream);

@@ -29,6 +29,7 @@ enum class Strategy { planar_registers, staged, interpolated, strided };
 // level, and next to nothing from memory. Blending takes four loads, three interpolations and their
 // addresses, about as many instructions as the rest: these are the limit. Of a stream it is the
 // state, 16 bytes a logit of the results read and written.
+// tuning
 struct Policy {
   static constexpr int kRegisterThreads = 128;      // of planar_registers and staged
   static constexpr int kInterpolatedThreads = 256;  // at most
@@ -55,12 +56,12 @@ inline Strategy strategy_of(const ClassMap& map, const Interpolation& interpolat
 
 // Resident blocks that the compiler has to leave registers for.
 template <int Values>
-constexpr int kResidentBlocks = Values > 32   ? 2
+constexpr int kResidentBlocks = Values > 32   ? 2  // tuning
                                 : Values > 24 ? 3
                                               : 4;
 // The same of blocks of kInterpolatedThreads.
 template <int Values>
-constexpr int kInterpolatedBlocks = Values > 24  ? 1
+constexpr int kInterpolatedBlocks = Values > 24  ? 1  // tuning
                                     : Values > 8 ? 2
                                     : Values > 4 ? 3
                                                  : 4;

@@ -33,7 +33,7 @@ using namespace statistics;
 
 // ---- Launch policy ----
 
-constexpr int kStridedThreads = 128;
+constexpr int kStridedThreads = 128;  // tuning
 
 // Instructions a logit on sm_90.
 // report: budget statistics_planar_registers_kernel<float, *, 19, 19* 18
@@ -42,23 +42,23 @@ constexpr int kStridedThreads = 128;
 // Pixels a thread of planar_registers, where they are aligned vectors: those of 16 bits need more
 // instructions for a byte, and with them more resident threads.
 template <class T, int K>
-constexpr int kPlanarWidth = K <= 4                                  ? 4
+constexpr int kPlanarWidth = K <= 4                                  ? 4  // tuning
                              : K <= 8 || (K <= 16 && sizeof(T) == 4) ? 2
                                                                      : 1;
 
 // Resident blocks that the compiler has to leave registers for, as many as it can without spilling:
 // 4 let it use 128, 5 96 and 6 80.
 template <int Values>
-constexpr int kPlanarBlocks = Values > 24   ? 4
+constexpr int kPlanarBlocks = Values > 24   ? 4  // tuning
                               : Values > 20 ? 5
                                             : 6;
 
 // Classes that a thread has registers for, and numbers of classes that have kernels of their own:
 // the labels of Cityscapes and of Pascal VOC.
-using PlanarBuckets = std::integer_sequence<int, 4, 8, 12, 16, 20, 24, 28, 32>;
-using ExactClasses = std::integer_sequence<int, 19, 21>;
-using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
-using InterpolatedBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
+using PlanarBuckets = std::integer_sequence<int, 4, 8, 12, 16, 20, 24, 28, 32>;  // tuning
+using ExactClasses = std::integer_sequence<int, 19, 21>;                         // tuning
+using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;                // tuning
+using InterpolatedBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;    // tuning
 
 // ---- Samples ----
 
@@ -347,7 +347,7 @@ bool launch_statistics_planar_registers(const StatisticsParams& p, Stream stream
       launch_planar_variant<T, SampledVariant<1, K, kLeast>>(p, stream);
     } else if (!with_exact(p.map.classes, ExactClasses(), [&](auto classes) {
                  constexpr int C = classes();
-                 if constexpr (kLeast <= C && C <= K) {
+                 if constexpr (kLeast <= C && C <= K) {  // tuning
                    launch_planar_variant<T, SampledVariant<kWidth, C, C>>(p, stream);
                  }
                })) {

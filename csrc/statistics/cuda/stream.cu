@@ -19,10 +19,11 @@ using namespace statistics;
 
 // ---- Launch policy ----
 
-constexpr int kMapThreads = 256;  // where nothing but maps is kept
+// Where nothing but maps is kept.
+constexpr int kMapThreads = 256;  // tuning
 
 // More classes than there are have little weight beside the state that is read and written.
-using StateBuckets = std::integer_sequence<int, 16, 20, 24, 32>;
+using StateBuckets = std::integer_sequence<int, 16, 20, 24, 32>;  // tuning
 
 // ---- accumulate ----
 

@@ -48,6 +48,8 @@ class Case:
     grad_input: bool = True
     grad_pixel_weight: bool = False
     to: Interpolated | None = None
+    flag: bool = True  # of targets that are no class
+    unaligned: str = ""  # the array that starts an element beyond an aligned address
     seed: int = 0
 
     def __str__(self) -> str:
@@ -107,28 +109,39 @@ def run(host: ModuleType, case: Case, inputs: Inputs) -> dict[str, Array]:
     """One call; the outputs that the case asks for, and bad_target."""
     accumulate = accumulate_type(case.dtype)
     pixels = inputs.target.shape
-    logits = place_elements(inputs.logits, case.dtype, case.layout)
+
+    def layout_of(name: str, layout: str = "planar") -> str:
+        return "unaligned" if name == case.unaligned else layout
+
+    logits = place_elements(inputs.logits, case.dtype, layout_of("input", case.layout))
     before = logits.buffer.copy()
-    outputs = {"bad_target": place((2,), np.int64, values=np.zeros(2, np.int64))}
+    outputs = {}
+    if case.flag:
+        outputs["bad_target"] = place((2,), np.int64, values=np.zeros(2, np.int64))
     if case.loss:
-        outputs["loss"] = place(pixels, accumulate)
+        outputs["loss"] = place(pixels, accumulate, layout_of("loss"))
     if case.grad_input:
         outputs["grad_input"] = place_output(
-            inputs.logits.shape, case.dtype, case.grad_layout or case.layout
+            inputs.logits.shape,
+            case.dtype,
+            layout_of("grad_input", case.grad_layout or case.layout),
         )
     if case.grad_pixel_weight:
-        outputs["grad_pixel_weight"] = place(pixels, accumulate)
+        outputs["grad_pixel_weight"] = place(pixels, accumulate, layout_of("grad_pixel_weight"))
 
-    def placed(values: Array | None) -> Array | None:
-        return None if values is None else place(values.shape, values.dtype, values=values).view
+    def placed(name: str) -> Array | None:
+        values = getattr(inputs, name)
+        if values is None:
+            return None
+        return place(values.shape, values.dtype, layout_of(name), values).view
 
     arguments: dict[str, Any] = {
         "input": logits.view,
-        "target": placed(inputs.target),
-        "weight": placed(inputs.weight),
-        "pixel_weight": placed(inputs.pixel_weight),
-        "upstream": placed(inputs.upstream),
-        "normalizer": placed(inputs.normalizer),
+        "target": placed("target"),
+        "weight": placed("weight"),
+        "pixel_weight": placed("pixel_weight"),
+        "upstream": placed("upstream"),
+        "normalizer": placed("normalizer"),
         "ignore_index": case.ignore_index,
         "label_smoothing": case.smoothing,
         "dtype": case.dtype,

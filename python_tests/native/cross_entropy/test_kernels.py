@@ -18,6 +18,7 @@ from python_tests.native.cross_entropy.cases import Case, check, make_inputs, ru
 from python_tests.native.harness import (
     CLASS_COUNTS,
     DTYPES,
+    GAPS,
     LAYOUTS,
     SEEDS,
     SIZES,
@@ -28,6 +29,7 @@ from python_tests.native.harness import (
     drawn_spatial,
     encode,
     epsilon,
+    place_far_apart,
     rounding,
     run_under_seeds,
     thinned,
@@ -178,6 +180,72 @@ def test_cross_entropy_of_volumes(host: ModuleType, layout: str) -> None:
     verify(host, Case("f32", layout, 4, 2, (3, 5, 7), ignored=0.2))
 
 
+VECTORS = ("input", "grad_input", "target", "pixel_weight", "upstream", "loss", "grad_pixel_weight")
+
+
+@pytest.mark.parametrize("unaligned", VECTORS)
+@pytest.mark.parametrize(
+    ("classes", "layout"), [(3, "planar"), (40, "planar"), (3, "channels_last")]
+)
+def test_arrays_of_which_one_is_no_vectors(
+    host: ModuleType, classes: int, layout: str, unaligned: str
+) -> None:
+    """Kernels move vectors of pixels only where all arrays are aligned."""
+    case = Case(
+        "f32",
+        layout,
+        classes,
+        2,
+        (64,),
+        np.uint8,
+        pixel_weight=True,
+        upstream="map",
+        grad_pixel_weight=True,
+        unaligned=unaligned,
+    )
+    verify(host, case)
+
+
+@pytest.mark.parametrize(("layout", "size"), GAPS)
+@pytest.mark.parametrize("classes", [4, 40])  # the first in registers, the others in a tile
+def test_gaps_between_classes_and_images(
+    host: ModuleType, classes: int, layout: str, size: int
+) -> None:
+    """In the logits, in the gradient or in both."""
+    dense = "channels_last" if layout == "images_apart" else "planar"
+    case = Case("f32", layout, classes, 3, (size,), ignored=0.1)
+    verify(host, case)
+    verify(host, replace(case, grad_input=False))
+    verify(host, replace(case, grad_layout=dense))
+    verify(host, replace(case, layout=dense, grad_layout=layout))
+
+
+@pytest.mark.parametrize("size", [49, 98, 103])
+def test_sizes_whose_inverse_is_rounded_down(host: ModuleType, size: int) -> None:
+    """So that products with it are just below the quotient."""
+    assert size * (1 / size) < 1
+    verify(host, Case("f32", "forced", 3, 3, (size,)))
+
+
+@pytest.mark.parametrize("far", ["input", "grad_input"])
+def test_classes_beyond_32_bits_of_each_other(host: ModuleType, far: str) -> None:
+    """Of two 16-bit classes, which is what fits an address space with room to spare."""
+    case = Case("bf16", "planar", 2, 1, (64,))
+    inputs = make_inputs(case)
+    arrays = {"input": encode(inputs.logits, "bf16"), "grad_input": np.zeros((1, 2, 64), np.uint16)}
+    arrays[far] = place_far_apart(arrays[far])
+    results = {"loss": np.zeros((1, 64), np.float32), "bad_target": np.zeros(2, np.int64)}
+    host.cross_entropy(
+        **arrays,
+        **results,
+        target=inputs.target,
+        ignore_index=case.ignore_index,
+        label_smoothing=0.0,
+        dtype="bf16",
+    )
+    check(case, inputs, {**results, "grad_input": np.array(arrays["grad_input"])})
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 5), (2, 3, 0)])
 def test_cross_entropy_of_nothing(host: ModuleType, shape: tuple[int, ...]) -> None:
     images, classes, *spatial = shape
@@ -192,7 +260,8 @@ def test_cross_entropy_of_nothing(host: ModuleType, shape: tuple[int, ...]) -> N
 def test_bad_targets_are_flagged(
     host: ModuleType, target_type: type, classes: int, layout: str
 ) -> None:
-    """Their loss is NaN, every other pixel's is right, nothing is read or written out of bounds."""
+    """Their loss is NaN, every other pixel's is right, nothing is read or written out of bounds,
+    the flag included where there is none."""
     case = Case(
         "f32",
         layout,
@@ -220,6 +289,16 @@ def test_bad_targets_are_flagged(
     for seed in SEEDS:  # whose value the flag holds depends on the schedule
         host.set_seed(seed)
         check(case, inputs, run(host, case, inputs))
+        run(host, replace(case, flag=False), inputs)
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+def test_bad_targets_alone_are_flagged(host: ModuleType, layout: str) -> None:
+    """Where a thread has no other."""
+    case = Case("f32", layout, 3, 1, (64,))
+    inputs = make_inputs(case)
+    inputs.target[:] = 3
+    verify(host, case, inputs)
 
 
 @pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])

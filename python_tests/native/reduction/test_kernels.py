@@ -65,6 +65,23 @@ def test_normalizer(
     )
 
 
+def test_normalizer_of_any_alignment(host: ModuleType) -> None:
+    """Vectors start on multiples of 16 bytes, and are used from nowhere else."""
+    target = np.random.default_rng(0).integers(0, 20, 100).astype(np.uint8)
+    for offset in range(68):  # three multiples of 17 among them are none of 4
+        arguments = {
+            "target": target[offset:],
+            "classes": 19,
+            "ignore_index": 255,
+            "dtype": "f32",
+            "weight": None,
+        }
+        result = np.zeros(1)
+        partial = np.zeros(host.normalizer_partials(**arguments))
+        host.normalizer(**arguments, partial=partial, normalizer=result)
+        assert result[0] == (target[offset:] < 19).sum()
+
+
 def test_normalizer_skips_bad_targets(host: ModuleType) -> None:
     target = np.array([0, 1, 2, 3, -1, 2**40, 255, 2], np.int64)
     arguments = {

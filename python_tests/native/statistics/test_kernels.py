@@ -16,10 +16,15 @@ import pytest
 from python_tests.native.harness import (
     CLASS_COUNTS,
     DTYPES,
+    GAPS,
     LAYOUTS,
     SIZES,
     Array,
     drawn_spatial,
+    encode,
+    place,
+    place_elements,
+    place_far_apart,
     run_under_seeds,
     shared_bytes,
     thinned,
@@ -28,6 +33,7 @@ from python_tests.native.statistics.cases import (
     MAPS,
     StatisticsCase,
     check_statistics,
+    place_maps,
     run_accumulator,
     run_statistics,
     statistics_samples,
@@ -221,9 +227,71 @@ def test_accumulator_of_nan(host: ModuleType) -> None:
         assert np.flatnonzero(np.isnan(results[name][0])).tolist() == [3], name
 
 
+@pytest.mark.parametrize("unaligned", ["first", "last", "mean"])
+def test_arrays_of_which_one_is_no_vectors(host: ModuleType, unaligned: str) -> None:
+    """Kernels move vectors of pixels only where all arrays are aligned."""
+    case = StatisticsCase("f32", "planar", 3, 3, 2, (64,), spaced=False)
+    samples = statistics_samples(case)
+    layouts = {
+        "first": ("unaligned", "planar", "planar"),
+        "last": ("planar", "planar", "unaligned"),
+    }
+    placed = [
+        place_elements(sample, "f32", layout).view
+        for sample, layout in zip(samples, layouts.get(unaligned, ("planar",) * 3), strict=True)
+    ]
+
+    def run() -> dict[str, Array]:
+        outputs = place_maps(case.pixels, "f32")
+        layout = "unaligned" if unaligned == "mean" else "planar"
+        outputs["mean"] = place((2, 3, 64), np.float32, layout)
+        views = {name: output.view for name, output in outputs.items()}
+        host.predictive_statistics(samples=placed, dtype="f32", **views)
+        for name, output in outputs.items():
+            output.check_surroundings(name)
+        return {name: output.view.copy() for name, output in outputs.items()}
+
+    check_statistics(samples, "f32", run_under_seeds(host, run))
+
+
+@pytest.mark.parametrize(("layout", "size"), GAPS)
+@pytest.mark.parametrize("classes", [4, 40])  # the first in registers, the others in a tile
+def test_gaps_between_classes_and_images(
+    host: ModuleType, classes: int, layout: str, size: int
+) -> None:
+    case = StatisticsCase("f32", layout, classes, 2, 3, (size,))
+    samples = statistics_samples(case)
+    for run in (run_statistics, run_accumulator):
+        results = run_under_seeds(host, lambda run=run: run(host, case, samples))
+        check_statistics(samples, "f32", results)
+
+
+def test_classes_beyond_32_bits_of_each_other(host: ModuleType) -> None:
+    """Of two 16-bit classes, which is what fits an address space with room to spare."""
+    samples = statistics_samples(StatisticsCase("bf16", "planar", 2, 1, 1, (64,)))
+    far = place_far_apart(encode(samples[0], "bf16"))
+    pixels = (1, 64)
+
+    def maps() -> dict[str, Array]:
+        return {
+            "prediction": np.zeros(pixels, np.int64),
+            **{name: np.zeros(pixels, np.float32) for name in MAPS},
+        }
+
+    at_once = maps()
+    host.predictive_statistics(samples=[far], dtype="bf16", **at_once)
+    check_statistics(samples, "bf16", at_once)
+    state = {name: np.zeros((1, 2, 64), np.float32) for name in ("mean", "squared_deviations")}
+    state["entropy_sum"] = np.zeros(pixels, np.float32)
+    streamed = maps()
+    host.accumulate(sample=far, dtype="bf16", count=1, **state)
+    host.finalize(**state, count=1, dtype="f32", **streamed)
+    check_statistics(samples, "bf16", streamed)
+
+
 def test_statistics_of_nothing(host: ModuleType) -> None:
-    for images, spatial in ((0, (5,)), (2, (0,))):
-        case = StatisticsCase("f32", "planar", 3, 2, images, spatial)
+    for images, classes, spatial in ((0, 3, (5,)), (2, 0, (5,)), (2, 3, (0,))):
+        case = StatisticsCase("f32", "planar", classes, 2, images, spatial)
         samples = statistics_samples(case)
         run_statistics(host, case, samples)
         run_accumulator(host, case, samples)

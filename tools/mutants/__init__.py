@@ -1,0 +1,1 @@
+"""The kernels' sources, changed at random: would the native tests notice?"""
