@@ -83,7 +83,6 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "any negative number will do": (
             "constexpr int kIgnored = -1, kOutOfRange = -2, kOutside = -4;",
         ),
-        _SLOWER: ("bool flags = true;",),
     },
     "common/device/limits.h": {
         "a bound of the host execution": ("constexpr unsigned kMaxBlockThreads = 1025;",),
