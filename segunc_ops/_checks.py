@@ -186,19 +186,40 @@ def check_target(
             raise ValueError(_binary(target, "target.squeeze(1)", of_probabilities))
         raise ValueError(_misfit(input, target, expected, upsample, size, takes_size))
     if target.dtype not in TARGET_DTYPES:
-        if target.is_floating_point() and input.dim() > 1 and input.shape[1] == 1:
+        masks = target.is_floating_point() or target.dtype == torch.bool
+        if masks and input.dim() > 1 and input.shape[1] == 1:
             raise TypeError(_binary(target, "target", of_probabilities))
         check_target_dtype("target", target)
     check_device("target", target, input.device)
 
 
+def _two_classes(of_probabilities: bool) -> str:
+    """How an input of one channel becomes one of two classes."""
+    other = "1 - input" if of_probabilities else "torch.zeros_like(input)"
+    return f"for a binary mask pass torch.cat([{other}, input], 1)"
+
+
 def _binary(target: Tensor, indices: str, of_probabilities: bool) -> str:
     """What to say of an input of one channel with a target that is a mask."""
-    other = "1 - input" if of_probabilities else "torch.zeros_like(input)"
     return (
         f"target: expected class indices, got {target.dtype} of shape {tuple(target.shape)} for an "
-        "input of one channel, which is one class, always right; for a binary mask pass "
-        f"torch.cat([{other}, input], 1) and {indices}.long()"
+        "input of one channel, which is one class, always right; "
+        f"{_two_classes(of_probabilities)} and {indices}.long()"
+    )
+
+
+def one_channel_error(
+    error: IndexError, input: Tensor, *, of_probabilities: bool = False
+) -> IndexError:
+    """The error of a target that is no class, with what to do if the input has one channel."""
+    text = str(error)
+    value = text.rpartition(" ")[2]
+    if input.shape[1] != 1 or not text.startswith("target: ") or not value.isdigit():
+        return error
+    classes = "target" if value == "1" else "(target > 0).long()"
+    return IndexError(
+        f"{text} for an input of one channel, which is one class, always right; "
+        f"{_two_classes(of_probabilities)} and {classes}"
     )
 
 
@@ -225,6 +246,7 @@ def _misfit(
         return (
             f"target: expected shape {expected} for input of shape {tuple(input.shape)}, "
             f"got {shape}; if it is one-hot, pass target{integers}.argmax(1)"
+            + (", or input.unsqueeze(1) if that is a binary head" if input.dim() == 3 else "")
         )
     if with_channel:
         return f"target: expected shape {expected}, got {shape}; pass target.squeeze(1){integers}"

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .experiments.training import TrainingConfig
 
 _IGNORE_INDEX = 255
+_HELD_OUT = 0.2
 _MAX_WHOLE = (1 << 31) - 1
 _MAX_SCALE = 100.0
 _USAGE_ERROR = 2
@@ -182,9 +183,9 @@ def _data_options(
     files.add_argument(
         "--held-out",
         type=_real(0.001, 1),
-        default=0.2,
         metavar="SHARE",
-        help="for validation, of data that is not divided into train and val (default: 0.2)",
+        help="for validation, of data that is not divided into train and val (default: "
+        f"{_HELD_OUT:g}; refused for data that is)",
     )
     return data
 
@@ -487,6 +488,7 @@ def _config(
     arguments: argparse.Namespace,
     *,
     num_images: int,
+    checkpoints: Mapping[str, dict[str, Any]] | None,
     masks: str | None = None,
 ) -> TrainingConfig:
     from .experiments.experiment import recorded_steps
@@ -495,8 +497,8 @@ def _config(
     steps = arguments.steps
     if arguments.epochs is not None:
         steps = arguments.epochs * max(1, num_images // arguments.batch_size)
-    if steps is None and arguments.resume:
-        steps = recorded_steps(_run_folder(arguments), arguments.loss)
+    if steps is None and checkpoints:
+        steps = recorded_steps(_run_folder(arguments), checkpoints)
     if steps is None:
         steps = arguments.default_steps
     return TrainingConfig(
@@ -525,6 +527,15 @@ def _config(
     )
 
 
+def _checkpoints(arguments: argparse.Namespace) -> dict[str, dict[str, Any]] | None:
+    """What --resume goes on from."""
+    from .experiments.experiment import read_checkpoints
+
+    if not arguments.resume:
+        return None
+    return read_checkpoints(_run_folder(arguments), list(dict.fromkeys(arguments.loss)))
+
+
 def _demo(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
     from tqdm.auto import tqdm
 
@@ -544,14 +555,16 @@ def _demo(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
             for index in range(len(dataset)):
                 dataset[index]
                 bar.update()
+    checkpoints = _checkpoints(arguments)
     return Experiment(
-        config=_config(arguments, num_images=len(train)),
+        config=_config(arguments, num_images=len(train), checkpoints=checkpoints),
         losses=list(dict.fromkeys(arguments.loss)),
         train=train,
         validation=validation,
         folder=_run_folder(arguments),
         eval_samples=arguments.samples,
         resume=arguments.resume,
+        checkpoints=checkpoints,
     )
 
 
@@ -624,6 +637,12 @@ def _folder_dataset(
     try:
         folders = find_split(arguments.data, split, arguments.label_suffix)
         divided = is_divided(arguments.data, arguments.label_suffix)
+        if divided and arguments.held_out is not None:
+            arguments.parser.error(
+                f"argument --held-out: {arguments.data} is divided into train and val already; "
+                "leave the option out"
+            )
+        held_out = _HELD_OUT if arguments.held_out is None else arguments.held_out
         dataset = FolderDataset(
             *folders,
             num_classes=num_classes,
@@ -632,7 +651,7 @@ def _folder_dataset(
             image_suffix=arguments.image_suffix,
             label_suffix=arguments.label_suffix,
             mapping=mapping,
-            part=None if divided else (split, arguments.held_out),
+            part=None if divided else (split, held_out),
         )
     except DatasetError as problem:
         arguments.parser.error(f"argument --data: {problem}")
@@ -650,6 +669,19 @@ def _folder_dataset(
 def _say_notes(*datasets: FolderDataset) -> None:
     for note in dict.fromkeys(note for dataset in datasets for note in dataset.notes):
         _note(note)
+
+
+def _say_shared_images(train: FolderDataset, validation: FolderDataset) -> None:
+    """Warns of validation images that are learnt from, whose figures say nothing of others."""
+    shared = validation.shared_images(train)
+    if shared:
+        one, other = shared[0]
+        number = f"{len(shared)} of {len(validation)} validation images"
+        _note(
+            f"warning: {number} {'is a' if len(shared) == 1 else 'are'} training image"
+            f"{'s' if len(shared) > 1 else ''} too, byte for byte ({one} is {other}); the "
+            "validation says little of other images"
+        )
 
 
 def _masked_dataset(
@@ -688,6 +720,7 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
         )
     if ranks.first:
         _say_notes(*splits)
+        _say_shared_images(*splits)
         classes = splits[0].num_classes
         print(
             f"{classes} class{'es' if classes > 1 else ''}, {len(splits[0])} training and "
@@ -702,14 +735,16 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
             error(f"argument --masks: expected --loss {known}, which alone uses them")
         train = masked = _masked_dataset(arguments, splits[0], ranks)
         masks = masked.fingerprint
+    checkpoints = _checkpoints(arguments)
     experiment = Experiment(
-        config=_config(arguments, num_images=len(train), masks=masks),
+        config=_config(arguments, num_images=len(train), checkpoints=checkpoints, masks=masks),
         losses=list(dict.fromkeys(arguments.loss)),
         train=train,
         validation=splits[1],
         folder=_run_folder(arguments),
         eval_samples=arguments.samples,
         resume=arguments.resume,
+        checkpoints=checkpoints,
     )
     existing = [loss for loss in experiment.losses if experiment.checkpoint(loss).exists()]
     if existing and not (arguments.resume or arguments.overwrite):

@@ -109,6 +109,12 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
         "target: expected shape (2, 4, 5) for input of shape (2, 3, 4, 5), got (2, 3, 4, 5); if it "
         "is one-hot, pass target.argmax(1)",
     ),
+    "target of a binary head without its channel": (
+        lambda: sf.cross_entropy(_x(2, 4, 5), _t(2, 4, 5)),
+        ValueError,
+        "target: expected shape (2, 5) for input of shape (2, 4, 5), got (2, 4, 5); if it is "
+        "one-hot, pass target.argmax(1), or input.unsqueeze(1) if that is a binary head",
+    ),
     "target one-hot of bools": (
         lambda: sf.cross_entropy(_x(), _t(2, 3, 4, 5).bool()),
         ValueError,
@@ -466,6 +472,10 @@ ONE_CHANNEL: dict[str, tuple[Any, dict[str, Any], type[Exception]]] = {
     "no channel": (lambda mask: mask.squeeze(1), {}, TypeError),
     "integers": (lambda mask: mask.long(), {}, ValueError),
     "bools": (lambda mask: mask.bool(), {}, ValueError),
+    "integers without a channel": (lambda mask: mask.squeeze(1).long(), {}, IndexError),
+    "bytes": (lambda mask: mask.squeeze(1).byte(), {}, IndexError),
+    "0 and 255": (lambda mask: 255 * mask.squeeze(1).long(), {}, IndexError),
+    "bools without a channel": (lambda mask: mask.squeeze(1).bool(), {}, TypeError),
     "no pixels": (lambda mask: mask.squeeze(1)[..., 0, 0], {"spatial": 0}, TypeError),
     "another size": (
         lambda mask: mask.repeat_interleave(2, -1),
@@ -495,8 +505,13 @@ def test_advice_for_a_binary_mask_gives_binary_cross_entropy(case, module):
         for part in advice.split(" and ")
     ]
     large = input if "upsample" not in options else F.interpolate(input, (6, 10), mode="bilinear")
-    expected = F.binary_cross_entropy_with_logits(large, target.float().reshape(large.shape))
+    expected = F.binary_cross_entropy_with_logits(large, target.bool().float().view(large.shape))
     torch.testing.assert_close(loss(*given, **named), expected)
+
+
+def test_a_target_of_one_logit_is_told_no_channel():
+    with pytest.raises(IndexError, match=r"got 1$"):
+        sf.cross_entropy(torch.randn(1), torch.tensor(1))
 
 
 def test_smoothing_is_any_number():

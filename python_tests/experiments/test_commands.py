@@ -101,6 +101,20 @@ def test_command_trains_on_a_folder_and_resumes(folder, capsys):
     assert cli.main([*arguments, "--overwrite"]) == 0
 
 
+def test_a_checkpoint_is_read_once_to_be_resumed(folder, monkeypatch):
+    run = ["train", "--data", str(folder), "--ignore-index", "11", "--loss", "ce", "uce"]
+    run += ["--batch-size", "2", "--crop", "32", "32", "--samples", "2"]
+    run += ["--output", str(folder / "runs")]
+    assert cli.main([*run, "--steps", "1"]) == 0
+    reads = []
+    load = torch.load
+    monkeypatch.setattr(
+        torch, "load", lambda path, **rest: reads.append(path) or load(path, **rest)
+    )
+    assert cli.main([*run, "--resume"]) == 0
+    assert [path.name for path in reads] == ["checkpoint-ce.pt", "checkpoint-uce.pt"]
+
+
 def test_a_run_keeps_its_steps_where_another_has_more(folder, capsys):
     arguments = ["train", "--data", str(folder), "--ignore-index", "11", "--batch-size", "2"]
     arguments += ["--crop", "32", "48", "--samples", "2", "--output", str(folder / "runs")]

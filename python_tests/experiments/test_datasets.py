@@ -252,7 +252,7 @@ def test_negative_labels_are_refused(tmp_path, monkeypatch):
     write_pair(tmp_path, "train", "a", np.zeros((8, 8), int))
     dataset = FolderDataset(*find_split(tmp_path, "train"))
     label = np.array([[-1] * 8] + [[3] * 8] * 7, np.int32)
-    monkeypatch.setattr(datasets, "read_label", lambda path: label)
+    monkeypatch.setattr(datasets, "read_label", lambda path, data: label)
     with pytest.raises(datasets.DatasetError, match=r"a\.png: label -1 is no .* 2 distinct values"):
         dataset.scan()
 

@@ -17,6 +17,7 @@ from python_tests.experiments.cases import write_pair
 from segunc_ops import cli
 from segunc_ops.experiments.datasets import DatasetError, FolderDataset
 from segunc_ops.experiments.image_files import check_bytes, open_image, read_label
+from segunc_ops.experiments.label_mapping import parse_mapping
 
 GREY, RGB, PALETTE = 0, 2, 3
 
@@ -246,6 +247,38 @@ def test_grey_tiff_labels_of_few_bits_in_reverse_order(tmp_path, bits):
     np.testing.assert_array_equal(read_label(tmp_path / "a.tif"), label)
 
 
+def uint32_tiff(values: np.ndarray) -> bytes:
+    """Pillow writes 32 bits as int32 alone, in a file that differs by one tag."""
+    data = bytearray(encoded(Image.fromarray(values.astype(np.uint32).view(np.int32)), "TIFF"))
+    at = data.index(struct.pack("<HHIHH", 339, 3, 1, 2, 0))
+    data[at + 8] = 1
+    return bytes(data)
+
+
+def test_labels_of_uint32_have_no_sign(pair):
+    pair[1].unlink()
+    path = pair[1].with_suffix(".tif")
+    label = ramp(40, 60) % 2
+    path.write_bytes(uint32_tiff(label))
+    np.testing.assert_array_equal(read_label(path), label)
+    label[5, 7] = 4_000_000_000
+    path.write_bytes(uint32_tiff(label))
+    np.testing.assert_array_equal(read_label(path), label)
+    with pytest.raises(DatasetError) as caught:
+        dataset_of((pair[0], path)).scan()
+    problem = str(caught.value)
+    assert problem.startswith(f"{path}: label 4000000000 is no class that was declared")
+    assert "--map 4000000000:255" in problem
+    with pytest.raises(DatasetError, match="class 4000000000 is outside 0 to 1"):
+        dataset_of((pair[0], path), num_classes=2).scan()
+    mapping = parse_mapping(["0:0", "1:1", "4000000000:255"], 255)
+    dataset = FolderDataset(pair[0].parent, path.parent, mapping=mapping)
+    dataset.scan(for_training=True)
+    assert sorted(np.unique(dataset[0].label)) == [0, 1, 255]
+    path.write_bytes(encoded(Image.fromarray((ramp(40, 60) % 2 - 1).astype(np.int32)), "TIFF"))
+    assert read_label(path).min() == -1
+
+
 def test_what_is_no_file_is_refused(pair, capsys):
     for path in pair:
         path.unlink()
@@ -350,6 +383,27 @@ def test_smaller_copies_in_a_tiff_are_no_pictures(pair):
     np.testing.assert_array_equal(np.asarray(open_image(pair[0])), np.asarray(rgb))
 
 
+# Bytes
+
+
+def test_a_file_is_read_once_before_training(pair, monkeypatch):
+    """Decoded, checked against its checksums and told from others by the same bytes."""
+    reads: list[Path] = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read(path))
+    opened = Image.open
+    monkeypatch.setattr(
+        Image,
+        "open",
+        lambda file: reads.append(file) or opened(file) if isinstance(file, Path) else opened(file),
+    )
+    dataset = dataset_of(pair)
+    dataset.scan()
+    contents = dataset.contents()
+    assert sorted(reads) == sorted(pair)
+    assert dataset_of(pair).contents() == contents
+
+
 # Orientation
 
 
@@ -383,6 +437,46 @@ def test_orientation_that_leaves_the_label_map_open_is_refused(
     Image.fromarray((ramp(40, side) % 3).astype(np.uint8)).save(pair[1])
     problem = scan_error(pair, capsys)
     assert problem.startswith(f"{pair[0]}: EXIF orientation {orientation} leaves open")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize(("orientation", "size"), [(3, "50 x 30"), (6, "30 x 50")])
+def test_an_orientation_is_named_where_sizes_differ(pair, capsys, kind, orientation, size):
+    pair[0].write_bytes(oriented(Image.new("RGB", (50, 30)), kind, orientation))
+    assert scan_error(pair, capsys) == (
+        f"{pair[1]}: label map is 60 x 40, its image {pair[0].name} {size} once turned by its EXIF "
+        f"orientation {orientation}"
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_images_stay_as_stored_where_their_label_maps_do(pair, orientation):
+    stored = Image.fromarray((ramp(40, 60, 3) % 251).astype(np.uint8))
+    pair[0].write_bytes(oriented(stored, "TIFF", orientation))
+    if orientation in (2, 3, 4):
+        with pytest.raises(DatasetError, match="leaves open"):
+            dataset_of(pair)[0]
+    else:
+        np.testing.assert_array_equal(dataset_of(pair)[0].image, np.asarray(stored))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_images_of_sixteen_bits_are_turned(pair, kind, orientation):
+    stored = Image.fromarray(27 * ramp(60, 40).astype(np.uint16))
+    pair[0].write_bytes(oriented(stored, kind, orientation))
+    upper = Image.fromarray((np.asarray(stored) >> 8).astype(np.uint8)).convert("RGB")
+    with Image.open(io.BytesIO(oriented(upper, "PNG", orientation))) as tagged:
+        turned = np.asarray(ImageOps.exif_transpose(tagged))
+    np.testing.assert_array_equal(dataset_of(pair)[0].image, turned)
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_tiff_orientations_that_say_nothing_are_passed_over(pair, orientation):
+    label = Image.fromarray((ramp(40, 60) % 3).astype(np.uint8))
+    pair[1].with_suffix(".tif").write_bytes(oriented(label, "TIFF", orientation))
+    pair[1].unlink()
+    np.testing.assert_array_equal(dataset_of(pair)[0].label, np.asarray(label))
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 9])

@@ -184,6 +184,29 @@ def test_what_is_not_divided_is_found_whole(tmp_path, folders):
     assert not is_divided(tmp_path)
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["apart", "beside"])
+def test_label_maps_that_end_differently_are_told_so(tmp_path, beside):
+    images, labels = (tmp_path, tmp_path) if beside else (tmp_path / "images", tmp_path / "labels")
+    for stem, ending in (("a", "_seg"), ("b", "_segmentation"), ("c", "_seg")):
+        write_image(images / f"{stem}.jpg")
+        write_label(labels / f"{stem}{ending}.png", 1)
+    with pytest.raises(DatasetError) as caught:
+        pair_files(images, labels)
+    assert str(caught.value) == (
+        f"{labels}: the stems of its label maps end in _seg (a_seg.png, of 2 images) and "
+        "_segmentation (b_segmentation.png, of 1 image); rename them so that all end alike, or "
+        "keep each kind in a folder of its own"
+    )
+
+
+def test_a_label_map_that_has_no_ending_is_told_from_others(tmp_path):
+    for stem, ending in (("a", "_mask"), ("b", "")):
+        write_image(tmp_path / "images" / f"{stem}.jpg")
+        write_label(tmp_path / "labels" / f"{stem}{ending}.png", 1)
+    with pytest.raises(DatasetError, match=r"_mask \(a_mask.png, .* in nothing \(b.png, "):
+        pair_files(tmp_path / "images", tmp_path / "labels")
+
+
 def test_divided_by_name():
     pairs = [Pair(f"{index}", Path(f"{index}.png"), Path("x")) for index in range(50)]
     train, validation = divide(pairs, "train", 0.2), divide(pairs, "val", 0.2)
@@ -223,6 +246,34 @@ def test_a_folder_of_binary_masks_trains_with_one_command(tmp_path, capsys):
     again = ["train", "--data", str(root), "--map", "0:1", "255:0", *run, "--resume"]
     assert exit_code(again) == 2
     assert "label mapping 0:0 255:1, not 0:1 255:0" in capsys.readouterr().err
+
+
+def test_a_share_of_data_that_is_divided_is_refused(tmp_path, capsys):
+    root = write_cityscapes(tmp_path / "cityscapes")
+    run = [*TRAINING, "--output", str(tmp_path / "runs"), "--held-out", "0.3"]
+    assert exit_code(["train", "--data", str(root), *run]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument --held-out: {root} is divided into train and val already" in line
+
+
+def test_images_of_both_parts_are_told_once(tmp_path, capsys):
+    for split, stems in (("train", "abc"), ("val", "bxc")):
+        for stem in stems:
+            write_image(tmp_path / split / f"{stem}.jpg")
+            write_label(tmp_path / f"{split}annot" / f"{stem}.png", 0, 1)
+    for path in (tmp_path / "train").iterdir():
+        path.write_bytes(path.read_bytes() + path.name.encode())
+    (tmp_path / "val" / "c.jpg").write_bytes((tmp_path / "train" / "a.jpg").read_bytes())
+    train, val = (FolderDataset(*find_split(tmp_path, split)) for split in ("train", "val"))
+    shared = [(tmp_path / "val" / "c.jpg", tmp_path / "train" / "a.jpg")]
+    assert val.shared_images(train) == shared
+    run = [*TRAINING, "--samples", "2", "--output", str(tmp_path / "runs")]
+    assert exit_code(["train", "--data", str(tmp_path), *run]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "byte for byte" in line]
+    assert told == [
+        "segunc: warning: 1 of 3 validation images is a training image too, byte for byte "
+        f"({shared[0][0]} is {shared[0][1]}); the validation says little of other images"
+    ]
 
 
 def test_masks_of_nested_folders_lie_in_the_same(tmp_path):

@@ -12,7 +12,13 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from python_tests.experiments.cases import IGNORED, full_disk, train_member, write_images
+from python_tests.experiments.cases import (
+    IGNORED,
+    exit_code,
+    full_disk,
+    train_member,
+    write_images,
+)
 from segunc_ops import cli
 from segunc_ops.experiments import experiment, plots, report
 from segunc_ops.experiments.mask_files import MaskRecord, write_mask
@@ -21,6 +27,12 @@ from segunc_ops.experiments.output_files import (
     remove_partial_files,
     try_output,
     whole_file,
+)
+from segunc_ops.experiments.training import (
+    Trainer,
+    TrainingConfig,
+    checkpoint_bytes,
+    read_checkpoint,
 )
 from segunc_ops.functional import predictive_statistics
 from segunc_ops.metrics import SegmentationMetrics
@@ -141,6 +153,29 @@ def test_a_full_disk_is_found_before_the_work(tmp_path):
 
 
 # Names that users give
+
+
+@pytest.mark.parametrize("loss", ["ce", "iu"])
+def test_room_for_a_checkpoint_is_tried_before_the_training(folder, capsys, monkeypatch, loss):
+    monkeypatch.setattr(Trainer, "fit", lambda self, **_: pytest.fail("trained"))
+    run = folder / "runs" / "train"
+    command = ["train", "--data", str(folder), "--ignore-index", "11", "--loss", loss]
+    with full_disk(5_000_000):
+        assert exit_code([*command, "--output", str(folder / "runs")]) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
+    assert line.startswith(
+        f"segunc: error: {run}/checkpoint-{loss}.pt: will not fit (File too large), as it takes "
+    )
+    assert not list(run.iterdir())
+
+
+@pytest.mark.parametrize(("loss", "num_classes"), [("ce", 3), ("iu", 3), ("ce", 1500)])
+def test_the_size_of_a_checkpoint_is_known_before_it_is_written(tmp_path, loss, num_classes):
+    root = write_images(tmp_path, 3)
+    path = train_member(root, 0, num_classes, loss)
+    recipe = TrainingConfig(**read_checkpoint(path)["config"])
+    size = path.stat().st_size
+    assert 0.95 * size < checkpoint_bytes(recipe, num_classes) < 1.05 * size
 
 
 def test_pictures_show_names_as_they_are(tmp_path, monkeypatch):

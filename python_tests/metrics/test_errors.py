@@ -79,6 +79,18 @@ ERRORS = {
         ValueError,
         r"pass torch.cat\(\[1 - input, input\], 1\) and target.squeeze\(1\).long\(\)",
     ),
+    "a binary mask of integers": (
+        lambda: sm.MeanIoU(1).update(torch.zeros(2, 1, 4, 4), torch.ones(2, 4, 4).long()),
+        IndexError,
+        r"got 1 for an input of one channel.*pass torch.cat\(\[torch.zeros_like\(input\), input\]",
+    ),
+    "a binary mask of 255 and probabilities": (
+        lambda: sm.BrierScore(1, from_probabilities=True).update(
+            torch.zeros(2, 1, 4, 4), 255 * torch.ones(2, 4, 4).long()
+        ),
+        IndexError,
+        r"got 255 .*pass torch.cat\(\[1 - input, input\], 1\) and \(target > 0\).long\(\)",
+    ),
     "window": (
         lambda: sm.PAvPU(3, threshold=0.1, window=0),
         ValueError,

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from . import MAX_CLASSES, scenes
 from .image_files import DatasetError as DatasetError
-from .image_files import check_bytes, open_image, read_label
+from .image_files import check_bytes, open_image, read_file, read_label, told_orientation
 from .label_mapping import LabelMapping, cityscapes_mapping
 from .layouts import Pair, divide, pair_files
 
 Size = tuple[int, int]
+Labels = NDArray[np.int32] | NDArray[np.int64]
 
 MAPPING = "label mapping"
 """What of :meth:`FolderDataset.contents` tells its mapping, if it has one."""
@@ -30,6 +31,7 @@ MAPPING = "label mapping"
 _BATCHES_AHEAD = 2
 # Labels from here on are taken for void or instances, not for classes that nobody has declared.
 _MAX_UNDECLARED_CLASSES = 4096
+_MAX_INDEX = (1 << 31) - 1
 _MAX_LISTED = 5
 _MAX_ADVISED_LABELS = 16
 _CITYSCAPES_LABELS = ("_gtFine_labelIds", "_gtCoarse_labelIds")
@@ -40,7 +42,7 @@ class Sample(NamedTuple):
 
     image: NDArray[np.uint8]
     """RGB, (H, W, 3)."""
-    label: NDArray[np.uint8] | NDArray[np.int32]
+    label: NDArray[np.uint8] | Labels
     """Class indices, (H, W); uint8 where they and the ignored index fit."""
     mask: NDArray[np.float32] | None = None
     """Uncertainty, (H, W)."""
@@ -193,6 +195,8 @@ class FolderDataset:
         self._names = None if class_names is None else tuple(class_names)
         self._num_classes = num_classes
         self._contents: dict[str, Any] | None = None
+        # Of the bytes of images and label maps, once scanned.
+        self._digests: list[tuple[bytes, bytes]] = []
 
     @property
     def num_classes(self) -> int:
@@ -221,28 +225,51 @@ class FolderDataset:
         return self._pairs[index].name
 
     def contents(self) -> dict[str, Any]:
-        """Digests of names and bytes of the files, as they were at the first call.
+        """Digests of names and bytes of the files, as :meth:`scan` or the first call found them.
 
         Raises:
             DatasetError: a file cannot be read.
         """
         if self._contents is None:
-            names, images, labels = zip(*self._pairs, strict=True)
+            names = "\n".join(pair.name for pair in self._pairs)
+            images, labels = zip(*self._file_digests(), strict=True)
             self._contents = {
-                "names of files": hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:16],
-                "images": digest_files(images),
-                "label maps": digest_files(labels),
+                "names of files": hashlib.sha256(os.fsencode(names)).hexdigest()[:16],
+                "images": _combine(images),
+                "label maps": _combine(labels),
             }
             if self.mapping:
                 self._contents[MAPPING] = str(self.mapping)
         return self._contents
 
+    def _file_digests(self) -> list[tuple[bytes, bytes]]:
+        if not self._digests:
+            _, images, labels = zip(*self._pairs, strict=True)
+            self._digests = list(zip(_digests(images), _digests(labels), strict=True))
+        return self._digests
+
+    def shared_images(self, other: FolderDataset) -> list[tuple[Path, Path]]:
+        """Images of this data set that another has too, byte for byte, with the file there.
+
+        Raises:
+            DatasetError: a file cannot be read.
+        """
+        theirs = {
+            image: pair.image
+            for pair, (image, _) in zip(other._pairs, other._file_digests(), strict=True)
+        }
+        return [
+            (pair.image, theirs[image])
+            for pair, (image, _) in zip(self._pairs, self._file_digests(), strict=True)
+            if image in theirs
+        ]
+
     def label(self, index: int) -> NDArray[np.integer]:
-        """The label map (H, W), int32, without reading the image."""
+        """The label map (H, W) without reading the image."""
         path = self._pairs[index].label
         return self._classes(path, read_label(path))
 
-    def _classes(self, path: Path, label: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _classes(self, path: Path, label: Labels) -> Labels:
         """What the labels of a map stand for."""
         try:
             label = self.mapping.apply(label, self.ignore_index)
@@ -266,14 +293,18 @@ class FolderDataset:
             return Sample(image, label.astype(np.uint8))
         return Sample(image, label)
 
-    def _decode(self, pair: Pair) -> tuple[Image.Image, NDArray[np.int32]]:
-        label = read_label(pair.label)
-        size = label.shape[::-1]
-        image = open_image(pair.image, size)
+    def _decode(
+        self, pair: Pair, image_data: bytes | None = None, label_data: bytes | None = None
+    ) -> tuple[Image.Image, Labels]:
+        label = read_label(pair.label, label_data)
+        width, height = size = label.shape[1], label.shape[0]
+        image = open_image(pair.image, size, image_data)
         if image.size != size:
+            orientation = told_orientation(pair.image)
+            turned = f" once turned by its EXIF orientation {orientation}"
             raise DatasetError(
-                f"{pair.label}: label map is {size[0]} x {size[1]}, "
-                f"its image {pair.image.name} {image.size[0]} x {image.size[1]}"
+                f"{pair.label}: label map is {width} x {height}, its image {pair.image.name} "
+                f"{image.size[0]} x {image.size[1]}{turned if orientation != 1 else ''}"
             )
         return image, label
 
@@ -293,24 +324,29 @@ class FolderDataset:
                 that is declared is let through.
         """
 
-        def check(pair: Pair) -> tuple[list[int], list[int]]:
-            raw = self._decode(pair)[1]
-            for path in (pair.image, pair.label):
-                check_bytes(path)
+        def check(pair: Pair) -> tuple[list[int], list[int], tuple[bytes, bytes]]:
+            image, label = read_file(pair.image), read_file(pair.label)
+            raw = self._decode(pair, image, label)[1]
+            check_bytes(pair.image, image)
+            check_bytes(pair.label, label)
+            digests = (hashlib.sha256(image).digest(), hashlib.sha256(label).digest())
             classes = _distinct(self._classes(pair.label, raw))
-            return classes, _distinct(raw) if self.mapping else classes
+            return classes, _distinct(raw) if self.mapping else classes, digests
 
         where: dict[int, Path] = {}
         labels: set[int] = set()
+        every: list[tuple[bytes, bytes]] = []
         with ThreadPoolExecutor() as pool:
-            for pair, (classes, found) in zip(
+            for pair, (classes, found, digests) in zip(
                 self._pairs, pool.map(check, self._pairs), strict=True
             ):
+                every.append(digests)
                 for value in classes:
                     where.setdefault(value, pair.label)
                 labels.update(found)
                 if progress is not None:
                     progress(1)
+        self._digests, self._contents = every, None
         ignored = where.pop(self.ignore_index, None)
         if not where:
             raise DatasetError(
@@ -324,10 +360,13 @@ class FolderDataset:
                 advice = f"if there are so many classes, declare them (--classes {value + 1})"
                 if value >= MAX_CLASSES:
                     advice = f"--map turns labels into at most {MAX_CLASSES} classes"
+                ignore = f"--ignore-index {value}"
+                if value > _MAX_INDEX:
+                    ignore = f"--map {value}:{self.ignore_index} and the others' LABEL:CLASS"
                 raise DatasetError(
                     f"{where[value]}: label {value} is no class that was declared; the label maps "
                     f"hold {distinct} distinct values. If it stands for no class, ignore it "
-                    f"(--ignore-index {value}); {advice if value >= 0 else 'classes start at 0'}"
+                    f"({ignore}); {advice if value >= 0 else 'classes start at 0'}"
                 )
             self._num_classes = highest + 1
         declared_alone = self._declared and self._num_classes == 1
@@ -559,24 +598,22 @@ class TrainingBatches:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _digests(paths: Iterable[Path]) -> list[bytes]:
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda path: hashlib.sha256(read_file(path)).digest(), paths))
+
+
+def _combine(digests: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
+
+
 def digest_files(paths: Iterable[Path]) -> str:
     """16 letters that depend on every byte of some files and on their order.
 
     Raises:
         DatasetError: a file cannot be read.
     """
-
-    def digest(path: Path) -> bytes:
-        try:
-            return hashlib.sha256(path.read_bytes()).digest()
-        except OSError as error:
-            raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
-
-    every = hashlib.sha256()
-    with ThreadPoolExecutor() as pool:
-        for each in pool.map(digest, paths):
-            every.update(each)
-    return every.hexdigest()[:16]
+    return _combine(_digests(paths))
 
 
 class EvenlySpaced:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from .evaluation import (
     seeded,
 )
 from .losses import loss_title
-from .output_files import remove_partial_files, try_output
+from .output_files import remove_partial_files, try_output, try_room
 from .plots import (
     Panel,
     plot_curves,
@@ -43,6 +44,7 @@ from .training import (
     Trainer,
     TrainingConfig,
     check_resumable,
+    checkpoint_bytes,
     identify_data,
     read_checkpoint,
 )
@@ -80,6 +82,7 @@ class Experiment:
 
     ``config.loss`` is replaced by each of ``losses`` in turn; ``eval_samples`` is S of the
     evaluation; ``folder`` gets ``table.md``, ``table.json``, the PNGs and a checkpoint per loss.
+    ``checkpoints`` are what :func:`read_checkpoints` found to be resumed; None reads them.
     """
 
     config: TrainingConfig
@@ -90,22 +93,38 @@ class Experiment:
     eval_samples: int = 10
     resume: bool = False
     progress: bool = True
+    checkpoints: Mapping[str, dict[str, Any]] | None = None
 
     def checkpoint(self, loss: str) -> Path:
         """Where the training by `loss` keeps its state."""
         return checkpoint_path(self.folder, loss)
 
 
-def recorded_steps(folder: Path, losses: Sequence[str]) -> int | None:
-    """How many steps the runs in a folder are to have; None if there are none.
+def read_checkpoints(folder: Path, losses: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the runs in a folder have left to go on from, by their loss.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, or the runs have different numbers.
+        CheckpointError: a checkpoint cannot be read.
     """
-    paths = [checkpoint_path(folder, loss) for loss in losses]
-    steps = {path: read_checkpoint(path)["config"]["steps"] for path in paths if path.is_file()}
+    paths = {loss: checkpoint_path(folder, loss) for loss in losses}
+    return {loss: read_checkpoint(path) for loss, path in paths.items() if path.is_file()}
+
+
+def recorded_steps(folder: Path, checkpoints: Mapping[str, dict[str, Any]]) -> int | None:
+    """How many steps runs are to have; None if there are none.
+
+    Args:
+        folder: of the runs, for messages.
+        checkpoints: as :func:`read_checkpoints` gives them.
+
+    Raises:
+        CheckpointError: the runs have different numbers.
+    """
+    steps = {loss: state["config"]["steps"] for loss, state in checkpoints.items()}
     if len(set(steps.values())) > 1:
-        told = ", ".join(f"{path.name} {number}" for path, number in steps.items())
+        told = ", ".join(
+            f"{checkpoint_path(folder, loss).name} {number}" for loss, number in steps.items()
+        )
         raise CheckpointError(
             f"{folder}: its runs have different numbers of steps ({told}); pass "
             "--steps, or one --loss"
@@ -113,25 +132,43 @@ def recorded_steps(folder: Path, losses: Sequence[str]) -> int | None:
     return next(iter(steps.values()), None)
 
 
-def _check_resumed(experiment: Experiment) -> None:
-    """Refuses what cannot be resumed before the first training, not after hours of it."""
+def _resumed(experiment: Experiment) -> Mapping[str, dict[str, Any]]:
+    """What is resumed; refuses what cannot be before the first training, not after hours of it."""
+    if not experiment.resume:
+        return {}
+    checkpoints = experiment.checkpoints
+    if checkpoints is None:
+        checkpoints = read_checkpoints(experiment.folder, experiment.losses)
     data = identify_data(experiment.train, experiment.validation)
-    for loss in experiment.losses:
-        path = experiment.checkpoint(loss)
-        if path.is_file():
-            config = replace(experiment.config, loss=loss)
-            check_resumable(path, read_checkpoint(path), config, data)
+    for loss, state in checkpoints.items():
+        config = replace(experiment.config, loss=loss)
+        check_resumable(experiment.checkpoint(loss), state, config, data)
+    return checkpoints
 
 
-def _train(experiment: Experiment, loss: str) -> Trainer:
+def _try_checkpoints(experiment: Experiment, resumed: Mapping[str, dict[str, Any]]) -> None:
+    """Tries whether the checkpoints that are not there yet fit, and a new one beside an old one."""
+    num_classes = len(experiment.train.class_names)
+    files = {
+        loss: (
+            experiment.checkpoint(loss),
+            checkpoint_bytes(replace(experiment.config, loss=loss), num_classes),
+        )
+        for loss in experiment.losses
+    }
+    missing = [file for loss, file in files.items() if loss not in resumed]
+    try_room([*missing, max(files.values(), key=lambda file: file[1])])
+
+
+def _train(experiment: Experiment, loss: str, state: dict[str, Any] | None) -> Trainer:
     trainer = Trainer(
         replace(experiment.config, loss=loss),
         experiment.train,
         experiment.validation,
         experiment.checkpoint(loss),
     )
-    if experiment.resume:
-        trainer.resume()
+    if state is not None:
+        trainer.resume(state)
     trainer.fit(progress=experiment.progress)
     return trainer
 
@@ -330,11 +367,10 @@ def run(experiment: Experiment) -> str:
         DivergedError: a loss is no longer finite.
         OutputError: the folder cannot be written to, which is tried first.
     """
-    if experiment.resume:
-        _check_resumed(experiment)
+    resumed = _resumed(experiment)
     if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
         for loss in experiment.losses:
-            _train(experiment, loss)
+            _train(experiment, loss, resumed.get(loss))
         return ""
     written = run_files(experiment.losses)
     try_output(experiment.folder, written)
@@ -344,11 +380,12 @@ def run(experiment: Experiment) -> str:
         # An older run's results must not pass for this one's if it is interrupted.
         for name in written:
             (experiment.folder / name).unlink(missing_ok=True)
+    _try_checkpoints(experiment, resumed)
     names = experiment.train.class_names
     results: dict[str, LossResult] = {}
     pictures: dict[str, list[Panel]] = {}
     for loss in experiment.losses:
-        trainer = _train(experiment, loss)
+        trainer = _train(experiment, loss, resumed.get(loss))
         results[loss] = LossResult(
             config=trainer.config,
             history=trainer.history,

@@ -5,15 +5,16 @@ What can be undone is undone; what is ambiguous or lossy is refused, with the fi
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 # Formats that keep a class index as it was written, a TIFF unless it is compressed so.
@@ -31,6 +32,21 @@ _BMP_BITS_AT = 28  # of a pixel, in the file
 _DEFLATE = (8, 32946)  # of TIFF
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _REDUCED_OR_MASK = 1 | 4
+_UNSIGNED = 1  # a TIFF's sample format
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BACK = {
+    **_TURNS,
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 class DatasetError(ValueError):
@@ -61,21 +77,47 @@ def _num_pages(image: Image.Image) -> int:
     return pages
 
 
-def _orientation(image: Image.Image) -> int:
-    """How a loaded image's pixels are to be turned, 1 to 8; damaged EXIF says nothing."""
+def _orientation(found: object) -> int:
+    """How pixels are to be turned, 1 to 8; other numbers say nothing."""
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    """That of a loaded image; damaged EXIF says nothing."""
     try:
-        found = image.getexif().get(Base.Orientation, 1)
+        return _orientation(image.getexif().get(Base.Orientation, 1))
     except Exception:
         return 1
-    return found if found in range(1, 9) else 1
 
 
-def _load(path: Path, formats: tuple[str, ...] | None = None) -> tuple[Image.Image, str, int]:
-    """A decoded file, how its pixels were packed, and its orientation."""
+def read_file(path: Path) -> bytes:
+    """The bytes of an image or label map.
+
+    Raises:
+        DatasetError: it is no regular file, or cannot be read.
+    """
     if path.exists() and not path.is_file():
         raise DatasetError(f"{path}: is no regular file")
     try:
-        with Image.open(path) as image:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({_one_line(error)})") from error
+
+
+class _Decoded(NamedTuple):
+    """What a file holds."""
+
+    image: Image.Image
+    packing: str
+    """How its pixels were packed."""
+    orientation: int
+    turned: bool
+    """Whether the decoder has followed the orientation."""
+
+
+def _load(path: Path, data: bytes, formats: tuple[str, ...] | None = None) -> _Decoded:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
             if formats is not None and image.format not in formats:
                 raise DatasetError(
                     f"{path}: expected a PNG label map, got a {image.format} file, which need not "
@@ -87,9 +129,10 @@ def _load(path: Path, formats: tuple[str, ...] | None = None) -> tuple[Image.Ima
             packing = arguments[0] if isinstance(arguments, tuple) else arguments
             # Pillow turns a TIFF as it loads it, and forgets the tag.
             is_tiff = image.format == "TIFF"
-            tag = image.tag_v2.get(Base.Orientation, 1) if is_tiff else 1
+            tag = _orientation(image.tag_v2.get(Base.Orientation)) if is_tiff else 1
             image.load()
-            return image, str(packing), tag if is_tiff else _orientation(image)
+            orientation = tag if is_tiff else _exif_orientation(image)
+            return _Decoded(image, str(packing), orientation, is_tiff)
     except DatasetError:
         raise
     except Image.DecompressionBombError as error:
@@ -100,21 +143,26 @@ def _load(path: Path, formats: tuple[str, ...] | None = None) -> tuple[Image.Ima
         raise DatasetError(f"{path}: cannot be read as an image ({_one_line(error)})") from error
 
 
-def check_bytes(path: Path) -> None:
+def check_bytes(path: Path, data: bytes | None = None) -> None:
     """Compares a file with what it says of its own bytes, which decoders pass over.
 
     A PNG has checksums and a number of rows, a TIFF that is compressed by deflate checksums; other
     formats have nothing that would tell.
 
+    Args:
+        path: the file.
+        data: its bytes, where they have been read.
+
     Raises:
         DatasetError: a checksum is wrong, or pixels are missing.
     """
+    data = read_file(path) if data is None else data
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             if image.format == "PNG":
-                _check_png(path.read_bytes())
+                _check_png(data)
             elif image.format == "TIFF":
-                _check_tiff(path.read_bytes(), dict(image.tag_v2))
+                _check_tiff(data, dict(image.tag_v2))
     except Exception as error:  # whatever a decoder makes of damaged bytes
         raise DatasetError(f"{path}: is damaged ({_one_line(error)})") from error
 
@@ -155,27 +203,34 @@ def _check_tiff(data: bytes, tags: dict[int, Any]) -> None:
         zlib.decompress(data[offset : offset + size])
 
 
+def _is_unsigned(image: Image.Image) -> bool:
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    return tags.get(Base.SampleFormat, (_UNSIGNED,)) == (_UNSIGNED,)
+
+
 def _white_is_zero(image: Image.Image) -> bool:
     tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     return tags.get(Base.PhotometricInterpretation) == 0
 
 
 def _upright(
-    path: Path, image: Image.Image, orientation: int, label_size: tuple[int, int] | None
+    path: Path, decoded: _Decoded, image: Image.Image, label_size: tuple[int, int] | None
 ) -> Image.Image:
-    """Turns an image as its EXIF tag asks, where that is how it was labelled."""
+    """Turns an image as its EXIF tag asks, unless it was labelled as stored."""
+    orientation = decoded.orientation
     if orientation == 1:
         return image
-    width, height = image.size
-    if label_size is not None and (orientation < 5 or width == height):
-        raise DatasetError(
-            f"{path}: EXIF orientation {orientation} leaves open whether its label map is turned "
-            "too; turn the pixels (`mogrify -auto-orient`) or, if they were labelled as stored, "
-            "remove the tag (`exiftool -Orientation=`)"
-        )
-    if image.format == "TIFF" or label_size == image.size:
-        return image
-    return ImageOps.exif_transpose(image)
+    sideways = orientation >= 5
+    stored = image.size[::-1] if sideways and decoded.turned else image.size
+    if label_size == stored:
+        if not sideways or stored[0] == stored[1]:
+            raise DatasetError(
+                f"{path}: EXIF orientation {orientation} leaves open whether its label map is "
+                "turned too; turn the pixels (`mogrify -auto-orient`) or, if they were labelled as "
+                "stored, remove the tag (`exiftool -Orientation=`)"
+            )
+        return image.transpose(_BACK[orientation]) if decoded.turned else image
+    return image if decoded.turned else image.transpose(_TURNS[orientation])
 
 
 def _eight_bits(path: Path, image: Image.Image, packing: str) -> Image.Image:
@@ -204,22 +259,26 @@ def _eight_bits(path: Path, image: Image.Image, packing: str) -> Image.Image:
     return Image.fromarray(upper)
 
 
-def open_image(path: Path, label_size: tuple[int, int] | None = None) -> Image.Image:
+def open_image(
+    path: Path, label_size: tuple[int, int] | None = None, data: bytes | None = None
+) -> Image.Image:
     """A decoded RGB image of 8 bits a channel, turned as its label map is.
 
     Args:
         path: a file in any format that Pillow reads.
-        label_size: width and height of the label map; None turns the image as EXIF says.
+        label_size: width and height of the label map; the image is turned as EXIF says unless it
+            has that size as stored.
+        data: the file's bytes, where they have been read.
 
     Raises:
         DatasetError: the file is unreadable, damaged, too large or of several pictures; holds
             int32, float32 or 16 bits of which the upper ones are not used; or its EXIF
             orientation leaves open how it was labelled.
     """
-    image, packing, orientation = _load(path)
+    decoded = _load(path, read_file(path) if data is None else data)
     try:
-        image = _eight_bits(path, image, packing)
-        image = _upright(path, image, orientation, label_size)
+        image = _eight_bits(path, decoded.image, decoded.packing)
+        image = _upright(path, decoded, image, label_size)
         return image.convert("RGB")
     except DatasetError:
         raise
@@ -227,14 +286,27 @@ def open_image(path: Path, label_size: tuple[int, int] | None = None) -> Image.I
         raise DatasetError(f"{path}: cannot be read as RGB ({_one_line(error)})") from error
 
 
-def read_label(path: Path) -> NDArray[np.int32]:
+def told_orientation(path: Path) -> int:
+    """How the EXIF tag of an image that can be decoded asks for its pixels to be turned, 1 to 8."""
+    return _load(path, read_file(path)).orientation
+
+
+def read_label(path: Path, data: bytes | None = None) -> NDArray[np.int32] | NDArray[np.int64]:
     """The class indices (H, W) of a label map: grey values or palette indices, as written.
+
+    Args:
+        path: the file.
+        data: its bytes, where they have been read.
+
+    Returns:
+        int32, or int64 where there are values of uint32 that it does not hold.
 
     Raises:
         DatasetError: the file is unreadable, damaged, too large or of several pictures; of several
             channels or a lossy format; inverted; or to be turned.
     """
-    image, packing, orientation = _load(path, _LABEL_FORMATS)
+    data = read_file(path) if data is None else data
+    image, packing, orientation, _ = _load(path, data, _LABEL_FORMATS)
     compression = image.info.get("compression")
     if image.format == "TIFF" and compression in _LOSSY_TIFF:
         raise DatasetError(
@@ -257,7 +329,7 @@ def read_label(path: Path) -> NDArray[np.int32]:
             f"{orientation}; write it as PNG without that tag"
         )
     if image.format == "BMP" and image.mode == "1":
-        bits = path.read_bytes()[_BMP_BITS_AT]
+        bits = data[_BMP_BITS_AT]
         if bits != 1:
             raise DatasetError(
                 f"{path}: is a BMP of {bits} bits whose palette is black and white, which decoders "
@@ -266,4 +338,7 @@ def read_label(path: Path) -> NDArray[np.int32]:
     label = np.asarray(image).astype(np.int32)
     if packing in _STRETCH:
         label //= _STRETCH[packing]
+    # Pillow has one type of 32 bits, which has a sign.
+    if label.min() < 0 and _is_unsigned(image):
+        return label.view(np.uint32).astype(np.int64)
     return label

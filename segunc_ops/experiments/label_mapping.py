@@ -14,7 +14,7 @@ from . import MAX_CLASSES
 
 _PRESETS = ("cityscapes", "reduce-zero-label", "none")
 _REST = "rest"
-_PAIR = re.compile(r"(\d{1,9}|rest):(\d{1,9})")
+_PAIR = re.compile(r"(\d{1,10}|rest):(\d{1,9})")
 _UNLISTED = -(1 << 31)
 _TABLE_SIZE = 1 << 16
 # The ids that are evaluated, in the order of their training ids.
@@ -72,7 +72,9 @@ class LabelMapping:
         """The labels of pairs that its user has listed."""
         return () if self.name else tuple(label for label, _ in self.pairs)
 
-    def apply(self, label: NDArray[np.int32], ignore_index: int) -> NDArray[np.int32]:
+    def apply(
+        self, label: NDArray[np.int32] | NDArray[np.int64], ignore_index: int
+    ) -> NDArray[np.int32] | NDArray[np.int64]:
         """Classes of labels of any shape.
 
         Raises:

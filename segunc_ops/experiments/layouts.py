@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -214,10 +215,45 @@ def pair_files(
         nothing = (
             f"{images}: holds no image, label maps left out, that ends in {image_suffix or ''!r}"
         )
-        raise DatasetError(best[1] if best else nothing)
+        unlike = _mixed_endings(found, images, labels, maps) if label_suffix is None else None
+        raise DatasetError(unlike or (best[1] if best else nothing))
     pairs = next(iter(complete.values()))
     _check_distinct(pairs)
     return pairs
+
+
+def _mixed_endings(
+    found: Sequence[Path], images: Path, labels: Path, maps: dict[str, list[Path]]
+) -> str | None:
+    """Says so where the label maps of some images end otherwise than those of others."""
+    endings = ("", *LABEL_SUFFIXES) if images.resolve() != labels.resolve() else LABEL_SUFFIXES
+    first: dict[str, Path] = {}
+    counts: Counter[str] = Counter()
+    for path in found:
+        name = image_name(path, images)
+        stems = {name.removesuffix(of_image) for of_image in ("", *IMAGE_SUFFIXES)}
+        there = [
+            (ending, each)
+            for ending in endings
+            for stem in stems
+            for each in maps.get(stem + ending, ())
+            if each != path
+        ]
+        if there:  # the ending that most others have, where an image has several label maps
+            ending, label = max(there, key=lambda each: counts[each[0]])
+            first.setdefault(ending, label)
+            counts[ending] += 1
+    if len(counts) < 2:
+        return None
+    told = " and ".join(
+        f"{ending or 'in nothing'} ({first[ending].relative_to(labels)}, of {number} image"
+        f"{'s' if number > 1 else ''})"
+        for ending, number in counts.most_common(2)
+    )
+    return (
+        f"{labels}: the stems of its label maps end in {told}; rename them so that all end "
+        "alike, or keep each kind in a folder of its own"
+    )
 
 
 def _match(

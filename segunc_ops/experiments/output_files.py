@@ -7,7 +7,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -78,6 +78,31 @@ def remove_partial_files(folder: Path, names: Iterable[str | Path]) -> None:
             found = _PARTIAL.fullmatch(path.name)
             if found and found[1] in files:
                 path.unlink(missing_ok=True)
+
+
+def try_room(files: Iterable[tuple[Path, int]]) -> None:
+    """Tries whether files of these sizes fit beside each other on their disk; leaves nothing.
+
+    Args:
+        files: what they are to be called, in folders that are there, and their bytes.
+
+    Raises:
+        OutputError: one does not fit, or is larger than a file may be.
+    """
+    with ExitStack() as stack:
+        for path, size in files:
+            try:
+                file = stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
+                for start in range(0, size, _TRIAL_BYTES):
+                    # No two blocks alike, which some file systems would store once.
+                    file.write(os.urandom(min(_TRIAL_BYTES, size - start)))
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise OutputError(
+                    f"{path}: will not fit ({error.strerror or error}), as it takes about "
+                    f"{size / 1e6:.1f} MB; make room or choose another disk with --output"
+                ) from error
 
 
 def try_output(folder: Path, names: Collection[str] = ()) -> None:

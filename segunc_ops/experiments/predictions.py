@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .datasets import normalize
 from .evaluation import Predict, predict_by_dropout, predict_by_ensemble, seeded
-from .image_files import DatasetError, check_bytes, open_image
+from .image_files import DatasetError, check_bytes, open_image, read_file
 from .interruption import Interrupted, deferred_interrupt
 from .layouts import image_name, list_images
 from .map_files import Record, read_map, write_png, write_tiff
@@ -225,8 +225,9 @@ def check_images(
     """
 
     def check(source: Source) -> CheckedImage:
-        image = np.asarray(open_image(source.path))
-        check_bytes(source.path)
+        data = read_file(source.path)
+        image = np.asarray(open_image(source.path, data=data))
+        check_bytes(source.path, data)
         return CheckedImage(image_digest(image), (image.shape[0], image.shape[1]))
 
     checked = []

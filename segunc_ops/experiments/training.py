@@ -179,6 +179,15 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
         torch.save(state, file)
 
 
+def checkpoint_bytes(config: TrainingConfig, num_classes: int) -> int:
+    """About how many bytes the checkpoint of a training takes."""
+    with torch.device("meta"):
+        model = EncoderDecoder(num_classes)
+    state = sum(tensor.nbytes for tensor in model.state_dict().values())
+    momentum = sum(parameter.nbytes for parameter in model.parameters())
+    return config.num_models * (state + momentum) + 8 * num_classes**2
+
+
 def _member_seed(seed: int, number: int) -> int:
     """The seed of a member's weights; the first one's are those of a network trained alone."""
     if number == 0:
@@ -644,19 +653,22 @@ class Trainer:
             for each in every or ()
         ]
 
-    def resume(self) -> bool:
+    def resume(self, state: dict[str, Any] | None = None) -> bool:
         """Continues from the checkpoint; False if there is none.
 
         Where the configuration has more steps than the checkpoint's, the run is extended: from the
         step it has reached the learning rate decays over the new number of steps.
 
+        Args:
+            state: what :func:`read_checkpoint` has found in it; None reads it.
+
         Raises:
             CheckpointError: it cannot be read, or another recipe, other data or another number of
                 ranks made it.
         """
-        if self.checkpoint is None or not self.checkpoint.is_file():
+        if self.checkpoint is None or (state is None and not self.checkpoint.is_file()):
             return False
-        state = read_checkpoint(self.checkpoint)
+        state = read_checkpoint(self.checkpoint) if state is None else state
         check_resumable(self.checkpoint, state, self.config, self._data)
         if len(state["ranks"]) != self.num_ranks:
             raise CheckpointError(

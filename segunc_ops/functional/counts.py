@@ -21,6 +21,7 @@ from .._checks import (
     check_target_dtype,
     check_tensor,
     describe,
+    one_channel_error,
     pixel_shape,
 )
 from .._constants import UNCERTAINTY_BINS
@@ -193,20 +194,23 @@ def accumulate_counts(
 
     run, target = implementation(device), target.contiguous()
     if values is not None:
-        run.accumulate_counts(
-            values,
-            target,
-            uncertainty,
-            ignore_index,
-            from_probabilities,
-            align_corners,
-            counts.confusion,
-            counts.uncertainty_sums,
-            counts.calibration,
-            counts.scores,
-            counts.histogram,
-            outcome,
-        )
+        try:
+            run.accumulate_counts(
+                values,
+                target,
+                uncertainty,
+                ignore_index,
+                from_probabilities,
+                align_corners,
+                counts.confusion,
+                counts.uncertainty_sums,
+                counts.calibration,
+                counts.scores,
+                counts.histogram,
+                outcome,
+            )
+        except IndexError as error:
+            raise one_channel_error(error, values, of_probabilities=from_probabilities) from None
     else:
         assert statistics is not None
         confidence = None if counts.calibration is None else statistics.confidence

@@ -10,6 +10,7 @@ from .._checks import (
     check_target,
     check_upsampled_input,
     check_weight,
+    one_channel_error,
 )
 from .._dtypes import accumulate_dtype, result_dtype
 from .._native.backend import implementation
@@ -103,9 +104,14 @@ def cross_entropy_with(
     if single:
         input, target = input.unsqueeze(0), target.unsqueeze(0)
         pixel_weight = None if pixel_weight is None else pixel_weight.unsqueeze(0)
-    loss: Tensor = implementation(input.device).cross_entropy(
-        input, target, pixel_weight=pixel_weight, options=options
-    )
+    try:
+        loss: Tensor = implementation(input.device).cross_entropy(
+            input, target, pixel_weight=pixel_weight, options=options
+        )
+    except IndexError as error:
+        if single:
+            raise
+        raise one_channel_error(error, input) from None
     if single and options.reduction == "none":
         loss = loss.squeeze(0)
     return loss if loss.dtype == result else loss.to(result)
