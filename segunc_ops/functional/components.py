@@ -112,7 +112,8 @@ def component_mean(
 
     It is self-adjoint: the gradient is the component mean of the upstream gradient. On a CPU sums
     are in float64. On CUDA they are in 64-bit fixed point, and a mean is exact to 2^-60 times the
-    number of pixels of an image times `bound`, or the largest magnitude of the image's values.
+    number of pixels of an image times `bound`, or the largest magnitude of the image's values; in
+    images of fewer than 2^16 pixels to 2^-44 times that magnitude, unless `values` are float64.
 
     Args:
         values: v, ``(N, H, W)`` or ``(N, D, H, W)``; float32, bfloat16, float16 or float64. A

@@ -73,6 +73,25 @@ struct SmallDivisor {
   }
 };
 
+// The same for indices: n and value below 2^31.
+struct IndexDivisor {
+  uint32_t value = 1;
+  uint32_t factor = uint32_t(1) << 31;  // 2^(31 + shift) / value, rounded up: it has 32 bits
+  uint32_t shift = 0;                   // 2^shift is at least value
+
+  IndexDivisor() = default;
+  explicit IndexDivisor(int64_t divisor) : value(uint32_t(divisor)) {
+    while (int64_t(1) << shift < divisor) shift++;
+    factor = uint32_t(divide_up(int64_t(1) << (31 + shift), divisor));
+  }
+
+  SEGUNC_DEVICE int divide(int n, int& remainder) const {
+    const uint32_t quotient = uint32_t(uint64_t(uint32_t(n) * 2) * factor >> 32) >> shift;
+    remainder = n - int(quotient * value);
+    return int(quotient);
+  }
+};
+
 // pixel_offset of class_map.h without divisions.
 struct PixelOffset {
   Divisor columns, rows;

@@ -35,10 +35,13 @@ inline Plan make_plan(const LabelMap& map) {
   plan.tiles.height = int(map.height);
   plan.tiles.slice_pixels = int(slice);
   plan.tiles.image_pixels = int(plan.image_pixels);
-  plan.tiles.columns = Divisor(divide_up(map.width, kTileWidth));
-  plan.tiles.rows = Divisor(divide_up(map.height, kTileHeight));
-  plan.tiles.slices = Divisor(map.depth);
-  plan.tiles.count = plan.tiles.columns.value * plan.tiles.rows.value * map.depth;
+  const int64_t columns = divide_up(map.width, kTileWidth);
+  const int64_t rows = divide_up(map.height, kTileHeight);
+  plan.tiles.slice_rows = int(columns * map.height);
+  plan.tiles.columns = IndexDivisor(columns);
+  plan.tiles.rows = IndexDivisor(rows);
+  plan.tiles.slices = IndexDivisor(map.depth);
+  plan.tiles.count = columns * rows * map.depth;
   plan.chunk_images =
       std::min(map.images, std::max<int64_t>(1, Policy::kMaxChunkTiles / plan.tiles.count));
   plan.chunk_tiles = plan.chunk_images * plan.tiles.count;
@@ -80,9 +83,12 @@ class Scratch {
 template <class Parent>
 Parts<Parent> take_parts(Scratch& scratch, const Plan& plan) {
   const int64_t pixels = plan.chunk_images * plan.image_pixels;
+  const int64_t rows = pixels > 0 ? pixels / plan.tiles.slice_pixels * plan.tiles.slice_rows : 0;
   Parts<Parent> parts{};
   parts.forest = scratch.take<Parent>(pixels);
-  parts.part_of_pixel = scratch.take<uint16_t>(pixels);
+  parts.run_starts = scratch.take<RowBits>(rows);
+  parts.runs_before = scratch.take<uint16_t>(rows);
+  parts.part_of_run = scratch.take<uint16_t>(pixels);
   parts.parts_of_tile = scratch.take<int32_t>(plan.chunk_tiles);
   return parts;
 }
@@ -102,9 +108,9 @@ void with_label(int label_bytes, Launch launch_label) {
   throw std::runtime_error("no kernel for labels of " + std::to_string(label_bytes) + " bytes");
 }
 
-// Whether every span of a map is inside it as a whole, and an aligned vector.
-inline bool has_whole_spans(const Tiles& tiles, const void* map, int64_t element_bytes) {
-  return tiles.width % kSpan == 0 && is_vector_aligned(map, kSpan * element_bytes);
+// Whether every piece of a map is inside it as a whole, and an aligned vector.
+inline bool has_whole_pieces(const Tiles& tiles, const void* map, int64_t element_bytes) {
+  return tiles.width % kPiece == 0 && is_vector_aligned(map, kPiece * element_bytes);
 }
 
 // Of kernels in which a warp takes the parts of a tile.

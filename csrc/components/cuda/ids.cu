@@ -24,30 +24,50 @@ struct Bitmap {
   int words, segments;      // of an image
 };
 
+// ---- Sums of blocks ----
+
+// The sum of the threads before this one; total: of all. For blocks of kScanThreads; a barrier has
+// to follow before the next call.
+SEGUNC_DEVICE int exclusive_block_sum(int value, int& total) {
+  constexpr int kScanWarps = Policy::kScanThreads / int(kWarpSize);
+  SEGUNC_SHARED(warp_total, int[kScanWarps]);
+  const int inclusive = inclusive_warp_sum(value);
+  if (lane() == kWarpSize - 1) warp_total[warp()] = inclusive;
+  barrier();
+  int before = 0;
+  total = 0;
+#pragma unroll
+  for (int i = 0; i < kScanWarps; i++) {
+    if (i < int(warp())) before += warp_total[i];
+    total += warp_total[i];
+  }
+  return before + inclusive - value;
+}
+
 // ---- connected_components ----
 
 template <class Label>
 __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Label, char>)
     components_tiles_kernel(const LabelMap map, const Tiles tiles, const Parts<int64_t> parts,
                             const Bitmap bitmap, const bool wide) {
-  struct alignas(16) Forest {
-    int32_t parent[kTilePixels];
-  };
-  SEGUNC_SHARED(forest, Forest);
-  SEGUNC_SHARED(pixel_of_run, uint16_t[kTilePixels]);
-  const Tile tile = tile_at(tiles, block_index());
+  SEGUNC_SHARED(forest, TileForest);
+  const Tile tile = tile_at(tiles, int(block_index()));
   const int first_pixel = tile.pixel - tile.image * tiles.image_pixels;
-  const Span span(tiles, tile, wide);
-  PartSpan part;
-  const int tile_parts = label_tile<Label>(
-      map, tiles, span, forest.parent, part,
-      [&](int run, int row, int x) { pixel_of_run[run] = uint16_t(row * kTileWidth + x); },
-      [&](int run, int number) {
-        const int row = pixel_of_run[run] / kTileWidth, x = pixel_of_run[run] % kTileWidth;
-        make_root(parts.forest, tile.slot + number, first_pixel + row * tiles.width + x);
-      });
-  span.store(parts.part_of_pixel, part);
-  if (thread() == 0) parts.parts_of_tile[block_index()] = tile_parts;
+  const TileRuns<Label> runs(map, tiles, tile, Span(tiles, tile, wide), parts, forest);
+  runs.plant(forest, [](int, int) {});
+  barrier();
+  runs.unite(forest, map.diagonal);
+  barrier();
+  runs.number_parts(map, tiles, tile, forest, [&](int run, int number) {
+    const int row = forest.first_pixel[run] / kTileWidth;
+    const int column = forest.first_pixel[run] % kTileWidth;
+    make_root(parts.forest, tile.slot + number, first_pixel + row * tiles.width + column);
+  });
+  barrier();
+  runs.for_each_run([&](int run) {
+    parts.part_of_run[tile.slot + run] = uint16_t(forest.number_of(forest.root_of(run)));
+  });
+  if (thread() == 0) parts.parts_of_tile[block_index()] = forest.parts;
 
   const int64_t words = int64_t(bitmap.words) * map.images;
   const int64_t threads = int64_t(grid_size()) * Policy::kTileThreads;
@@ -62,7 +82,7 @@ __global__ void __launch_bounds__(Policy::kRootThreads)
   const int64_t index =
       (int64_t(block_index()) * Policy::kRootThreads + thread()) / int64_t(kWarpSize);
   if (index >= tiles.count) return;
-  const Tile tile = tile_at(tiles, index);
+  const Tile tile = tile_at(tiles, int(index));
   for (int i = int(lane()); i < parts.parts_of_tile[index]; i += int(kWarpSize)) {
     const int slot = tile.slot + i;
     const int64_t root = find_root(parts.forest, slot);
@@ -122,10 +142,10 @@ __global__ void __launch_bounds__(Policy::kScanThreads)
 __global__ void __launch_bounds__(Policy::kTileThreads, 4)
     components_ids_kernel(const Tiles tiles, const Parts<int64_t> parts, const Bitmap bitmap,
                           int32_t* components, const bool wide) {
-  SEGUNC_SHARED(id, int32_t[kTilePixels]);
-  const Tile tile = tile_at(tiles, block_index());
+  SEGUNC_SHARED(id, int32_t[kTilePixels + 1]);
+  const Tile tile = tile_at(tiles, int(block_index()));
   const Span span(tiles, tile, wide);
-  const PartSpan part = span.load(parts.part_of_pixel);
+  const PartsOfSpan<int64_t> part(parts, tile, span);
   const int tile_parts = parts.parts_of_tile[block_index()];
   for (int i = int(thread()); i < tile_parts; i += Policy::kTileThreads) {
     const int pixel = int(parts.forest[tile.slot + i] >> 32);
@@ -135,8 +155,9 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 4)
     id[i] = 1 + popcount(below) + bitmap.before_word[at] +
             bitmap.before_segment[int64_t(tile.image) * bitmap.segments + word / kSegmentWords];
   }
+  if (thread() == 0) id[kNoPart] = 0;
   barrier();
-  store_results(span, part, components, [&](unsigned i) { return id[i]; });
+  part.store_results(span, id, components);
 }
 
 // ---- launch and dispatch ----
@@ -185,8 +206,8 @@ void connected_components(const ComponentsParams& params, Stream stream) {
   for_each_chunk(
       params.map, plan, [&](const LabelMap& map, const Tiles& tiles, int64_t first_image) {
         int32_t* components = params.components + first_image * plan.image_pixels;
-        const bool wide = has_whole_spans(tiles, map.labels, map.label_bytes) &&
-                          has_whole_spans(tiles, components, sizeof(int32_t));
+        const bool wide = has_whole_pieces(tiles, map.labels, map.label_bytes) &&
+                          has_whole_pieces(tiles, components, sizeof(int32_t));
         with_label(map.label_bytes, [&](auto label) {
           launch(components_tiles_kernel<decltype(label)>, tiles.count, Policy::kTileThreads, 0,
                  stream, map, tiles, scratch.parts, scratch.bitmap, wide);

@@ -13,9 +13,10 @@ int64_t components_scratch_bytes(const ComponentsParams& params);
 void connected_components(const ComponentsParams& params, device::Stream stream);
 
 // Values are added in 64-bit fixed point, so that no order of the sums shows in the result. A mean
-// is within bound * pixels * 2^-60 of the exact one, plus its rounding to float64 and to dtype:
-// bound is the largest magnitude of the image's values where params.bound is 0 or infinite, pixels
-// those of the image. float64 values are therefore good to about 12 digits of bound.
+// is within bound * pixels * 2^-60 of the exact one, or within bound * 2^-44 where that is more and
+// the values are not float64, plus its rounding to float64 and to dtype: bound is the largest
+// magnitude of the image's values where params.bound is 0 or infinite, pixels those of the image.
+// float64 values are therefore good to about 12 digits of bound.
 //
 // The mean of a component with a value that is NaN, infinite, or of more than four times a given
 // bound is NaN. Values of at most twice the bound are always added; those of ignored pixels never

@@ -9,57 +9,120 @@ namespace {
 
 constexpr int kSeamThreads = 256;
 
-// Places where tiles meet: first rows of tiles against the row above, pixel by pixel, then first
-// columns against the column to their left.
+// Where tiles of a slice meet: first rows of tiles against the row above, then first columns
+// against the column to their left. A thread takes a span of either. In the label maps that
+// label_tile.h has counted, one of a warp's spans has 5 starts in its two rows, or 2.8 edges
+// between its columns.
 struct Seams {
-  Divisor per_image, width, height, row_seams, column_seams;
-  int64_t row_pixels;  // of an image
-  int64_t count;       // of the chunk
+  IndexDivisor row_seams, column_seams;
+  int row_spans, spans;  // of the chunk
+};
+constexpr int kSpansOfRow = kTileWidth / kSpan, kSpansOfColumn = kTileHeight / kSpan;
+
+template <class Parent>
+struct Slice {
+  const LabelMap& map;
+  const Tiles& tiles;
+  const Parts<Parent>& parts;
+  int slice;
+
+  SEGUNC_DEVICE uint64_t label(int x, int y) const {
+    return label_at(map, slice * tiles.slice_pixels + y * tiles.width + x);
+  }
+  SEGUNC_DEVICE void join(int x0, int y0, int x1, int y1) const {
+    unite(parts.forest, parts.slot(tiles, slice, x0, y0), parts.slot(tiles, slice, x1, y1));
+  }
+  // Where neither row has a start, the edge between them is implied by that to its left. At the
+  // tile's first column, where both have one, it stays: the one to its left may be implied by it.
+  SEGUNC_DEVICE void join_rows(int column, int seam, int span) const {
+    const Tile above = tile_in_slice(tiles, slice, column, seam);
+    const Tile below = tile_in_slice(tiles, slice, column, seam + 1);
+    const RowBits starts_above = parts.starts_of(above.row + kTileHeight - 1);
+    const RowBits starts_below = parts.starts_of(below.row);
+    const unsigned span_above = bits_of_span(starts_above, span * kSpan);
+    const unsigned span_below = bits_of_span(starts_below, span * kSpan);
+    const int y = below.top;
+    // report: trips 5
+    for (unsigned rest = span_above | span_below; rest != 0; rest &= rest - 1) {
+      const int i = find_first_set(rest) - 1;
+      const int in_tile = span * kSpan + i, x = below.left + in_tile;
+      const uint64_t b = label(x, y - 1), d = label(x, y);
+      if (b == d) {
+        if (is_ignored(map, d)) continue;
+        unite(parts.forest, parts.slot_in(below, 0, starts_below, in_tile),
+              parts.slot_in(above, kTileHeight - 1, starts_above, in_tile));
+      } else if (map.diagonal && x > 0 && (span_above & span_below & rest & (0u - rest)) != 0) {
+        const uint64_t a = label(x - 1, y - 1), c = label(x - 1, y);
+        if (a == b || c == d) continue;
+        if (a == d && !is_ignored(map, d)) join(x, y, x - 1, y - 1);  // report: rare
+        if (b == c && !is_ignored(map, c)) join(x - 1, y, x, y - 1);  // report: rare
+      }
+    }
+  }
+  SEGUNC_DEVICE void join_columns(int seam, int span) const {
+    const int x = (seam + 1) * kTileWidth, top = span * kSpan;
+    const int rows = smaller(kSpan, tiles.height - top);
+    unsigned edges = 0, down = 0, up = 0;
+    uint64_t a = 0, b = 0;
+    if (top > 0 && rows > 0) {
+      a = label(x - 1, top - 1);
+      b = label(x, top - 1);
+    }
+    // report: trips 16
+#pragma unroll 1
+    for (int i = 0; i < rows; i++) {
+      const uint64_t c = label(x - 1, top + i), d = label(x, top + i);
+      const bool has_above = top + i > 0;
+      const bool implied = has_above && a == c && b == d;
+      if (c == d && !implied && !is_ignored(map, d)) edges |= 1u << i;
+      // Corners of tiles belong to the rows.
+      if (has_above && (top + i) % kTileHeight != 0 && a != b && c != d) {
+        if (a == d && !is_ignored(map, d)) down |= 1u << i;
+        if (b == c && !is_ignored(map, c)) up |= 1u << i;
+      }
+      a = c;
+      b = d;
+    }
+    // report: trips 2.8
+    for (; edges != 0; edges &= edges - 1) {
+      const int y = top + find_first_set(edges) - 1;
+      join(x, y, x - 1, y);
+    }
+    if (!map.diagonal) return;
+    // report: begin rare
+    for (; down != 0; down &= down - 1) {
+      const int y = top + find_first_set(down) - 1;
+      join(x, y, x - 1, y - 1);
+    }
+    for (; up != 0; up &= up - 1) {
+      const int y = top + find_first_set(up) - 1;
+      join(x - 1, y, x, y - 1);
+    }
+    // report: end
+  }
 };
 
 template <class Parent>
-__global__ void __launch_bounds__(kSeamThreads)
+__global__ void __launch_bounds__(kSeamThreads, 4)
     components_seams_kernel(const LabelMap map, const Tiles tiles, const Seams seams,
                             const Parts<Parent> parts) {
-  const int64_t index = int64_t(block_index()) * kSeamThreads + thread();
-  if (index >= seams.count) return;
-  int64_t in_image, along, seam, slice;
-  const int64_t image = seams.per_image.divide(index, in_image);
-  const bool is_row = in_image < seams.row_pixels;
-  if (is_row) {
-    slice = seams.row_seams.divide(seams.width.divide(in_image, along), seam);
+  // report: hot 16
+  int index = int(block_index()) * kSeamThreads + int(thread());
+  if (index >= seams.spans) return;
+  if (index < seams.row_spans) {
+    int column, seam;
+    const int slice =
+        seams.row_seams.divide(tiles.columns.divide(index / kSpansOfRow, column), seam);
+    Slice<Parent>{map, tiles, parts, slice}.join_rows(column, seam, index % kSpansOfRow);
   } else {
-    in_image -= seams.row_pixels;
-    slice = seams.column_seams.divide(seams.height.divide(in_image, along), seam);
+    index -= seams.row_spans;
+    int row, seam;
+    const int slice =
+        seams.column_seams.divide(tiles.rows.divide(index / kSpansOfColumn, row), seam);
+    Slice<Parent>{map, tiles, parts, slice}.join_columns(
+        seam, row * kSpansOfColumn + index % kSpansOfColumn);
   }
-  const int x = is_row ? int(along) : (int(seam) + 1) * kTileWidth;
-  const int y = is_row ? (int(seam) + 1) * kTileHeight : int(along);
-  const int slice_pixel = int(image) * tiles.image_pixels + int(slice) * tiles.slice_pixels;
-
-  const int at_d = slice_pixel + y * tiles.width + x;
-  const bool has_left = x > 0, has_above = y > 0;
-  const uint64_t d = label_at(map, at_d);
-  const uint64_t c = has_left ? label_at(map, at_d - 1) : d;
-  const uint64_t b = has_above ? label_at(map, at_d - tiles.width) : d;
-  const uint64_t a = has_left && has_above ? label_at(map, at_d - tiles.width - 1) : d;
-  const auto join = [&](int x0, int y0, int x1, int y1) {
-    unite(parts.forest, parts.slot(tiles, slice_pixel, x0, y0),
-          parts.slot(tiles, slice_pixel, x1, y1));
-  };
-  if (is_row) {
-    // At a corner of tiles this edge stays: the one to the left of it may be implied by this.
-    const bool implied = x % kTileWidth != 0 && a == b && c == d;
-    if (b == d && !is_ignored(map, d) && !implied) join(x, y, x, y - 1);
-  } else {
-    const bool implied = has_above && a == c && b == d;
-    if (c == d && !is_ignored(map, d) && !implied) join(x, y, x - 1, y);
-  }
-  // Corners of tiles belong to the rows.
-  if (map.diagonal && has_left && has_above && (is_row || y % kTileHeight != 0) && a != b &&
-      c != d) {
-    if (a == d && !is_ignored(map, d)) join(x, y, x - 1, y - 1);
-    if (b == c && !is_ignored(map, c)) join(x - 1, y, x, y - 1);
-  }
+  // report: end
 }
 
 // Each pixel of a slice against the slice before. The edge to the pixel behind is implied by that
@@ -69,9 +132,10 @@ template <class Parent>
 __global__ void __launch_bounds__(Policy::kTileThreads, 4)
     components_slices_kernel(const LabelMap map, const Tiles tiles, const Parts<Parent> parts) {
   constexpr int kHalves = kTileWidth / int(kWarpSize), kRows = kTileHeight / kWarps;
-  const Tile tile = tile_at(tiles, block_index());
+  const Tile tile = tile_at(tiles, int(block_index()));
   if (tile.slice == 0) return;
-  const int slice_pixel = tile.pixel - tile.top * tiles.width - tile.left;
+  const int slice = tile.image * int(tiles.slices.value) + tile.slice;
+  const int slice_pixel = slice * tiles.slice_pixels;
   const int behind_pixel = slice_pixel - tiles.slice_pixels;
   uint64_t above[kHalves] = {}, above_behind[kHalves] = {};
 #pragma unroll 1
@@ -94,8 +158,8 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 4)
       above_behind[h] = behind;
       if (!inside || is_ignored(map, label)) continue;
       const auto join = [&](int other_x, int other_y) {
-        unite(parts.forest, parts.slot(tiles, slice_pixel, x, y),
-              parts.slot(tiles, behind_pixel, other_x, other_y));
+        unite(parts.forest, parts.slot(tiles, slice, x, y),
+              parts.slot(tiles, slice - 1, other_x, other_y));
       };
       if (label == behind) {
         if (!implied) join(x, y);
@@ -124,19 +188,16 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 4)
 template <class Parent>
 void launch_seams(const LabelMap& map, const Tiles& tiles, const Parts<Parent>& parts,
                   Stream stream) {
-  const auto divisor = [](int64_t value) { return Divisor(std::max<int64_t>(value, 1)); };
+  const auto divisor = [](int64_t value) { return IndexDivisor(std::max<int64_t>(value, 1)); };
   const int64_t row_seams = tiles.rows.value - 1, column_seams = tiles.columns.value - 1;
+  const int64_t slices = map.images * map.depth;
   Seams seams{};
-  seams.row_pixels = map.depth * row_seams * map.width;
-  const int64_t per_image = seams.row_pixels + map.depth * column_seams * map.height;
-  seams.count = per_image * map.images;
-  if (seams.count > 0) {
-    seams.per_image = divisor(per_image);
-    seams.width = divisor(map.width);
-    seams.height = divisor(map.height);
-    seams.row_seams = divisor(row_seams);
-    seams.column_seams = divisor(column_seams);
-    launch(components_seams_kernel<Parent>, divide_up(seams.count, kSeamThreads), kSeamThreads, 0,
+  seams.row_seams = divisor(row_seams);
+  seams.column_seams = divisor(column_seams);
+  seams.row_spans = int(slices * row_seams * tiles.columns.value * kSpansOfRow);
+  seams.spans = seams.row_spans + int(slices * column_seams * tiles.rows.value * kSpansOfColumn);
+  if (seams.spans > 0) {
+    launch(components_seams_kernel<Parent>, divide_up(seams.spans, kSeamThreads), kSeamThreads, 0,
            stream, map, tiles, seams, parts);
   }
   if (map.depth > 1) {

@@ -116,7 +116,8 @@ def check_mean(
     pixels = math.prod(labels.shape[1:])
     relative, absolute = rounding(dtype)
     # Of the fixed point, of the reference's own sums, and of rounding the result.
-    slack = largest * (pixels * 2.0**-60 + pixels * 2.0**-53) + absolute
+    fixed_point = max(pixels * 2.0**-60, 0 if dtype == "f64" else 2.0**-44)
+    slack = largest * (fixed_point + pixels * 2.0**-53) + absolute
     scale = relative + float(np.finfo(accumulate_type(dtype)).eps)
     assert_close("means", actual, expected, np.abs(np.nan_to_num(expected)) * scale + slack)
     return actual
@@ -168,6 +169,17 @@ def test_ragged_sizes(host: ModuleType, width: int, diagonal: bool) -> None:
 @pytest.mark.parametrize("shape", [(1, 500, 1), (1, 1, 500), (3, 1, 1), (1, 64, 128)])
 def test_thin_and_whole_tiles(host: ModuleType, shape: tuple[int, ...], diagonal: bool) -> None:
     verify(host, noise(shape, 2), diagonal)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_diagonals_across_borders_of_tiles(host: ModuleType, flipped: bool) -> None:
+    """Pairs of pixels that nothing else connects, at corners of tiles, too."""
+    labels = np.zeros((1, 96, 192), np.uint8)
+    places = [(y, x) for y in (32, 64) for x in range(4, 192, 4)]
+    places += [(y, x) for x in (64, 128) for y in range(4, 96, 4)]
+    for y, x in places:
+        labels[0, y - 1, x - 1] = labels[0, y, x] = 1
+    verify(host, np.ascontiguousarray(labels[..., ::-1] if flipped else labels), True)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
@@ -374,6 +386,39 @@ def test_values_beyond_the_bound_are_never_wrong(host: ModuleType, dtype: str) -
     first = ids == 1
     assert_close("means", means[first], np.full(first.sum(), 1 + 1 / first.sum()), 1e-6)
     assert (means[ids > 3] == 1).all()
+
+
+# 17 x 16 pixels take all lanes and threads of a block, and more; an image of 2 blocks' pixels some
+# at the borders of warps, blocks, tiles and of what a block takes at once.
+@pytest.mark.parametrize(
+    ("shape", "places"),
+    [
+        ((17, 16), list(range(17 * 16))),
+        ((64, 72), [0, 63, 64, 71, 255, 256, 2047, 2048, 2304, 4095, 4096, 4551, 4607]),
+    ],
+    ids=["every place", "borders"],
+)
+def test_largest_value_anywhere(
+    host: ModuleType, shape: tuple[int, int], places: list[int]
+) -> None:
+    """A bound that leaves out the largest value would make that value's component NaN."""
+    labels = np.zeros((len(places), *shape), np.uint8)
+    values = np.full((len(places), math.prod(shape)), 2.0**-20)
+    values[np.arange(len(places)), places] = -1.0
+    values = values.reshape(labels.shape)
+    results = run_mean(host, labels, encode(values, "f32"), "f32", True, None, 0.0)
+    expected = references.component_mean(values, np.ones(labels.shape, int))
+    assert_close("means", results["means"], expected, 2.0**-24)
+
+
+def test_large_sums_do_not_overflow(host: ModuleType) -> None:
+    """The unit follows from the number of an image's pixels."""
+    values = np.full((1, 513, 512), 4.0, np.float32)
+    values[0, 0, 0] = -4.0
+    labels = np.zeros(values.shape, np.uint8)
+    results = run_mean(host, labels, values, "f32", True, None, 1.0)
+    expected = values.mean(dtype=np.float64)
+    assert_close("means", results["means"], np.full(values.shape, expected), 2.0**-20)
 
 
 def test_sums_lose_nothing(host: ModuleType) -> None:
