@@ -16,16 +16,16 @@
 //
 // In units of the target's logits, of 4 times the source's height and width: tiles read 1.3 / 16,
 // write as much fp32 scratch, read it again and write a gradient of 1 / 16, a third in all.
-// Separate kernels move eight. A logit costs 27 to 29 instructions, so these are the limit: blocks
+// Separate kernels move eight. A logit costs 27 to 30 instructions, so these are the limit: blocks
 // that own source pixels need no scratch, but compute whatever these have a share in, a sixth more
 // at 19 classes, two fifths more at 150 and more than twice as much in volumes.
 //
 // What a logit of 19 classes takes on sm_90, at four times the source's height and width: 9 for
-// blend, softmax and gradient, 2 to find the labelled class, 8 as its share of the pixel's own, 2
-// each for reading source rows, widening and leaving them, and 2 1/2 for sums over columns. A
-// thread's classes lie side by side, so that their places in shared memory are constants. What is
-// the same for a launch but does not count in an inner loop is tested at run time: a kernel knows
-// the registers of a thread, and whether labels are smoothed.
+// blend, softmax and gradient, 2 to find the labelled class, 8 as its share of the pixel's own, 4
+// for reading source rows, widening and leaving them, 2 1/2 for sums over columns and 1 1/2 for
+// what a step and a tile have once. A thread's classes lie side by side, so that their places in
+// shared memory are constants. What is the same for a launch but does not count in an inner loop is
+// tested at run time: a kernel knows the registers of a thread, and whether labels are smoothed.
 #include <algorithm>
 #include <optional>
 #include <type_traits>
@@ -41,8 +41,8 @@ namespace {
 
 // ---- Launch policy ----
 
-// Derived from occupancy and instructions, not yet measured on a GPU. With 19 classes 162 registers
-// let 3 blocks be resident; while one waits for a row of logits, the others' 8 warps have the four
+// Derived from occupancy and instructions, not yet measured on a GPU. With 19 classes 128 registers
+// let 4 blocks be resident; while one waits for a row of logits, the others' 12 warps have the four
 // rows of the target before it to compute, about 2000 instructions each.
 struct Policy {
   static constexpr int kTileThreads = 128;
@@ -66,6 +66,13 @@ using SmoothedTileBuckets = std::integer_sequence<int, 7, 15, 23>;
 constexpr int kMaxClassesOfTileThread = 23;
 constexpr int64_t kMaxTileClasses = kMaxClassesOfTileThread * kWarpSize;
 
+// On compute capability 12.0 the registers of a block more do not suffice for the same code.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kBlocksOf19 = 3;
+#else
+constexpr int kBlocksOf19 = 4;
+#endif
+
 // Resident blocks that the compiler has to leave registers for: a thread keeps five numbers a
 // class, as many blocks as that allows without spilling.
 template <int K>
@@ -73,6 +80,7 @@ constexpr int kTileBlocks = K <= 3    ? 8
                             : K <= 7  ? 6
                             : K <= 11 ? 5
                             : K <= 15 ? 4
+                            : K <= 19 ? kBlocksOf19
                                       : 3;
 
 // The source positions that `count` target positions from `first` on blend.
