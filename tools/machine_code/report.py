@@ -90,14 +90,21 @@ def _rows() -> Iterator[Row]:
                 _TILE,
                 case=_case("cross_entropy", classes, name, layout.replace("planar", "nchw"), _BOTH),
             )
-        for classes, bucket, team in ((19, 20, 1), (150, 20, 8)):
+        for classes, team, strands in ((19, 1, 2), (150, 8, 16)):
             yield Row(
                 f"upsampled cross_entropy x4 C={classes} {name}",
-                f"cross_entropy_interpolated_tiles_kernel<{cpp}, {bucket}*>",
+                "cross_entropy_interpolated_tiles_kernel<TileVariant<19, 17, false*",
                 "1.3 / 16 * sizeof(T) + 8 / C",
                 "1.3 / 16 * 4",
-                {"C": classes, "team": team, "rows": 64, "scale": 4},
-                "4 * (threads / team * 5 / 4 + 1) * C",
+                {
+                    "T": cpp,
+                    "C": classes,
+                    "team": team,
+                    "strands": strands,
+                    "rows": 64,
+                    "scale": 4,
+                },
+                "4 * (threads / team * 6 / 4 + 2) * C",
             )
         yield Row(
             f"statistics S=10 C=19 {name}",

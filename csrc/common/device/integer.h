@@ -27,6 +27,16 @@ SEGUNC_DEVICE int rematerialized(int value) {
   return value;
 }
 
+// The same for the address of shared memory, which is computed anew at each access otherwise.
+template <class T>
+SEGUNC_DEVICE T* rematerialized_shared(T* p) {
+#ifdef __CUDA_ARCH__
+  const unsigned address = rematerialized(unsigned(__cvta_generic_to_shared(p)));
+  p = static_cast<T*>(__cvta_shared_to_generic(address));
+#endif
+  return p;
+}
+
 // A class's place from the stride of classes: one instruction, and with a constant class also the
 // sum with a pointer. 64-bit factors would take three.
 SEGUNC_DEVICE int64_t product(int c, unsigned stride) {

@@ -68,7 +68,7 @@ struct Team {
   template <class A>
   SEGUNC_DEVICE A sum(A value) const {
     // report: trips log2(team)
-    for (int distance = size / 2; distance > 0; distance /= 2) {
+    for (unsigned distance = unsigned(size) / 2; distance > 0; distance /= 2) {
       value += shuffle_xor(kFullMask, value, distance);
     }
     return value;
@@ -76,7 +76,7 @@ struct Team {
   template <class A>
   SEGUNC_DEVICE A maximum(A value) const {
     // report: trips log2(team)
-    for (int distance = size / 2; distance > 0; distance /= 2) {
+    for (unsigned distance = unsigned(size) / 2; distance > 0; distance /= 2) {
       value = larger(value, shuffle_xor(kFullMask, value, distance));
     }
     return value;

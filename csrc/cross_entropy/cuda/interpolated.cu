@@ -4,7 +4,7 @@
 //   value     z_c = sum over a pixel's neighbours of share * v_c, then as in cross_entropy
 //   gradient  dl/dv_c = sum over the pixels of share * dl/dz_c, in the order of the pixels
 //
-//   tiles   a thread owns a column of target pixels with up to 24 of their classes and walks down
+//   tiles   a thread owns a column of target pixels with up to 23 of their classes and walks down
 //           the rows; up to 32 threads share a column. Between two source rows each of them blends
 //           the same two rows of logits, already as wide as the target: these stay in registers,
 //           and so do their gradients. Where a source row is left behind, the block sums its
@@ -16,9 +16,16 @@
 //
 // In units of the target's logits, of 4 times the source's height and width: tiles read 1.3 / 16,
 // write as much fp32 scratch, read it again and write a gradient of 1 / 16, a third in all.
-// Separate kernels move eight. A logit costs about 35 instructions, so these are the limit: blocks
+// Separate kernels move eight. A logit costs 27 to 30 instructions, so these are the limit: blocks
 // that own source pixels need no scratch, but compute whatever these have a share in, a sixth more
 // at 19 classes, two fifths more at 150 and more than twice as much in volumes.
+//
+// What a logit of 19 classes takes on sm_90, at four times the source's height and width: 9 for
+// blend, softmax and gradient, 2 to find the labelled class, 8 as its share of the pixel's own, 4
+// for reading source rows, widening and leaving them, 2 1/2 for sums over columns and 1 1/2 for
+// what a step and a tile have once. A thread's classes lie side by side, so that their places in
+// shared memory are constants. What is the same for a launch but does not count in an inner loop is
+// tested at run time: a kernel knows the registers of a thread, and whether labels are smoothed.
 #include <algorithm>
 #include <optional>
 #include <type_traits>
@@ -34,9 +41,9 @@ namespace {
 
 // ---- Launch policy ----
 
-// Derived from occupancy and instructions, not yet measured on a GPU. With 19 classes 167 registers
-// let 3 blocks be resident; while one waits for a row of logits, the others' 8 warps have the four
-// rows of the target before it to compute, about 2500 instructions each.
+// Derived from occupancy and instructions, not yet measured on a GPU. With 19 classes 128 registers
+// let 4 blocks be resident; while one waits for a row of logits, the others' 12 warps have the four
+// rows of the target before it to compute, about 2000 instructions each.
 struct Policy {
   static constexpr int kTileThreads = 128;
   static constexpr int kCollectThreads = 128;
@@ -51,29 +58,30 @@ struct Policy {
 };
 
 // Instructions an element on sm_90.
-// report: budget cross_entropy_interpolated_tiles_kernel<*, 20*> 66
+// report: budget cross_entropy_interpolated_tiles_kernel<TileVariant<19*> 30
 
-// Registers for a thread's classes. A thread of a team has the four below its bucket's number at
-// least, because teams are no larger than they have to be.
-using TileBuckets = std::integer_sequence<int, 4, 8, 12, 16, 20, 24>;
-constexpr int kMaxClassesOfTileThread = 24;
+// Registers for a thread's classes, of which it has an odd number.
+using TileBuckets = std::integer_sequence<int, 3, 7, 11, 15, 19, 23>;
+using SmoothedTileBuckets = std::integer_sequence<int, 7, 15, 23>;
+constexpr int kMaxClassesOfTileThread = 23;
 constexpr int64_t kMaxTileClasses = kMaxClassesOfTileThread * kWarpSize;
 
-// From compute capability 10.0 on, the full registers of a bucket do not suffice for the same code.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kBlocksLess = 1;
+// On compute capability 12.0 the registers of a block more do not suffice for the same code.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kBlocksOf19 = 3;
 #else
-constexpr int kBlocksLess = 0;
+constexpr int kBlocksOf19 = 4;
 #endif
 
 // Resident blocks that the compiler has to leave registers for: a thread keeps five numbers a
 // class, as many blocks as that allows without spilling.
 template <int K>
-constexpr int kTileBlocks = (K <= 4    ? 8
-                             : K <= 8  ? 6
-                             : K <= 16 ? 4
-                                       : 3) -
-                            (K % 8 == 0 ? kBlocksLess : 0);
+constexpr int kTileBlocks = K <= 3    ? 8
+                            : K <= 7  ? 6
+                            : K <= 11 ? 5
+                            : K <= 15 ? 4
+                            : K <= 19 ? kBlocksOf19
+                                      : 3;
 
 // The source positions that `count` target positions from `first` on blend.
 struct Span {
@@ -86,32 +94,44 @@ SEGUNC_HD Span span_of(const math::InterpolatedAxis<A>& axis, int first, int cou
 }
 
 // What the threads of a block have in common, in shared memory: registers are for the classes.
-template <class T>
 struct Tile {
-  using A = accumulate_t<T>;
   int row, column;    // the first
   int rows, columns;  // within the target
   Span source_rows, source_columns;
-  math::Neighbours<A> slices;
+  math::Neighbours<float> slices;
   int64_t pixel;  // of the target: the first
-  const T* data;  // the first logit that it blends
-  A* sums;        // [source rows][source columns][C], spaced as in the largest tile, or null
+  int64_t logit;  // the first that it blends
+  int64_t sum;    // the first of [source rows][source columns][C], spaced as in the largest tile
+};
+
+// How a block walks over a source row of logits: inner and outer stand for columns and classes, or
+// the other way round, as they lie in memory. A thread goes from one outer to its next.
+struct StagedRow {
+  bool classes_are_inner;
+  SmallDivisor threads;  // side by side
+  SmallDivisor outer_step;
+  unsigned inner_stride, outer_stride;  // in memory
+  unsigned inner_pitch, outer_pitch;    // in shared memory
 };
 
 // Tiles of `rows` x `columns` target pixels of a slice; blocks take those of all images in turn.
 struct TileWork {
   int rows, columns;
   int source_rows, source_columns;  // the most that a tile blends
-  int bucket, team_shift;
-  int pitch;  // between the classes of neighbouring columns in shared memory: odd, so that neither
-              // a warp of columns nor one of classes meets in a bank
-  SmallDivisor classes, columns_of_source;
+  int bucket, team_shift, team;
+  int classes;
+  int run;    // classes of a thread: odd, so that no two threads of a warp meet in a bank
+  int pitch;  // between the classes of neighbouring columns in shared memory: those of a team
+  StagedRow staged;
+  SmallDivisor strands;  // threads that sum a source column
   Divisor row_tiles, column_tiles, slices;
   int64_t tiles, blocks;
   size_t shared_bytes;
   TargetShares shares;
 
   unsigned threads() const { return unsigned(columns) << team_shift; }
+  // What of shared memory holds a source row.
+  SEGUNC_HD int row_words() const { return source_columns * pitch; }
 };
 
 int largest_span(const math::InterpolatedAxis<float>& axis, int length) {
@@ -122,14 +142,45 @@ int largest_span(const math::InterpolatedAxis<float>& axis, int length) {
   return largest;
 }
 
-// Nothing where tiles cannot be used: no registers for the classes, or a row of logits that does
-// not fit into shared memory, because it is reduced rather than enlarged.
+StagedRow make_staged_row(const ClassMap& map, const TileWork& work) {
+  StagedRow row{};
+  row.classes_are_inner = map.layout == Layout::channels_last;
+  const int inner = row.classes_are_inner ? work.classes : work.source_columns;
+  row.threads = SmallDivisor(uint32_t(smaller(inner, int(work.threads()))));
+  row.outer_step = SmallDivisor(work.threads() / row.threads.value);
+  row.inner_stride = unsigned(row.classes_are_inner ? map.class_stride : map.stride[2]);
+  row.outer_stride = unsigned(row.classes_are_inner ? map.stride[2] : map.class_stride);
+  row.inner_pitch = row.classes_are_inner ? 1 : unsigned(work.pitch);
+  row.outer_pitch = row.classes_are_inner ? unsigned(work.pitch) : 1;
+  return row;
+}
+
+// Whether places in a source row fit into 32 bits, in bytes.
+bool has_short_rows(const ClassMap& map) {
+  const int64_t last = (map.classes - 1) * map.class_stride + (map.size[2] - 1) * map.stride[2];
+  return last * int64_t(sizeof(float)) <= 0xffffffff;
+}
+
+// A strand is every other of up to 2 * classes_of_strand classes: a thread's where it sums a source
+// column. The last strands read beyond the last class, and keep nothing of it.
+constexpr int kStrands = 2;
+SEGUNC_HD constexpr int classes_of_strand(int bucket) { return (bucket + kStrands - 1) / kStrands; }
+constexpr int kBeyondClasses = kStrands * classes_of_strand(kMaxClassesOfTileThread);
+
+// Nothing where tiles cannot be used: no registers for the classes, or rows of logits that do not
+// fit into shared memory, because they are reduced rather than enlarged.
 std::optional<TileWork> make_tile_work(const CrossEntropyParams& p, const Axes<float>& axes) {
-  if (p.dtype == Dtype::f64 || p.map.classes > kMaxTileClasses) return std::nullopt;
-  const int classes = int(p.map.classes);
+  if (p.dtype == Dtype::f64 || p.map.classes > kMaxTileClasses || !has_short_rows(p.map)) {
+    return std::nullopt;
+  }
   TileWork work{};
-  work.team_shift = team_shift_of(classes, kMaxClassesOfTileThread);
-  work.bucket = smallest_bucket(divide_up(classes, 1 << work.team_shift), TileBuckets());
+  work.classes = int(p.map.classes);
+  work.team_shift = team_shift_of(work.classes, kMaxClassesOfTileThread);
+  work.team = 1 << work.team_shift;
+  work.run = int(divide_up(work.classes, work.team)) | 1;
+  work.pitch = work.run << work.team_shift;
+  work.bucket = p.label_smoothing > 0 ? smallest_bucket(work.run, SmoothedTileBuckets())
+                                      : smallest_bucket(work.run, TileBuckets());
   // As wide as possible, but evenly, and in whole warps.
   const int most = Policy::kTileThreads >> work.team_shift;
   const int granule = int(kWarpSize) >> work.team_shift;
@@ -149,27 +200,27 @@ std::optional<TileWork> make_tile_work(const CrossEntropyParams& p, const Axes<f
   work.blocks = std::min(work.tiles, Policy::kMaxBlocks);
   work.source_rows = largest_span(axes.rows, work.rows);
   work.source_columns = largest_span(axes.columns, work.columns);
-  work.pitch = classes | 1;
-  work.classes = SmallDivisor(classes);
-  work.columns_of_source = SmallDivisor(work.source_columns);
-  work.shared_bytes =
-      sizeof(float) * (size_t(work.source_columns + work.columns) * work.pitch + work.columns) +
-      sizeof(int) * (work.columns + work.source_columns + 2);
+  work.staged = make_staged_row(p.map, work);
+  const int strand = classes_of_strand(work.bucket);
+  work.strands = SmallDivisor(uint32_t(kStrands * divide_up(work.classes, kStrands * strand)));
+  work.shared_bytes = sizeof(float) * (size_t(2 * work.source_columns + work.columns) * work.pitch +
+                                       kBeyondClasses) +
+                      (sizeof(float) + sizeof(int)) * work.columns + sizeof(float) * work.rows +
+                      sizeof(int) * (work.source_columns + 3 + work.source_rows + 3);
   work.shares = target_shares(p);
   // report: dynamic cross_entropy_interpolated_tiles_kernel<* 49152 - 336
-  if (work.shared_bytes > kMaxDynamicSharedBytes<Tile<float>, BlockSums>) return std::nullopt;
+  if (work.shared_bytes > kMaxDynamicSharedBytes<Tile, BlockSums>) return std::nullopt;
   return work;
 }
 
 // ---- tiles ----
 
-template <class T>
-SEGUNC_DEVICE Tile<T> tile_at(const CrossEntropyParams& p, const TileWork& work,
-                              const Axes<accumulate_t<T>>& axes, int64_t index) {
+SEGUNC_DEVICE Tile tile_at(const CrossEntropyParams& p, const TileWork& work,
+                           const Axes<float>& axes, int64_t index) {
   int64_t row, column, slice;
   const int64_t image = work.slices.divide(
       work.row_tiles.divide(work.column_tiles.divide(index, column), row), slice);
-  Tile<T> tile;
+  Tile tile;
   tile.row = int(row) * work.rows;
   tile.column = int(column) * work.columns;
   tile.rows = smaller(work.rows, int(p.interpolation.size[1]) - tile.row);
@@ -180,257 +231,385 @@ SEGUNC_DEVICE Tile<T> tile_at(const CrossEntropyParams& p, const TileWork& work,
   tile.pixel = ((image * p.interpolation.size[0] + slice) * p.interpolation.size[1] + tile.row) *
                    p.interpolation.size[2] +
                tile.column;
-  tile.data = static_cast<const T*>(p.input) + image * p.map.image_stride +
-              tile.slices.lower * p.map.stride[0] + tile.source_rows.first * p.map.stride[1] +
-              tile.source_columns.first * p.map.stride[2];
-  tile.sums = nullptr;
-  if (p.grad_input) {
-    tile.sums = static_cast<accumulate_t<T>*>(p.scratch) +
-                index * work.source_rows * work.source_columns * int64_t(work.classes.value);
-  }
+  tile.logit = image * p.map.image_stride + tile.slices.lower * p.map.stride[0] +
+               tile.source_rows.first * p.map.stride[1] +
+               tile.source_columns.first * p.map.stride[2];
+  tile.sum = index * work.source_rows * work.source_columns * int64_t(work.classes);
   return tile;
 }
 
 // A block's shared memory. Source positions count from the first that the tile blends.
-template <class A>
 struct TileMemory {
-  A* logits;    // [source columns][pitch] of one source row
-  A* gradient;  // [columns][pitch] of one source row
-  A* weight;    // [columns] of the upper neighbour
-  int* lower;   // [columns]: the lower neighbour
-  int* first;   // [source columns + 2]: the first column whose lower neighbour is i - 1 or beyond
+  float* logits;         // [2][source columns][pitch] of two source rows, by turns
+  float* gradient;       // [columns][pitch] of one source row, and kBeyondClasses
+  float* column_weight;  // [columns] of the upper neighbour
+  float* row_weight;     // [rows]
+  int* lower;            // [columns]: the lower neighbour
+  // The first column or row whose lower neighbour is i - 1 or beyond.
+  int* first_column;  // [source columns + 3]
+  int* first_row;     // [source rows + 3]
 
   SEGUNC_DEVICE explicit TileMemory(const TileWork& work)
-      : logits(dynamic_shared<A>()),
-        gradient(logits + work.source_columns * work.pitch),
-        weight(gradient + work.columns * work.pitch),
-        lower(reinterpret_cast<int*>(weight + work.columns)),
-        first(lower + work.columns) {}
+      : logits(rematerialized_shared(dynamic_shared<float>())),
+        gradient(logits + 2 * work.row_words()),
+        column_weight(gradient + work.columns * work.pitch + kBeyondClasses),
+        row_weight(column_weight + work.columns),
+        lower(reinterpret_cast<int*>(row_weight + work.rows)),
+        first_column(lower + work.columns),
+        first_row(first_column + work.source_columns + 3) {}
 };
 
-template <class T, class A>
-SEGUNC_DEVICE void fill_tables(const math::InterpolatedAxis<A>& axis, const Tile<T>& tile,
-                               const TileMemory<A>& memory) {
+// Of the table of an axis. first, count: of the tile.
+SEGUNC_DEVICE void fill_first(const math::InterpolatedAxis<float>& axis, int first, int count,
+                              const Span& source, int* table) {
+  for (int i = int(thread()); i < source.count + 3; i += int(block_size())) {
+    const int position = math::first_position(axis, source.first + i - 1) - first;
+    table[i] = position < 0 ? 0 : smaller(position, count);
+  }
+}
+SEGUNC_DEVICE void fill_tables(const Axes<float>& axes, const Tile& tile,
+                               const TileMemory& memory) {
   for (int i = int(thread()); i < tile.columns; i += int(block_size())) {
-    const auto across = math::neighbours_of(axis, tile.column + i);
-    memory.weight[i] = across.weight;
+    const auto across = math::neighbours_of(axes.columns, tile.column + i);
+    memory.column_weight[i] = across.weight;
     memory.lower[i] = across.lower - tile.source_columns.first;
   }
-  for (int i = int(thread()); i < tile.source_columns.count + 2; i += int(block_size())) {
-    const int column = math::first_position(axis, tile.source_columns.first + i - 1) - tile.column;
-    memory.first[i] = column < 0 ? 0 : smaller(column, tile.columns);
+  for (int i = int(thread()); i < tile.rows; i += int(block_size())) {
+    memory.row_weight[i] = math::neighbours_of(axes.rows, tile.row + i).weight;
+  }
+  fill_first(axes.columns, tile.column, tile.columns, tile.source_columns, memory.first_column);
+  fill_first(axes.rows, tile.row, tile.rows, tile.source_rows, memory.first_row);
+}
+
+// What a team's threads would have beyond the last class has no mass.
+SEGUNC_DEVICE void fill_absent(const TileWork& work, const TileMemory& memory) {
+  for (int i = int(thread()); i < 2 * work.source_columns; i += int(block_size())) {
+    for (int c = work.classes; c < work.pitch; c++) {
+      memory.logits[i * work.pitch + c] = -kInfinity<float>;
+    }
   }
 }
 
-// A source row of logits to shared memory, of volumes a blend of two slices'.
-template <class T, class A>
-SEGUNC_DEVICE void stage_row(const CrossEntropyParams& p, const TileWork& work, const Tile<T>& tile,
-                             int row, A* staged) {
-  constexpr int kBatch = 4;  // logits of a thread in flight
-  const bool classes_first = p.map.layout == Layout::channels_last;
-  const T* const data = tile.data + row * p.map.stride[1];
-  const int columns = tile.source_columns.count;
-  const A weight = tile.slices.weight;
-  const unsigned count = work.classes.value * work.source_columns;
+// What a thread stages of a source row: outer ones of `passes`, each with its inner ones.
+struct StagedPart {
+  int inner, inner_count, outer, passes;
+
+  SEGUNC_DEVICE StagedPart(const TileWork& work, const Tile& tile) {
+    const StagedRow& walk = work.staged;
+    const int columns = tile.source_columns.count;
+    unsigned remainder;
+    outer = int(walk.threads.divide(thread(), remainder));
+    inner = int(remainder);
+    inner_count = walk.classes_are_inner ? work.classes : columns;
+    const int left = (walk.classes_are_inner ? columns : work.classes) - outer;
+    const int step = int(walk.outer_step.value);
+    passes = 0;
+    if (outer < step && left > 0) passes = int(walk.outer_step.divide(left + step - 1, remainder));
+  }
+};
+
+// Some of a thread's passes, of volumes a blend of two slices'.
+constexpr int kStagedBatch = 8;  // logits of a thread in flight
+template <bool Blends, class T>
+SEGUNC_DEVICE void stage_batch(const CrossEntropyParams& p, const StagedRow& walk, int pass,
+                               int passes, const T* logits, float weight, float* staged) {
+  const unsigned step = rematerialized(walk.outer_step.value);
+  const unsigned stride = step * walk.outer_stride * unsigned(sizeof(T));  // in bytes
+  const unsigned pitch = step * walk.outer_pitch;
+  // After the last pass it is the last once more, which takes less than a branch.
+  const auto pass_of = [&](int b) { return smaller(pass + b, passes - 1); };
+  T lower[kStagedBatch], upper[kStagedBatch];
+#pragma unroll
+  for (int b = 0; b < kStagedBatch; b++) {
+    const T* const logit = reinterpret_cast<const T*>(reinterpret_cast<const char*>(logits) +
+                                                      product(pass_of(b), stride));
+    lower[b] = logit[0];
+    if (Blends) upper[b] = logit[p.map.stride[0]];
+  }
+#pragma unroll
+  for (int b = 0; b < kStagedBatch; b++) {
+    float value = to_accumulate(lower[b]);
+    if (Blends) value = math::interpolate(value, to_accumulate(upper[b]), weight);
+    staged[pass_of(b) * pitch] = value;
+  }
+}
+
+template <class T>
+SEGUNC_DEVICE void stage_row_of(const CrossEntropyParams& p, const TileWork& work, const Tile& tile,
+                                const StagedPart& part, int row, float* staged) {
+  const StagedRow& walk = work.staged;
+  const T* const first = static_cast<const T*>(p.input) + tile.logit + row * p.map.stride[1] +
+                         product(part.outer, walk.outer_stride);
+  const float weight = tile.slices.weight;
 #pragma unroll 1
-  // report: trips (threads / team / scale + 1) * C / threads / 4
-  for (unsigned first = thread(); first < count; first += kBatch * block_size()) {
-    T lower[kBatch] = {}, upper[kBatch] = {};
-    int position[kBatch];
-#pragma unroll
-    for (int b = 0; b < kBatch; b++) {
-      const unsigned i = first + b * block_size();
-      unsigned column, c;
-      if (classes_first) {
-        column = work.classes.divide(i, c);
+  for (int inner = part.inner; inner < part.inner_count; inner += int(walk.threads.value)) {
+    const T* const logits = first + product(inner, walk.inner_stride);
+    float* const to = staged + inner * walk.inner_pitch + part.outer * walk.outer_pitch;
+#pragma unroll 1
+    // report: trips max(1, (threads / team / scale + 2) * C / threads / 8)
+    for (int pass = 0; pass < part.passes; pass += kStagedBatch) {
+      if (weight > 0) {
+        stage_batch<true>(p, walk, pass, part.passes, logits, weight, to);  // report: rare
       } else {
-        c = work.columns_of_source.divide(i, column);
-      }
-      position[b] = i < count && int(column) < columns ? int(column) * work.pitch + int(c) : -1;
-      if (position[b] >= 0) {
-        const T* const logit = data + c * p.map.class_stride + column * p.map.stride[2];
-        lower[b] = *logit;                                     // report: generic
-        if (weight > A(0)) upper[b] = logit[p.map.stride[0]];  // report: rare; generic
+        stage_batch<false>(p, walk, pass, part.passes, logits, weight, to);
       }
     }
-#pragma unroll
-    for (int b = 0; b < kBatch; b++) {
-      if (position[b] < 0) continue;
-      const A value = to_accumulate(lower[b]);
-      staged[position[b]] = blend(value, to_accumulate(upper[b]), weight);
-    }
+  }
+}
+
+// A source row of logits to shared memory.
+SEGUNC_DEVICE void stage_row(const CrossEntropyParams& p, const TileWork& work, const Tile& tile,
+                             int row, float* staged) {
+  const StagedPart part(work, tile);
+  switch (p.dtype) {
+    case Dtype::bf16:
+      return stage_row_of<bfloat16>(p, work, tile, part, row, staged);
+    case Dtype::f16:
+      return stage_row_of<float16>(p, work, tile, part, row, staged);
+    default:
+      return stage_row_of<float>(p, work, tile, part, row, staged);
   }
 }
 
 // The adjoint of widening: each source column's share in the gradients of the columns that blend
-// it. A share of 0 counts nothing, not even of a NaN.
-template <class T, class A>
-SEGUNC_DEVICE void sum_columns(const TileWork& work, const Tile<T>& tile, int row,
-                               const TileMemory<A>& memory) {
-  A* const sums = tile.sums + row * int64_t(work.source_columns) * work.classes.value;
-  const unsigned count = work.classes.value * tile.source_columns.count;
-  // report: trips (threads / team / scale + 1) * C / threads
+// it.
+template <int K>
+SEGUNC_DEVICE void sum_columns(const CrossEntropyParams& p, const TileWork& work, const Tile& tile,
+                               int row, const TileMemory& memory) {
+  constexpr int kClasses = classes_of_strand(K);
+  float* const sums = static_cast<float*>(p.scratch) + tile.sum;
+  const unsigned count = work.strands.value * tile.source_columns.count;
+#pragma unroll 1
+  // report: trips (threads / team / scale + 1) * strands / threads
   for (unsigned i = thread(); i < count; i += block_size()) {
-    unsigned c;
-    const unsigned column = work.classes.divide(i, c);
-    const int begin = memory.first[column], middle = memory.first[column + 1],
-              end = memory.first[column + 2];
-    const A* gradient = memory.gradient + begin * work.pitch + c;
-    A sum = 0;
-    // report: trips scale * 8 / shared
-    for (int at = begin; at < middle; at++, gradient += work.pitch) {
-      const A share = memory.weight[at];
-      if (share > A(0)) sum += share * *gradient;
+    unsigned strand;
+    const int column = int(work.strands.divide(i, strand));
+    const int first = int(strand / kStrands * (kStrands * kClasses) + strand % kStrands);
+    const int middle = memory.first_column[column + 1], end = memory.first_column[column + 2];
+    int at = memory.first_column[column];
+    // A share of 0 counts nothing, not even of a NaN.
+    while (at < middle && !(memory.column_weight[at] > 0)) at++;  // report: rare
+    const float* gradient = memory.gradient + at * work.pitch + first;
+    float sum[kClasses] = {};
+    const auto add = [&](float share) {
+#pragma unroll
+      for (int j = 0; j < kClasses; j++) sum[j] += share * gradient[j * kStrands];
+      gradient += work.pitch;
+    };
+#pragma unroll 1
+    // report: trips scale
+    for (; at < middle; at++) add(memory.column_weight[at]);
+#pragma unroll 1
+    // report: trips scale
+    for (; at < end; at++) add(1 - memory.column_weight[at]);
+    float* const sums_of_column =
+        sums + (row * work.source_columns + column) * work.classes + first;
+    const int left = work.classes - first;
+#pragma unroll
+    for (int j = 0; j < kClasses; j++) {
+      if (j * kStrands < left) sums_of_column[j * kStrands] = sum[j];
     }
-    // report: trips scale * 8 / shared
-    for (int at = middle; at < end; at++, gradient += work.pitch) {
-      sum += (A(1) - memory.weight[at]) * *gradient;
-    }
-    sums[i] = sum;  // report: generic
   }
 }
 
-template <class T, int K>
-__global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<K>)
+// A thread of a team: register i is class first + i.
+struct ClassRun : Team {
+  int first;
+
+  SEGUNC_DEVICE explicit ClassRun(const TileWork& work)
+      : Team(work.classes, work.team_shift, int(thread()) & (work.team - 1)),
+        first(rematerialized(part * work.run)) {
+    size = work.team;
+    owned = smaller(work.run, work.classes - first);
+  }
+  SEGUNC_DEVICE int class_of(int i) const { return first + i; }
+};
+
+// Where a target column's neighbours are in a staged row, and the upper one's weight.
+struct Widening {
+  int left, right;  // the right one from the left
+  float weight;
+
+  SEGUNC_DEVICE Widening(const TileWork& work, const TileMemory& memory, int column)
+      : left(memory.lower[column] * work.pitch),
+        right(work.pitch),
+        weight(memory.column_weight[column]) {}
+  // Of the class whose logit in the left neighbour this is.
+  SEGUNC_DEVICE float logit(const float* logit) const {
+    float value = (1 - weight) * logit[0];
+    if (weight > 0) value += weight * logit[right];
+    return value;
+  }
+};
+
+// A source row's logits of a thread's classes, as wide as the target, and their gradient.
+template <int K>
+struct WideRow {
+  float logit[K], gradient[K];
+};
+
+// What the compiler knows of a launch: registers for a thread's classes, how many are always in
+// use, and whether labels are smoothed.
+template <int Classes, int Least, bool Smooths>
+struct TileVariant {
+  static constexpr int kClasses = Classes, kLeast = Least;
+  static constexpr bool kSmooths = Smooths;
+};
+
+template <class Variant>
+__global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Variant::kClasses>)
     cross_entropy_interpolated_tiles_kernel(const CrossEntropyParams p, const TileWork work,
-                                            const Axes<accumulate_t<T>> axes) {
-  using A = accumulate_t<T>;
-  constexpr int kAlwaysOwned = K - 4;
-  const Constants<A> constants(p, work.shares);
-  const TileMemory<A> memory(work);
-  const int team = 1 << work.team_shift;
-  const Team owner(int(work.classes.value), work.team_shift, int(thread()) & (team - 1));
+                                            const Axes<float> axes) {
+  constexpr int K = Variant::kClasses;
+  const Constants<float> constants(p, Variant::kSmooths ? work.shares : TargetShares{1, 0});
+  const TileMemory memory(work);
+  const ClassRun owner(work);
+  const auto present = [&](int i) { return i < Variant::kLeast || i < work.run; };
   const int column = int(thread()) >> work.team_shift;
-  SEGUNC_SHARED(tile, Tile<T>);
+  SEGUNC_SHARED(tile, Tile);
+  fill_absent(work, memory);
   double sum = 0;
   BadTarget bad;
   // report: hot C / team * rows
   for (int64_t index = block_index(); index < work.tiles; index += grid_size()) {
     barrier();  // the tile before may still be in use
-    if (thread() == 0) tile = tile_at<T>(p, work, axes, index);
+    if (thread() == 0) tile = tile_at(p, work, axes, index);
     barrier();
-    fill_tables(axes.columns, tile, memory);
+    fill_tables(axes, tile, memory);
+    barrier();
 
     const bool inside = column < tile.columns;
-    int64_t pixel = tile.pixel + column;
-    int row = tile.row;
-    math::Neighbours<A> down = math::neighbours_of(axes.rows, row);
-    // Two neighbouring source rows, as wide as the target, and their gradients.
-    A upper[K], lower[K], upper_gradient[K], lower_gradient[K];
+    // Threads beyond the tile's last column do what the first one's do, and keep it to themselves.
+    const int nearest = inside ? column : 0;
+    const Widening widening(work, memory, nearest);
+    int64_t pixel = tile.pixel + nearest;
+    int row = 0;
+    // Two neighbouring source rows, whose places never change.
+    WideRow<K> even, odd;
 #pragma unroll
-    for (int i = 0; i < K; i++) upper[i] = lower[i] = upper_gradient[i] = lower_gradient[i] = A(0);
+    for (int i = 0; i < K; i++) {
+      even.logit[i] = odd.logit[i] = -kInfinity<float>;
+      even.gradient[i] = odd.gradient[i] = 0;
+    }
+    const auto leave = [&](WideRow<K>& wide) {
+      float* const gradient = memory.gradient + int(thread()) * work.run;
+#pragma unroll
+      for (int i = 0; i < K; i++) {
+        if (present(i)) gradient[i] = wide.gradient[i];
+        wide.gradient[i] = 0;
+      }
+    };
+    const auto arrive = [&](WideRow<K>& wide, const float* logits) {
+      logits += widening.left + owner.first;
+#pragma unroll
+      for (int i = 0; i < K; i++) {
+        if (present(i)) wide.logit[i] = widening.logit(logits + i);
+      }
+    };
     // In step s row s of the source arrives, and with it the target's rows between s - 1 and s; the
     // gradient of row s - 2 is complete.
     const int steps = tile.source_rows.count + (p.grad_input ? 2 : 1);
 #pragma unroll 1
     // report: trips rows / scale + 2
     for (int step = 0; step < steps; step++) {
-      const bool leaves = step >= 2 && p.grad_input;
-      const int stride = rematerialized(1 << work.team_shift);
+      const bool is_odd = step & 1;
+      const bool leaves = step >= 2 && p.grad_input, arrives = step < tile.source_rows.count;
+      float* const arriving = memory.logits + (is_odd ? work.row_words() : 0);
+      const float* const before = memory.logits + (is_odd ? 0 : work.row_words());
       barrier();  // the step before may still be in use
-      if (leaves && inside) {
-        A* const mine = memory.gradient + column * work.pitch + owner.part;
-#pragma unroll
-        for (int i = 0; i < K; i++) {
-          if (i < kAlwaysOwned || i < owner.owned) mine[i * stride] = lower_gradient[i];
+      if (leaves) {
+        if (is_odd) {
+          leave(odd);
+        } else {
+          leave(even);
         }
       }
-      const bool arrives = step < tile.source_rows.count;
-      if (arrives) stage_row(p, work, tile, step, memory.logits);
+      if (arrives) stage_row(p, work, tile, step, arriving);
       barrier();
-      if (leaves) sum_columns(work, tile, step - 2, memory);
-#pragma unroll
-      for (int i = 0; i < K; i++) {
-        lower[i] = upper[i];
-        lower_gradient[i] = upper_gradient[i];
-        upper_gradient[i] = A(0);
-      }
-      if (arrives && inside) {
-        const A weight = memory.weight[column];
-        const A* const left = memory.logits + memory.lower[column] * work.pitch + owner.part;
-        const A* const right = weight > A(0) ? left + work.pitch : left;
-#pragma unroll
-        for (int i = 0; i < K; i++) {
-          if (i < kAlwaysOwned || i < owner.owned) {
-            upper[i] = blend(left[i * stride], right[i * stride], weight);
-          }
+      if (leaves) sum_columns<K>(p, work, tile, step - 2, memory);
+      if (arrives) {
+        if (is_odd) {
+          arrive(odd, arriving);
+        } else {
+          arrive(even, arriving);
         }
       }
 
-      const int end = tile.row + tile.rows, source_row = tile.source_rows.first + step - 1;
+      const int end = memory.first_row[step + 1];
 #pragma unroll 1
       // report: trips rows / (rows / scale + 2)
-      for (; row < end && down.lower == source_row;
-           row++, pixel += p.interpolation.size[2], down = math::neighbours_of(axes.rows, row)) {
-        int label[1] = {kIgnored};
-        if (inside) load_labels(p, pixel, label, bad);
-        const bool valid = label[0] >= 0;
-        const A pixel_weight = valid ? load_factors<1, A>(p.pixel_weight, pixel)[0] : A(1);
-        const A upstream = valid ? load_factors<1, A>(upstream_map(p), pixel)[0] : A(1);
-        // The number of the labelled class among mine.
-        const int target =
-            valid && (label[0] & (team - 1)) == owner.part ? label[0] >> work.team_shift : -1;
-        const bool blends = down.upper != down.lower;
+      for (; row < end; row++, pixel += p.interpolation.size[2]) {
+        const float weight = memory.row_weight[row];
+        const bool blends = weight > 0, uses_even = blends || is_odd, uses_odd = blends || !is_odd;
+        const float even_weight = is_odd ? 1 - weight : weight;
+        const float odd_weight = is_odd ? weight : 1 - weight;
+        const AdjacentPixels<1> one;
+        int64_t target[1];
+        load_targets(p, one, pixel, target);
+        const auto pixel_weight = load_factors<float>(one, p.pixel_weight, pixel);
+        const auto upstream = load_factors<float>(one, upstream_map(p), pixel);
+        int label[1];
+        labels_of(p, target, label, bad);
 
-        A value[K][1], maximum[1];
+        float value[K][1], maximum[1];
+        if (uses_even) {
 #pragma unroll
-        for (int i = 0; i < K; i++) value[i][0] = lower[i];
-        if (blends) {
+          for (int i = 0; i < K; i++) value[i][0] = even_weight * even.logit[i];
+          if (uses_odd) {
 #pragma unroll
-          for (int i = 0; i < K; i++) {
-            value[i][0] = math::interpolate(lower[i], upper[i], down.weight);
+            for (int i = 0; i < K; i++) value[i][0] += odd_weight * odd.logit[i];
           }
-        }
+        } else {
 #pragma unroll
-        for (int i = kAlwaysOwned; i < K; i++) {
-          if (i >= owner.owned) value[i][0] = -kInfinity<A>;
+          for (int i = 0; i < K; i++) value[i][0] = odd_weight * odd.logit[i];
         }
         largest_logit(owner, value, maximum);
-        SoftmaxTerms<A> softmax[1];
-        A target_shifted = 0;
-#pragma unroll
-        for (int i = 0; i < K; i++) {
-          if (i == target) target_shifted = value[i][0] - maximum[0];
+        SoftmaxTerms<float> softmax[1];
+        const float* const labelled_logit = before + widening.left + (label[0] < 0 ? 0 : label[0]);
+        float logit = widening.logit(labelled_logit);
+        if (blends) {
+          const float next = widening.logit(labelled_logit + (arriving - before));
+          logit = math::interpolate(logit, next, weight);
         }
-        softmax[0].target_shifted = owner.sum(target_shifted);
+        softmax[0].target_shifted = logit - maximum[0];
         softmax_in_place(constants, owner, maximum, value, softmax);
 
-        const PixelTerms<A> terms =
-            pixel_terms(constants, label[0], softmax[0], pixel_weight, upstream);
+        const PixelTerms<float> terms =
+            pixel_terms(constants, label[0], softmax[0], pixel_weight[0], upstream[0]);
         if (inside && owner.part == 0) {
           sum += double(terms.loss);
-          if (p.loss) static_cast<A*>(p.loss)[pixel] = terms.loss;
+          if (p.loss) static_cast<float*>(p.loss)[pixel] = terms.loss;
           if (p.grad_pixel_weight) {
-            static_cast<A*>(p.grad_pixel_weight)[pixel] = terms.weight_gradient;
+            static_cast<float*>(p.grad_pixel_weight)[pixel] = terms.weight_gradient;
           }
         }
-        if (p.grad_input && label[0] != kIgnored) {
-          // Compared again, and below read again: kept since the softmax, the comparisons would
-          // take an instruction a class more, the weights a register.
-          const int same_target = rematerialized(target), part = rematerialized(owner.part);
+        if (!p.grad_input || label[0] == kIgnored) continue;
+        // Of all classes slope * value. What the labelled one has beside is taken off its value.
+        float slope = terms.slope, taken = softmax[0].sum;
+        if (Variant::kSmooths) {
 #pragma unroll
           for (int i = 0; i < K; i++) {
-            value[i][0] = math::cross_entropy_derivative(value[i][0], terms.slope,
-                                                         i == same_target ? terms.on_target : A(0));
-          }
-          if (constants.smooths()) {
-#pragma unroll
-            for (int i = 0; i < K; i++) {
-              if (i < kAlwaysOwned || i < owner.owned) {
-                value[i][0] -= terms.factor * constants.smoothing(part + i * owner.size);
-              }
+            if (i < owner.owned) {
+              value[i][0] = logit_gradient(constants, terms, value[i][0], owner.class_of(i));
             }
           }
-          if (blends) {
+          slope = 1;
+          taken = terms.on_target;
+        }
+        // The comparisons are no chain to the compiler, which would leave it by a branch at each.
+        int labelled = label[0] - owner.first;
 #pragma unroll
-            for (int i = 0; i < K; i++) {
-              lower_gradient[i] += (A(1) - down.weight) * value[i][0];
-              upper_gradient[i] += down.weight * value[i][0];
-            }
-          } else {
+        for (int i = 0; i < K; i++) {
+          labelled = rematerialized(labelled);
+          if (i == labelled) value[i][0] -= taken;
+        }
+        if (uses_even) {
 #pragma unroll
-            for (int i = 0; i < K; i++) lower_gradient[i] += value[i][0];
-          }
+          for (int i = 0; i < K; i++) even.gradient[i] += slope * even_weight * value[i][0];
+        }
+        if (uses_odd) {
+#pragma unroll
+          for (int i = 0; i < K; i++) odd.gradient[i] += slope * odd_weight * value[i][0];
         }
       }
     }
@@ -495,7 +674,7 @@ __global__ void __launch_bounds__(Policy::kCollectThreads, 8)
        index += step) {
     const SourceItem item(items, index);
     const int first_class = int(item.run) * kCollectedClasses;
-    const int classes = smaller(kCollectedClasses, int(work.classes.value) - first_class);
+    const int classes = smaller(kCollectedClasses, work.classes - first_class);
     const math::Support slices = math::support_of(axes.slices, item.slice);
     const math::Support rows = math::support_of(axes.rows, item.row);
     const math::Support columns = math::support_of(axes.columns, item.column);
@@ -524,7 +703,7 @@ __global__ void __launch_bounds__(Policy::kCollectThreads, 8)
           const A* const sums =
               static_cast<const A*>(p.scratch) +
               ((tile * work.source_rows + in_rows) * work.source_columns + in_columns) *
-                  int64_t(work.classes.value) +
+                  int64_t(work.classes) +
               first_class;
 #pragma unroll
           for (int i = 0; i < kCollectedClasses; i++) {
@@ -655,13 +834,23 @@ int64_t blocks_of(const SourceItems& items, int threads) {
   return std::min(divide_up(items.count, threads), Policy::kMaxBlocks);
 }
 
+template <bool Smooths, class Buckets>
+bool launch_tile_bucket(const CrossEntropyParams& p, const TileWork& work, const Axes<float>& axes,
+                        Stream stream, Buckets buckets) {
+  return with_bucket(work.bucket, buckets, [&](auto bucket) {
+    constexpr int K = bucket(), kBelow = largest_bucket_below(K, Buckets());
+    constexpr int kLeast = kBelow + 1 + kBelow % 2;  // an odd one
+    launch(cross_entropy_interpolated_tiles_kernel<TileVariant<K, kLeast, Smooths>>, work.blocks,
+           work.threads(), work.shared_bytes, stream, p, work, axes);
+  });
+}
+
 template <class T>
 void launch_tiles(const CrossEntropyParams& p, const TileWork& work, const Axes<float>& axes,
                   Stream stream) {
-  const bool done = with_bucket(work.bucket, TileBuckets(), [&](auto bucket) {
-    launch(cross_entropy_interpolated_tiles_kernel<T, bucket()>, work.blocks, work.threads(),
-           work.shared_bytes, stream, p, work, axes);
-  });
+  const bool done = p.label_smoothing > 0
+                        ? launch_tile_bucket<true>(p, work, axes, stream, SmoothedTileBuckets())
+                        : launch_tile_bucket<false>(p, work, axes, stream, TileBuckets());
   if (!done) no_kernel("cross_entropy_interpolated_tiles", p.dtype, p.map.classes);
   if (p.grad_input) {
     const SourceItems items = make_source_items(p, kCollectedClasses);
@@ -684,8 +873,7 @@ void launch_pixels(const CrossEntropyParams& p, const LossWork& work, Stream str
 
 CrossEntropyPlan plan_tiles(const CrossEntropyParams& params, const TileWork& work,
                             const Axes<float>& axes) {
-  const int64_t sums =
-      work.tiles * work.source_rows * work.source_columns * int64_t(work.classes.value);
+  const int64_t sums = work.tiles * work.source_rows * work.source_columns * int64_t(work.classes);
   return {work.blocks, params.grad_input ? sums * int64_t(sizeof(float)) : 0,
           [work, axes](const CrossEntropyParams& p, Stream stream) {
             with_dtype("cross_entropy_interpolated_tiles", p.dtype, [&](auto t) {

@@ -148,14 +148,14 @@ MUTATIONS = (
     ),
     interpolated(
         "a share of zero spreads NaN",
-        "if (share > A(0)) sum += share * *gradient;",
-        "sum += share * *gradient;",
+        "while (at < middle && !(memory.column_weight[at] > 0)) at++;",
+        "",
         tests="nan",
     ),
     interpolated(
         "ignored pixels spread NaN",
-        "if (p.grad_input && label[0] != kIgnored) {",
-        "if (p.grad_input) {",
+        "if (!p.grad_input || label[0] == kIgnored) continue;",
+        "if (!p.grad_input) continue;",
         tests="nan",
     ),
     interpolated(
@@ -165,8 +165,29 @@ MUTATIONS = (
     ),
     interpolated(
         "absent classes have mass",
-        "if (i >= owner.owned) value[i][0] = -kInfinity<A>;",
-        "if (i > owner.owned) value[i][0] = -kInfinity<A>;",
+        "for (int c = work.classes; c < work.pitch; c++) {",
+        "for (int c = work.classes + 1; c < work.pitch; c++) {",
+    ),
+    interpolated(
+        "a class of the next thread in registers",
+        "i < Variant::kLeast || i < work.run",
+        "i < Variant::kLeast || i <= work.run",
+        tests="many_classes",
+    ),
+    interpolated(
+        "a pass beyond the last is staged",
+        "smaller(pass + b, passes - 1)",
+        "smaller(pass + b, passes)",
+    ),
+    interpolated(
+        "threads beside the walk stage what others do",
+        "if (outer < step && left > 0)",
+        "if (left > 0)",
+    ),
+    interpolated(
+        "the labelled class is one as the others",
+        "if (i == labelled) value[i][0] -= taken;",
+        "",
     ),
     interpolated(
         "pixels go one too far",
