@@ -20,6 +20,7 @@ SEGUNC_DEVICE int label_of(int64_t target, int64_t classes, int64_t ignore_index
 struct BadTarget {
   int64_t value = 0;  // a class wherever there are pixels: none so far
 
+  SEGUNC_DEVICE void remember(int64_t target) { value = target; }
   // The whole warp takes part. flag: host-mapped, {1, the value}, or null.
   SEGUNC_DEVICE void report(int64_t* flag) const {
     if (!flag) return;
@@ -28,9 +29,26 @@ struct BadTarget {
   }
 };
 
-SEGUNC_DEVICE int label_of(int64_t target, int64_t classes, int64_t ignore_index, BadTarget& bad) {
+// The same of a block, in shared memory, for threads without registers to spare. A barrier is
+// between its construction and its use.
+struct BadTargetOfBlock {
+  int64_t* value;
+
+  SEGUNC_DEVICE explicit BadTargetOfBlock(int64_t* shared) : value(shared) {
+    if (thread() == 0) *value = 0;
+  }
+  SEGUNC_DEVICE void remember(int64_t target) { store_relaxed(value, target); }  // report: rare
+  // The whole block takes part.
+  SEGUNC_DEVICE void report(int64_t* flag) const {
+    barrier();
+    if (flag && thread() == 0 && *value != 0) store_host_flag(flag, *value);
+  }
+};
+
+template <class Bad>
+SEGUNC_DEVICE int label_of(int64_t target, int64_t classes, int64_t ignore_index, Bad& bad) {
   const int label = label_of(target, classes, ignore_index);
-  if (label == kOutOfRange) bad.value = target;
+  if (label == kOutOfRange) bad.remember(target);
   return label;
 }
 
@@ -56,16 +74,16 @@ SEGUNC_DEVICE void load_targets(const Params& p, const Pixels& pixels, int64_t f
   }
 }
 
-template <int V, class Params>
+template <int V, class Params, class Bad>
 SEGUNC_DEVICE void labels_of(const Params& p, const int64_t (&target)[V], int (&label)[V],
-                             BadTarget& bad) {
+                             Bad& bad) {
 #pragma unroll
   for (int j = 0; j < V; j++) label[j] = label_of(target[j], p.map.classes, p.ignore_index, bad);
 }
 
 // Of V pixels from `first` on.
-template <int V, class Params>
-SEGUNC_DEVICE void load_labels(const Params& p, int64_t first, int (&label)[V], BadTarget& bad) {
+template <int V, class Params, class Bad>
+SEGUNC_DEVICE void load_labels(const Params& p, int64_t first, int (&label)[V], Bad& bad) {
   int64_t target[V];
   load_targets(p, AdjacentPixels<V>(), first, target);
   labels_of(p, target, label, bad);

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kMapThreads, 4)
       if (predicted >= 0 && predicted < p.classes) {
         best[0] = int(predicted);
       } else {
-        bad.value = predicted;
+        bad.remember(predicted);
         label[0] = kIgnored;
       }
     }

@@ -208,8 +208,8 @@ std::optional<TileWork> make_tile_work(const CrossEntropyParams& p, const Axes<f
                       (sizeof(float) + sizeof(int)) * work.columns + sizeof(float) * work.rows +
                       sizeof(int) * (work.source_columns + 3 + work.source_rows + 3);
   work.shares = target_shares(p);
-  // report: dynamic cross_entropy_interpolated_tiles_kernel<* 49152 - 336
-  if (work.shared_bytes > kMaxDynamicSharedBytes<Tile, BlockSums>) return std::nullopt;
+  // report: dynamic cross_entropy_interpolated_tiles_kernel<* 49152 - 344
+  if (work.shared_bytes > kMaxDynamicSharedBytes<Tile, BlockSums, int64_t>) return std::nullopt;
   return work;
 }
 
@@ -469,7 +469,8 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Variant::kCl
   SEGUNC_SHARED(tile, Tile);
   fill_absent(work, memory);
   double sum = 0;
-  BadTarget bad;
+  SEGUNC_SHARED(bad_target, int64_t);
+  BadTargetOfBlock bad(&bad_target);
   // report: hot C / team * rows
   for (int64_t index = block_index(); index < work.tiles; index += grid_size()) {
     barrier();  // the tile before may still be in use
