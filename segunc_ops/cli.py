@@ -707,6 +707,10 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
 
     error = arguments.parser.error
     names = arguments.class_names
+    if names and len(names) == 1 and Path(names[0]).is_file():
+        error(
+            f"argument --class-names: expected names, got the file {names[0]}; pass what it holds"
+        )
     if names and arguments.classes and len(names) != arguments.classes:
         error(f"argument --class-names: expected {arguments.classes} names, got {len(names)}")
     splits: list[FolderDataset] = []

@@ -248,6 +248,40 @@ def test_a_folder_of_binary_masks_trains_with_one_command(tmp_path, capsys):
     assert "label mapping 0:0 255:1, not 0:1 255:0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["image/a.jpg", "mask/a.png"], "image/, mask/"),
+        (["a.jpg"], "images without label maps"),
+        ([], "neither folders nor images"),
+        ([f"{name}/a.jpg" for name in "abcdefg"], "a/, b/, c/, d/, e/ and 2 more"),
+    ],
+)
+def test_what_is_there_instead_of_a_layout_is_told(tmp_path, files, found):
+    for name in files:
+        write_image(tmp_path / name)
+    with pytest.raises(DatasetError) as caught:
+        find_split(tmp_path, "train")
+    assert str(caught.value).endswith(f"layout of docs/data.md; found {found}")
+
+
+def test_swapped_folders_are_told(tmp_path, capsys):
+    for split in ("train", "val"):
+        write_label(tmp_path / split / "a.png", 0, 1)
+        write_image(tmp_path / f"{split}annot" / "a.png")
+    run = [*TRAINING, "--output", str(tmp_path / "runs")]
+    assert exit_code(["train", "--data", str(tmp_path), *run]) == 1
+    assert capsys.readouterr().err.endswith("exchange images and label maps\n")
+
+
+def test_a_file_of_class_names_is_told_from_a_name(tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("crack")
+    run = [*TRAINING, "--output", str(tmp_path / "runs"), "--class-names", str(names)]
+    assert exit_code(["train", "--data", str(write_beside(tmp_path / "x")), *run]) == 2
+    assert f"expected names, got the file {names}" in capsys.readouterr().err
+
+
 def test_a_share_of_data_that_is_divided_is_refused(tmp_path, capsys):
     root = write_cityscapes(tmp_path / "cityscapes")
     run = [*TRAINING, "--output", str(tmp_path / "runs"), "--held-out", "0.3"]

@@ -348,7 +348,12 @@ def test_linked_folders_are_followed_and_circles_left(tmp_path):
     [
         (["nowhere"], "maps", 2, "argument IMAGES: nowhere: no such file or folder"),
         (["{tmp}/empty"], "maps", 2, "argument IMAGES: .*empty: holds no images"),
-        (["{second}"], "maps", 2, "argument IMAGES: .*further checkpoints go to --members"),
+        (
+            ["{second}"],
+            "maps",
+            2,
+            "argument IMAGES: .*the checkpoint comes first, further ones go to --members",
+        ),
         (["{tmp}/bad"], "maps", 1, r"segunc: error: .*bad\.png: cannot be read as an image"),
         (["{tmp}/in"], "in", 1, "segunc: error: .*in: maps in it would be taken for images"),
         (["{tmp}/in"], "in/maps", 1, "segunc: error: .*in/maps: maps in it would be taken"),

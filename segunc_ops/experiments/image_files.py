@@ -316,7 +316,8 @@ def read_label(path: Path, data: bytes | None = None) -> NDArray[np.int32] | NDA
     if image.mode not in _LABEL_MODES:
         raise DatasetError(
             f"{path}: expected a one-channel label map, got mode {image.mode}; "
-            "store class indices as grey values or palette indices"
+            "store class indices as grey values or palette indices (docs/data.md has the lines for "
+            "colours), or, if it is an image, exchange images and label maps"
         )
     if (image.mode in ("L", "1") and "I" in packing.partition(";")[2]) or _white_is_zero(image):
         raise DatasetError(

@@ -30,6 +30,7 @@ LABEL_SUFFIXES = (
 )
 """Endings of label maps' stems that are found without being told."""
 
+_MAX_SHOWN = 5  # folders in a message
 _SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 _DIVIDED = (
     ("{split}", "{split}annot"),
@@ -152,8 +153,18 @@ def find_split(root: str | Path, split: str, label_suffix: str | None = None) ->
             return Split(root, root)
     raise DatasetError(
         f"{root}: expected the folders {split}/ and {split}annot/, images/{split}/ and "
-        f"labels/{split}/, or another layout of docs/data.md"
+        f"labels/{split}/, or another layout of docs/data.md; found {_found(root)}"
     )
+
+
+def _found(root: Path) -> str:
+    """What a folder holds, for a message."""
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    shown = [f"{name}/" for name in folders if not name.startswith(".")]
+    if not shown:
+        return "images without label maps" if list_images(root) else "neither folders nor images"
+    more = len(shown) - _MAX_SHOWN
+    return ", ".join(shown[:_MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def pair_files(

@@ -149,7 +149,9 @@ def find_images(paths: Iterable[Path]) -> list[Source]:
             if not each:
                 raise DatasetError(f"{given}: holds no images")
         elif given.suffix == ".pt":
-            raise DatasetError(f"{given}: is no image; further checkpoints go to --members")
+            raise DatasetError(
+                f"{given}: is no image; the checkpoint comes first, further ones go to --members"
+            )
         elif given.exists():
             each = [Source(given, given.stem)]
         else:
