@@ -66,21 +66,13 @@ using SmoothedTileBuckets = std::integer_sequence<int, 7, 15, 23>;
 constexpr int kMaxClassesOfTileThread = 23;
 constexpr int64_t kMaxTileClasses = kMaxClassesOfTileThread * kWarpSize;
 
-// On compute capability 12.0 the registers of a block more do not suffice for the same code.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-constexpr int kBlocksOf19 = 3;
-#else
-constexpr int kBlocksOf19 = 4;
-#endif
-
 // Resident blocks that the compiler has to leave registers for: a thread keeps five numbers a
 // class, as many blocks as that allows without spilling.
 template <int K>
 constexpr int kTileBlocks = K <= 3    ? 8
                             : K <= 7  ? 6
                             : K <= 11 ? 5
-                            : K <= 15 ? 4
-                            : K <= 19 ? kBlocksOf19
+                            : K <= 19 ? 4
                                       : 3;
 
 // The source positions that `count` target positions from `first` on blend.
