@@ -165,6 +165,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "if (tiled && map.classes < kMaxTileClasses) {",
         ),
         "the strided kernel has no bucket": ("Strategy::strided, 1};",),
+        "a tile more, none of whose pixels there is": (
+            "for (int64_t tile = block_index(); tile <= work.tiles; tile += grid_size()) {",
+        ),
         _NO_CLASS: (
             "? A(1)",
             "label[0] < 0 ? A(1) : to_accumulate(classes[label[0] * shape.class_pitch]) - "

@@ -23,6 +23,9 @@ void define_formulas(py::module_& m) {
   m.def("cross_entropy_derivative", py::vectorize([](A exponential, A total_over_sum, A t) {
           return math::cross_entropy_derivative(exponential, total_over_sum, t);
         }));
+  m.def("target_exponential", py::vectorize([](A on_target, A total, A sum) {
+          return math::target_exponential(on_target, total, sum);
+        }));
   m.def("to_fixed", py::vectorize([](A v) { return math::to_fixed(v); }));
   m.def("negative_log", py::vectorize([](A p) { return math::negative_log(p); }));
   m.def("uncertainty_bin", py::vectorize([](A v) { return math::uncertainty_bin(float(v)); }));

@@ -90,6 +90,16 @@ def test_cross_entropy_and_its_derivative(
 
 
 @precisions
+def test_target_exponential(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
+    """Taken off the labelled exponential, it takes the label's share off the gradient."""
+    f = formulas(host, name)
+    on_target, total, sum_ = dtype(0.7), dtype(0.9), dtype(3.5)
+    part = f.target_exponential(on_target, total, sum_)
+    assert abs(part * (total / sum_) - on_target) <= 4 * ulp
+    assert f.target_exponential(dtype(0), dtype(0), sum_) == 0
+
+
+@precisions
 def test_infinite_logits_give_infinite_or_nan_losses(
     host: ModuleType, name: str, dtype: type, ulp: float
 ) -> None:

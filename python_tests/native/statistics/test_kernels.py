@@ -96,7 +96,7 @@ def test_any_number_of_classes_of_a_thread(
 
 
 @pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
-@pytest.mark.parametrize(("classes", "size"), [(2, 6001), (19, 3001), (40, 2001)])
+@pytest.mark.parametrize(("classes", "size"), [(2, 6000), (2, 6001), (19, 3001), (40, 2001)])
 def test_statistics_of_more_tiles_than_blocks(
     host: ModuleType, classes: int, size: int, layout: str
 ) -> None:
