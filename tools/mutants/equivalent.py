@@ -180,7 +180,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         _SMOOTHS_BY_ZERO: (
             "const Constants<A> constants(p, Variant::kSmooths ? work.shares : "
             "TargetShares{1, 1});",
-            "static constexpr bool kSmooths = true;",
+            "static constexpr bool kExact = true, kSmooths = true;",
             "if (p.label_smoothing >= 0) {",
             "run(PlanarVariant<Spaced, K, kLeast, true>());",
             "run(PlanarVariant<Adjacent, K, kLeast, true>());",
@@ -200,6 +200,10 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "the general kernel computes the same once more": (
             "if (aligned && p.label_smoothing == 0 && (run_exact(Planar()) && "
             "run_exact(ChannelsLast()))) {",
+        ),
+        "another number of resident blocks": (
+            "static constexpr bool kExact = true, kSmooths = Smooths;",
+            "static constexpr bool kExact = false, kSmooths = false;",
         ),
         _BY_ITSELF: ("bool done = true;",),
         _MORE_MEMORY: (

@@ -18,7 +18,7 @@ using namespace components;
 // ---- Launch policy ----
 
 // Of the search for the largest value where no bound is known.
-struct MaximumPolicy {
+struct MaximumPolicy {  // tuning
   static constexpr int kThreads = 256;
   // Of an image: a warp reads what they have found.
   static constexpr int64_t kMaxBlocks = at_scale(256);

@@ -7,7 +7,7 @@
 namespace segunc::cuda::components {
 namespace {
 
-constexpr int kSeamThreads = 256;
+constexpr int kSeamThreads = 256;  // tuning
 
 // Where tiles of a slice meet: first rows of tiles against the row above, then first columns
 // against the column to their left. A thread takes a span of either. In the label maps that

@@ -47,9 +47,9 @@ using namespace device;
 // that what is not a pixel's counts little.
 struct Policy {
   static constexpr int kTileThreads = 128;
-  static constexpr int kRootThreads = 256;
+  static constexpr int kRootThreads = 256;  // tuning
   static constexpr int kScanThreads = 256;
-  static constexpr int64_t kMaxChunkTiles = at_scale(1 << 13);
+  static constexpr int64_t kMaxChunkTiles = at_scale(1 << 13);  // tuning
 };
 
 // Instructions an element on sm_90.
@@ -60,7 +60,7 @@ struct Policy {
 // Resident blocks of tiles that the compiler has to leave registers for: the wider labels and
 // values are, the fewer.
 template <class Label, class Value>
-constexpr int kTileBlocks = sizeof(Label) == 1 && sizeof(Value) <= 4 ? 6
+constexpr int kTileBlocks = sizeof(Label) == 1 && sizeof(Value) <= 4 ? 6  // tuning
                             : sizeof(Label) + sizeof(Value) <= 8     ? 5
                             : sizeof(Label) + sizeof(Value) < 16     ? 4
                                                                      : 3;

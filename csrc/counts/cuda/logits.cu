@@ -39,7 +39,7 @@ using namespace counting;
 //
 // Interpolated values come from the caches; blending them takes four loads and three
 // interpolations, more instructions than counting them.
-struct Policy {
+struct Policy {                                     // tuning
   static constexpr int kTileThreads = 128;          // of planar_registers and staged
   static constexpr int kInterpolatedThreads = 256;  // at most
   static constexpr int kStridedThreads = 128;
@@ -55,20 +55,20 @@ struct Policy {
 
 // Pixels a thread of planar_registers: at most 64 values.
 template <int K>
-constexpr int kPlanarWidth = K <= 8 ? 4 : 2;
+constexpr int kPlanarWidth = K <= 8 ? 4 : 2;  // tuning
 
 // Resident blocks that the compiler has to leave registers for.
 template <int Values>
-constexpr int kPlanarBlocks = Values > 40 ? 4 : 5;
+constexpr int kPlanarBlocks = Values > 40 ? 4 : 5;  // tuning
 // The same of blocks of kInterpolatedThreads.
 template <int Values>
-constexpr int kInterpolatedBlocks = Values > 8 ? 2 : 3;
+constexpr int kInterpolatedBlocks = Values > 8 ? 2 : 3;  // tuning
 
-using AdjacentBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;
-using SpacedBuckets = std::integer_sequence<int, 8, 20, 32>;
-using ExactClasses = std::integer_sequence<int, 19, 21>;  // with planar_registers of their own
-using StagedBuckets = std::integer_sequence<int, 16, 20, 32>;
-using InterpolatedBuckets = std::integer_sequence<int, 8, 20, 24, 32>;
+using AdjacentBuckets = std::integer_sequence<int, 4, 8, 16, 20, 24, 32>;  // tuning
+using SpacedBuckets = std::integer_sequence<int, 8, 20, 32>;               // tuning
+using ExactClasses = std::integer_sequence<int, 19, 21>;       // with planar_registers of their own
+using StagedBuckets = std::integer_sequence<int, 16, 20, 32>;  // tuning
+using InterpolatedBuckets = std::integer_sequence<int, 8, 20, 24, 32>;  // tuning
 
 // ---- A pixel ----
 

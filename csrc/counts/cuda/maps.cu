@@ -9,7 +9,7 @@ namespace {
 
 using namespace counting;
 
-constexpr int kMapThreads = 256;
+constexpr int kMapThreads = 256;  // tuning
 
 template <class A>
 __global__ void __launch_bounds__(kMapThreads, 4)

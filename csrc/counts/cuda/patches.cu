@@ -12,7 +12,7 @@ namespace {
 
 using namespace counting;
 
-constexpr int kPatchThreads = 256;
+constexpr int kPatchThreads = 256;  // tuning
 
 template <class A>
 __global__ void __launch_bounds__(kPatchThreads)

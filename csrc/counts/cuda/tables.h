@@ -14,7 +14,7 @@ using namespace device;
 struct TablePolicy {
   // Every block adds its tables to the state once: no more than an H200 holds at a time, eight of
   // 128 threads on each of 132 multiprocessors.
-  static constexpr int64_t kMaxBlocks = at_scale(1056);
+  static constexpr int64_t kMaxBlocks = at_scale(1056);  // tuning
   // Of those in shared memory, beside a tile of at most 24 KB: room for eight blocks of 19 classes
   // (6 KB of tables, 10 KB of tile) in 228 KB.
   static constexpr int64_t kMaxWords = 6144;  // report: dynamic counts_*_kernel<* 4 * 6144

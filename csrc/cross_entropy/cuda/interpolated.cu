@@ -44,7 +44,7 @@ namespace {
 // Derived from occupancy and instructions, not yet measured on a GPU. With 19 classes 128 registers
 // let 4 blocks be resident; while one waits for a row of logits, the others' 12 warps have the four
 // rows of the target before it to compute, about 2000 instructions each.
-struct Policy {
+struct Policy {  // tuning
   static constexpr int kTileThreads = 128;
   static constexpr int kCollectThreads = 128;
   static constexpr int kPixelThreads = 128;
@@ -61,15 +61,15 @@ struct Policy {
 // report: budget cross_entropy_interpolated_tiles_kernel<TileVariant<19*> 30
 
 // Registers for a thread's classes, of which it has an odd number.
-using TileBuckets = std::integer_sequence<int, 3, 7, 11, 15, 19, 23>;
-using SmoothedTileBuckets = std::integer_sequence<int, 7, 15, 23>;
+using TileBuckets = std::integer_sequence<int, 3, 7, 11, 15, 19, 23>;  // tuning
+using SmoothedTileBuckets = std::integer_sequence<int, 7, 15, 23>;     // tuning
 constexpr int kMaxClassesOfTileThread = 23;
 constexpr int64_t kMaxTileClasses = kMaxClassesOfTileThread * kWarpSize;
 
 // Resident blocks that the compiler has to leave registers for: a thread keeps five numbers a
 // class, as many blocks as that allows without spilling.
 template <int K>
-constexpr int kTileBlocks = K <= 3    ? 8
+constexpr int kTileBlocks = K <= 3    ? 8  // tuning
                             : K <= 7  ? 6
                             : K <= 11 ? 5
                             : K <= 19 ? 4

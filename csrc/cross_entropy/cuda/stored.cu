@@ -44,8 +44,8 @@ enum class Strategy { planar_registers, staged, strided };
 // multiprocessor. With 19 classes:
 //   planar_registers  two pixels a thread, at most 96 registers: 640 threads are resident and have
 //                     up to 152 bytes each in flight, 97 KB (bf16: 49 KB)
-//   staged            at most 80 registers: 3 blocks of 256, with a tile of 19 KB each (bf16: at
-//                     most 64, 4 blocks with half of that each)
+//   staged            at most 80 registers: 3 blocks of 256, with a tile of 19 KB each (bf16 where
+//                     the compiler knows the classes: at most 64, 4 blocks, half of that each)
 // Blocks of 128 rather than 256 where nothing is shared: a shorter last wave.
 struct Policy {  // tuning
   static constexpr int kPlanarThreads = 128;
@@ -88,10 +88,10 @@ constexpr int kPlanarBlocks = Values > 56 && Smooths ? 3  // tuning
                               : Values > 24          ? 5
                                                      : 6;
 
-template <int Values, int Bytes>
-constexpr int kStagedBlocks = Values > 24                ? 2  // tuning
-                              : Values > 20 || Bytes > 2 ? 3
-                                                         : 4;
+template <int Values, int Bytes, bool Exact>
+constexpr int kStagedBlocks = Values > 24                          ? 2  // tuning
+                              : Exact && Values <= 20 && Bytes < 4 ? 4
+                                                                   : 3;
 
 // Which kernel, and how it walks over the pixels.
 struct StoredWork : LossWork {
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads,
 template <int K, int Least, bool Smooths>
 struct GeneralStaged {
   static constexpr int kClasses = K, kLeast = Least;
-  static constexpr bool kSmooths = Smooths;
+  static constexpr bool kExact = false, kSmooths = Smooths;
 
   SEGUNC_DEVICE static ClassTile tile(const ClassTile& shape) { return shape; }
   template <class T>
@@ -299,7 +299,7 @@ template <class Tile>
 struct ExactStaged {
   static constexpr int kClasses = int(classes_of_tile_thread(Tile::kTile.classes));
   static constexpr int kLeast = Tile::kTile.classes / Tile::kTile.team;
-  static constexpr bool kSmooths = false;
+  static constexpr bool kExact = true, kSmooths = false;
 
   SEGUNC_DEVICE static ClassTile tile(const ClassTile&) {
     constexpr ClassTile kTile = Tile::kTile;
@@ -319,7 +319,7 @@ struct ExactStaged {
 
 template <class T, class Variant>
 __global__ void __launch_bounds__(Policy::kStagedThreads,
-                                  kStagedBlocks<Variant::kClasses, sizeof(T)>)
+                                  kStagedBlocks<Variant::kClasses, sizeof(T), Variant::kExact>)
     cross_entropy_staged_kernel(const CrossEntropyParams p, const LossWork work,
                                 const ClassTile any_shape) {
   using A = accumulate_t<T>;
