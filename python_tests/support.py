@@ -188,8 +188,9 @@ def markdown() -> str:
         *versions(json.loads(RESULTS.read_text())),
         "",
         "The CUDA library holds code for the compute capabilities that `segunc info` lists, and",
-        "PTX for later ones. Compiled by CUDA 13, as by `make wheel`, it needs an NVIDIA driver",
-        "580 or later, also beside a torch for CUDA 12; `segunc info` says what yours supports.",
+        "PTX, which the driver translates for any other from 10.0 on. Compiled by CUDA 13, as by",
+        "`make wheel`, it needs an NVIDIA driver 580 or later, also beside a torch for CUDA 12;",
+        "`segunc info` says what yours supports.",
         "",
     ]
     return "\n".join(lines)

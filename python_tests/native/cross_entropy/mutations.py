@@ -120,6 +120,12 @@ MUTATIONS = (
         "found != 0 && lane() == 0",
         tests="bad_targets",
     ),
+    interpolated(
+        "every thread of a block reports its bad target",
+        "if (flag && thread() == 0 && *value != 0)",
+        "if (flag && *value != 0)",
+        tests="bad_targets",
+    ),
     stored(
         "vectors across the end of a row",
         "map.pixels % V == 0 &&",
