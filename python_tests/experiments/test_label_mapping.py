@@ -73,6 +73,7 @@ def test_other_mappings_are_refused(words, message):
 def test_a_mapping_tells_how_many_classes_there_are():
     assert parse_mapping(["7:0", "8:4", "rest:255"], 255).num_classes == 5
     assert parse_mapping(["reduce-zero-label"], 255).num_classes is None
+    assert parse_mapping(["0:0 255:1"], 255) == parse_mapping(["0:0", "255:1"], 255)
     names = cityscapes_mapping(255).class_names
     assert names is not None
     assert (len(names), names[0], names[18]) == (19, "road", "bicycle")

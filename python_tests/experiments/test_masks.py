@@ -391,6 +391,7 @@ def test_command_shares_the_work_and_tells_of_it(
     [
         (["--members", "nothing.pt"], 2, "segunc masks: error: nothing.pt: no such file"),
         (["--data", "nowhere"], 2, "argument --data: nowhere: no such folder"),
+        (["--data", __file__], 2, "test_masks.py: is a file, not a folder"),
         (["--ignore-index", "7"], 1, "segunc: error: "),
         (["--values", "raw"], 2, "argument --values"),
         (["--connectivity", "6"], 2, "argument --connectivity"),

@@ -130,12 +130,13 @@ def parse_mapping(words: Sequence[str], ignore_index: int) -> LabelMapping:
 
     Args:
         words: pairs ``LABEL:CLASS``, of which one label may be ``rest``; or one of
-            ``cityscapes``, ``reduce-zero-label`` and ``none``.
+            ``cityscapes``, ``reduce-zero-label`` and ``none``. One word may hold several of them.
         ignore_index: the class of what counts for nothing.
 
     Raises:
         ValueError: another word, a label twice, or more classes than there may be.
     """
+    words = " ".join(words).split() or [""]
     if len(words) == 1 and words[0] in _PRESETS:
         if words[0] == "cityscapes":
             return cityscapes_mapping(ignore_index)

@@ -56,6 +56,18 @@ class Split(NamedTuple):
     labels: Path
 
 
+def check_folder(path: Path) -> None:
+    """Refuses what is no folder.
+
+    Raises:
+        DatasetError: it is a file, or there is nothing.
+    """
+    if not path.is_dir():
+        raise DatasetError(
+            f"{path}: is a file, not a folder" if path.exists() else f"{path}: no such folder"
+        )
+
+
 class Pair(NamedTuple):
     """The files of an image and its label map."""
 
@@ -133,8 +145,7 @@ def find_split(root: str | Path, split: str, label_suffix: str | None = None) ->
         DatasetError: there is no such folder, no layout in it, or several.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder")
+    check_folder(root)
     found = _divided(root, split, label_suffix)
     if len(found) > 1:
         one, other = (
@@ -186,8 +197,7 @@ def pair_files(
             with two; two images that would share one; endings of which several fit.
     """
     for folder in (images, labels):
-        if not folder.is_dir():
-            raise DatasetError(f"{folder}: no such folder")
+        check_folder(folder)
     found = list_images(images)
     if not found:
         raise DatasetError(f"{images}: holds no images")

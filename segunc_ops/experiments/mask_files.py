@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .datasets import DatasetError, FolderDataset, Sample, digest_files
+from .layouts import check_folder
 from .map_files import Record, read_map, write_tiff
 from .output_files import remove_partial_files
 
@@ -107,8 +108,7 @@ class MaskedDataset:
 
     def __init__(self, dataset: FolderDataset, masks: str | Path) -> None:
         folder = Path(masks)
-        if not folder.is_dir():
-            raise DatasetError(f"{folder}: no such folder")
+        check_folder(folder)
         self._dataset = dataset
         self._paths = [mask_path(folder, dataset.name(i)) for i in range(len(dataset))]
         missing = [path for path in self._paths if not path.is_file()]
