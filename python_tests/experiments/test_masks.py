@@ -177,6 +177,34 @@ def test_bad_masks_are_named_and_nothing_is_lost(
         assert contents(folder) == contents(written)
 
 
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("train", r"002\.tif: was made with another image"), ("trainannot", r"another label map")],
+)
+def test_masks_of_other_files_of_the_same_names_are_refused(
+    root, members, written, tmp_path, folder, message
+):
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    path = other / folder / "002.png"
+    with Image.open(path) as image:
+        changed = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    changed.save(path)
+    dataset = dataset_of(other)
+    with pytest.raises(MaskError, match=message):
+        masks.write_masks(members, dataset, written, MaskSettings(), device=CPU)
+    with pytest.raises(DatasetError, match=message):
+        MaskedDataset(dataset, written).scan()
+
+
+def test_masks_by_the_prediction_know_no_label_map(root, members, tmp_path):
+    settings = MaskSettings(components="prediction")
+    masks.write_masks(members, dataset_of(root), tmp_path, settings, device=CPU)
+    record = read_mask(tmp_path / "002.tif")[1]
+    assert record.image is not None
+    assert record.labels is None
+
+
 def test_a_missing_folder_is_named(root, tmp_path):
     with pytest.raises(DatasetError, match="nowhere: no such folder"):
         MaskedDataset(dataset_of(root), tmp_path / "nowhere")

@@ -282,7 +282,7 @@ def test_a_disk_that_fills_up_keeps_what_is_complete(
         ("foreign", [], r"std/grey\.tif: was not written by this program; move it"),
         ("mask", [], r"std/grey\.tif: was not written by this program; move it"),
         ("map", [], r"std/grey\.tif: was made with map entropy, not std; move it"),
-        ("image", [], r"std/grey\.tif: was made with image \w{8}, not \w{8}; move it"),
+        ("image", [], r"std/grey\.tif: was made with another image; move it"),
         ("size", [], r"std/grey\.tif: is 49 x 33, its image 50 x 33; move it"),
         ("truncated", [], r"std/grey\.tif: cannot be read \(.*\); move it"),
         ("folder", [], r"std/grey\.tif: a file is to be written here, but there is a folder"),

@@ -242,6 +242,14 @@ class FolderDataset:
                 self._contents[MAPPING] = str(self.mapping)
         return self._contents
 
+    def digests(self, index: int) -> tuple[bytes, bytes]:
+        """SHA-256 of the bytes of an image's file and of its label map's.
+
+        Raises:
+            DatasetError: a file cannot be read.
+        """
+        return self._file_digests()[index]
+
     def _file_digests(self) -> list[tuple[bytes, bytes]]:
         if not self._digests:
             _, images, labels = zip(*self._pairs, strict=True)

@@ -19,6 +19,8 @@ from .output_files import whole_file
 _IMAGE_DESCRIPTION = 270
 _PNG_KEYWORD = "Description"
 _DIGEST = re.compile("[0-9a-f]{64}")
+# Fields of records that are digests of what a map was made of, where the digest tells nobody more.
+_SOURCES = {"image": "image", "labels": "label map"}
 
 _Record = TypeVar("_Record", bound="Record")
 
@@ -50,6 +52,8 @@ class Record:
         theirs = asdict(other)
         for name, value in asdict(self).items():
             if value != theirs[name]:
+                if name in _SOURCES and value is not None:
+                    return f"another {_SOURCES[name]}"
                 return f"{name} {_short(value)}, not {_short(theirs[name])}"
         return "nothing"
 

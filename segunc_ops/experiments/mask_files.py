@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,8 @@ class MaskRecord(Record):
 
     ``members`` are the SHA-256 digests of the members' weights, sorted. Of a map of raw entropy,
     which knows no components, ``components``, ``connectivity`` and ``ignore_index`` are None;
-    ``label_mapping`` is None too where labels were classes.
+    ``label_mapping`` is None too where labels were classes. ``image`` and ``labels`` are the
+    SHA-256 digests of the files, ``labels`` None where components are not those of the label map.
     """
 
     FORMAT = "segunc mask 1"
@@ -41,6 +42,18 @@ class MaskRecord(Record):
     connectivity: int | None = None
     ignore_index: int | None = None
     label_mapping: str | None = None
+    image: str | None = None
+    labels: str | None = None
+
+    @property
+    def shared(self) -> MaskRecord:
+        """What all masks of an ensemble have in common."""
+        return replace(self, image=None, labels=None)
+
+    def of_files(self, dataset: FolderDataset, index: int) -> MaskRecord:
+        """What the mask of an image of a dataset says, beside what all have in common."""
+        image, labels = (digest.hex() for digest in dataset.digests(index))
+        return replace(self, image=image, labels=labels if self.components == "target" else None)
 
 
 def mask_path(folder: Path, name: str) -> Path:
@@ -137,7 +150,9 @@ class MaskedDataset:
             record = read_mask(self._paths[0])[1]
             self._fingerprint = "unrecorded"
             if record is not None:
-                self._fingerprint = hashlib.sha256(record.to_json().encode()).hexdigest()[:16]
+                self._fingerprint = hashlib.sha256(record.shared.to_json().encode()).hexdigest()[
+                    :16
+                ]
         return self._fingerprint
 
     def contents(self) -> dict[str, Any]:
@@ -178,8 +193,8 @@ class MaskedDataset:
 
         Raises:
             DatasetError: a mask that :func:`read_mask` refuses, one of another size than its image,
-                of raw entropy, of other members or settings than the rest, or of other classes
-                than the dataset's.
+                of raw entropy, of other members or settings than the rest, of another image or
+                label map, or of other classes than the dataset's.
         """
 
         def check(index: int) -> MaskRecord | None:
@@ -189,26 +204,41 @@ class MaskedDataset:
             return record
 
         records: list[MaskRecord | None] = []
+        self._dataset.digests(0)  # of all files, before threads ask for them
         with ThreadPoolExecutor() as pool:
-            for path, record in zip(self._paths, pool.map(check, range(len(self))), strict=True):
+            for index, record in enumerate(pool.map(check, range(len(self)))):
+                path = self._paths[index]
                 records.append(record)
                 if record is not None and record.map != "instance":
                     raise DatasetError(
                         f"{path}: holds the {record.map} of each pixel, not the instance "
                         "uncertainty; write that with `segunc masks --values instance`"
                     )
-                first = records[0]
-                if record != first:
+                first = records[0] and records[0].shared
+                if (record and record.shared) != first:
                     how = "another program"
                     if record is not None and first is not None:
-                        how = record.differs(first)
+                        how = record.shared.differs(first)
                     raise DatasetError(
                         f"{path}: was not made like {self._paths[0].name} ({how}); write all masks "
                         "in one folder with the same members"
                     )
                 self._check_labels(path, record)
+                self._check_files(index, record)
                 if progress is not None:
                     progress(1)
+
+    def _check_files(self, index: int, record: MaskRecord | None) -> None:
+        """Refuses a mask of another image of that name. One without a record may be of any."""
+        if record is None or record.image is None:
+            return
+        wanted = record.of_files(self._dataset, index)
+        if record != wanted:
+            raise DatasetError(
+                f"{self._paths[index]}: was made with {record.differs(wanted)} than "
+                f"{self._dataset.image_path(index)} and its label map; `segunc masks` writes the "
+                "masks of these"
+            )
 
     def _check_labels(self, path: Path, record: MaskRecord | None) -> None:
         """Refuses a mask whose components were those of other label maps."""

@@ -72,7 +72,7 @@ def load_ensemble(checkpoints: Iterable[Path]) -> dict[str, EncoderDecoder]:
 def record_of(
     members: dict[str, EncoderDecoder], settings: MaskSettings, dataset: FolderDataset
 ) -> MaskRecord:
-    """What the masks of these members will say of themselves."""
+    """What all masks of these members will say of themselves."""
     num_classes = next(iter(members.values())).num_classes
     if settings.kind == "entropy":
         return MaskRecord(tuple(members), "entropy", num_classes)
@@ -121,7 +121,7 @@ def _is_done(path: Path, dataset: FolderDataset, index: int, record: MaskRecord)
         values, found = read_mask(path)
     except DatasetError as problem:
         raise MaskError(f"{problem}; {advice}") from problem
-    if (why := record.why_not(found)) is not None:
+    if (why := record.of_files(dataset, index).why_not(found)) is not None:
         raise MaskError(f"{path}: {why}; {advice}")
     size = dataset.label(index).shape
     if values.shape != size:
@@ -161,8 +161,8 @@ def write_masks(
 
     Raises:
         MaskError: the folder is or lies in that of the images; a mask in it is damaged, not of
-            these members and settings, or of another size than its image; nothing was written
-            then. Or the members give no number.
+            these members, settings and files, or of another size than its image; nothing was
+            written then. Or the members give no number.
         DatasetError: an image or label map cannot be used.
         KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the masks at hand are written.
     """
@@ -175,6 +175,7 @@ def write_masks(
     every = range(len(dataset))
     paths = [mask_path(folder, dataset.name(index)) for index in every]
     mine = every[ranks.rank :: ranks.size]
+    dataset.digests(0)  # of all files, before threads ask for them
     # Those of all ranks: each refuses a folder before the first has written to it.
     with ThreadPoolExecutor() as pool:
         is_done = list(pool.map(lambda i: _is_done(paths[i], dataset, i, record), every))
@@ -192,7 +193,7 @@ def write_masks(
                 f"{dataset.image_path(index)}: the members give no finite uncertainty for it; "
                 "did their training diverge?"
             )
-        write_mask(paths[index], values, record)
+        write_mask(paths[index], values, record.of_files(dataset, index))
 
     # One thread an image: how a convolution is split among threads may change its last bits.
     with (
