@@ -149,14 +149,15 @@ def _data_options(
         metavar="DIR",
         help="the data set's folder (required)"
         if required
-        else "the data set's folder (default: the demo's generated scenes)",
+        else "the data set's folder (default: generated scenes, for networks of the demo)",
     )
     data.add_argument(
         "--ignore-index",
         type=_whole(-_MAX_WHOLE),
         default=None if of_networks else _IGNORE_INDEX,
         metavar="CLASS",
-        help=f"of pixels that count for nothing (default: {trained}{_IGNORE_INDEX})",
+        help="the class, after --map, of pixels that count for nothing (default: "
+        f"{trained}{_IGNORE_INDEX})",
     )
     files = parser.add_argument_group(
         "how DIR is laid out", "Not needed for the layouts and endings in docs/data.md."
@@ -164,12 +165,12 @@ def _data_options(
     files.add_argument(
         "--image-suffix",
         metavar="END",
-        help="end of the images' stems that label maps do not share: _leftImg8bit",
+        help="end of the images' stems that label maps do not share, such as _leftImg8bit",
     )
     files.add_argument(
         "--label-suffix",
         metavar="END",
-        help="end of the label maps' stems: _mask, _labelIds; with a dash --label-suffix=-mask",
+        help="end of the label maps' stems, such as _mask; one with a dash: --label-suffix=-mask",
     )
     files.add_argument(
         "--map",
@@ -178,14 +179,15 @@ def _data_options(
         help="classes by labels, such as 0:0 255:1; rest:255 ignores all that are not listed, "
         "which are refused otherwise. Or one word: cityscapes (its 34 ids to 19 classes), "
         "reduce-zero-label (0 ignored, the others one less) or none (default: "
-        f"{trained}none, but cityscapes for label maps named *_gtFine_labelIds)",
+        f"{trained}none, but cityscapes for label maps named *_gtFine_labelIds or "
+        "*_gtCoarse_labelIds)",
     )
     files.add_argument(
         "--held-out",
         type=_real(0.001, 1),
         metavar="SHARE",
-        help="for validation, of data that is not divided into train and val (default: "
-        f"{_HELD_OUT:g}; refused for data that is)",
+        help="of the images for validation, if DIR has no train and val, else refused (default: "
+        f"{_HELD_OUT:g})",
     )
     return data
 
@@ -209,9 +211,11 @@ def _training_options(
     length.add_argument(
         "--steps",
         type=_whole(1),
-        help=f"updates (default: {steps}; with --resume as before, and more extend the run)",
+        help=f"updates (default: {steps}; with --resume those of the run, which more extend)",
     )
-    length.add_argument("--epochs", type=_whole(1), help="passes over the training images")
+    length.add_argument(
+        "--epochs", type=_whole(1), help="in place of --steps: passes over the images"
+    )
     group.add_argument("--batch-size", type=_whole(2), default=4, metavar="N", help="default: 4")
     group.add_argument(
         "--crop",
@@ -219,7 +223,8 @@ def _training_options(
         nargs=2,
         default=list(crop),
         metavar=("H", "W"),
-        help=f"pixels of an image that are learnt from at a time (default: {crop[0]} {crop[1]})",
+        help="height and width of the random crops, in pixels; smaller images are padded, and "
+        f"ignored there (default: {crop[0]} {crop[1]})",
     )
     group.add_argument(
         "--scale",
@@ -227,7 +232,8 @@ def _training_options(
         nargs=2,
         default=[0.5, 2.0],
         metavar=("MIN", "MAX"),
-        help="range of the random scale (default: 0.5 2)",
+        help="range of the factor that images are resized by before they are cropped (default: "
+        "0.5 2)",
     )
     group.add_argument(
         "--lr",
@@ -236,7 +242,10 @@ def _training_options(
         help="of the encoder; the decoder learns ten times as fast (default: 0.01)",
     )
     group.add_argument(
-        "--dropout", type=_real(0.001, 1), default=0.2, help="after each stage (default: 0.2)"
+        "--dropout",
+        type=_real(0.001, 1),
+        default=0.2,
+        help="its probability, after each stage (default: 0.2)",
     )
     group.add_argument(
         "--seed",
@@ -448,14 +457,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="of classes 0, 1, ... (default: as in training)",
     )
     data.add_argument(
-        "--split", choices=("train", "val"), default="val", help="of DIR (default: val)"
+        "--split",
+        choices=("train", "val", "all"),
+        default="val",
+        help="of DIR; all of its images if it has no train and val (default: val)",
     )
     evaluation.add_argument(
         "--threshold",
         type=_real(0),
         metavar="U",
         help="uncertainty from which a pixel is uncertain, for PAvPU, the share of patches that "
-        "are accurate and certain or neither (default: the mean over the training images)",
+        "are accurate and certain or neither (default: the mean over DIR's training images, which "
+        "are predicted too)",
     )
     _samples_option(evaluation)
     evaluation.add_argument(
@@ -466,6 +479,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluation.add_argument(
         "--output", type=Path, metavar="DIR", help="default: eval beside the first checkpoint"
+    )
+    evaluation.add_argument(
+        "--overwrite", action="store_true", help="replace an evaluation that is in --output"
     )
     _device_option(evaluation.add_argument_group("machine"))
     info = commands.add_parser(
@@ -635,12 +651,18 @@ def _folder_dataset(
 
     mapping = _mapping(arguments)
     try:
-        folders = find_split(arguments.data, split, arguments.label_suffix)
+        folders = find_split(
+            arguments.data, "val" if split == "all" else split, arguments.label_suffix
+        )
         divided = is_divided(arguments.data, arguments.label_suffix)
         if divided and arguments.held_out is not None:
             arguments.parser.error(
                 f"argument --held-out: {arguments.data} is divided into train and val already; "
                 "leave the option out"
+            )
+        if split == "all" and (divided or arguments.held_out is not None):
+            arguments.parser.error(
+                "argument --split: all is for data that is not divided, without --held-out"
             )
         held_out = _HELD_OUT if arguments.held_out is None else arguments.held_out
         dataset = FolderDataset(
@@ -651,7 +673,7 @@ def _folder_dataset(
             image_suffix=arguments.image_suffix,
             label_suffix=arguments.label_suffix,
             mapping=mapping,
-            part=None if divided else (split, held_out),
+            part=None if divided or split == "all" else (split, held_out),
         )
     except DatasetError as problem:
         arguments.parser.error(f"argument --data: {problem}")
@@ -946,7 +968,9 @@ def _eval_data(
     _labels_as_trained(arguments, trained, ALONE)
     reference: FolderDataset | None = None
     dataset = _folder_dataset(arguments, arguments.split, num_classes, ALONE, names)
-    if arguments.threshold is None:
+    if arguments.threshold is None and arguments.split == "all":
+        _note("without training images there is no PAvPU; pass --threshold")
+    elif arguments.threshold is None:
         try:
             find_split(arguments.data, "train", arguments.label_suffix)
         except DatasetError:
@@ -965,6 +989,8 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     error = arguments.parser.error
     folder = arguments.output or arguments.checkpoint[0].parent / "eval"
+    if any((folder / name).exists() for name in EVALUATION_FILES) and not arguments.overwrite:
+        error(f"{folder} holds an evaluation already; pass --overwrite or another --output")
     try_output(folder, EVALUATION_FILES)
     try:
         models = [*load_networks(arguments.checkpoint).values()]

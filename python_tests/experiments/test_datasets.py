@@ -181,7 +181,7 @@ def label_maps(root: Path, *maps: list[int], **options: object) -> FolderDataset
         ([[0, 1], [2]], {"num_classes": 4}, ["1 of 4 classes has no pixel: 3"]),
         ([[0, 1, 255]], {}, []),
         ([[0], [0]], {"num_classes": 1}, []),
-        ([[0, 1], [255]], {"num_classes": 2}, []),
+        ([[0, 1], [1, 255]], {"num_classes": 2}, []),
         ([[3, 7]], {"num_classes": 8}, ["6 of 8 classes have no pixel: 0, 1, 2, 4, 5 and 1 more"]),
         (
             [[0, 1, 2], [300, 255]],
@@ -240,6 +240,33 @@ BINARY = r"255 occurs and is ignored; is this a binary mask\? Class 0 alone .*`-
 def test_one_class_left_alone_is_refused(tmp_path, maps, options, message):
     with pytest.raises(datasets.DatasetError, match=message):
         label_maps(tmp_path, *maps, **options)
+
+
+def test_a_label_beside_a_binary_mask_is_refused(tmp_path):
+    with pytest.raises(
+        datasets.DatasetError,
+        match=r"1\.png: label 127 occurs beside 0 and 255, .*`--map 0:0 255:1 rest:255` ignores",
+    ):
+        label_maps(tmp_path, [0, 255], [0, 127, 255])
+    mapping = parse_mapping(["0:0", "255:1", "rest:255"], 255)
+    assert (
+        label_maps(tmp_path / "mapped", [0, 255], [0, 127, 255], mapping=mapping).num_classes == 2
+    )
+
+
+def test_label_maps_without_a_class_are_told(tmp_path):
+    dataset = label_maps(tmp_path, [0, 1], [255], [0, 1, 255], [255])
+    assert dataset.notes[-1].endswith("1.png: every pixel is ignored (2 of 4 label maps)")
+
+
+def test_classes_without_a_pixel_are_of_all_folders(tmp_path):
+    for name in ("x/a", "y/b"):
+        for folder in ("train", "trainannot"):
+            (tmp_path / folder / name).parent.mkdir(parents=True)
+        write_pair(tmp_path, "train", name, np.array([[0, 2]] * 8))
+    dataset = FolderDataset(*find_split(tmp_path, "train"))
+    dataset.scan()
+    assert f"{tmp_path / 'trainannot'}: 1 of 3 classes has no pixel" in dataset.notes[-1]
 
 
 def test_one_class_of_several_may_be_evaluated_but_not_learnt_from(tmp_path):

@@ -344,10 +344,33 @@ def cracks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_an_evaluation_is_not_replaced_unasked(cracks, tmp_path, capsys):
+    evaluated(cracks, tmp_path, "a")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    command = ["eval", f"{cracks / 'b'}/checkpoint-ce.pt", "--data", str(cracks / "data")]
+    command += ["--samples", "2", "--output", str(tmp_path)]
+    assert exit_code(command) == 2
+    assert "holds an evaluation already; pass --overwrite" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert exit_code([*command, "--overwrite"]) == 0
+
+
+def test_all_images_that_are_not_divided_are_evaluated(cracks, tmp_path, capsys):
+    number = len(list((cracks / "data").rglob("*.jpg")))
+    found = evaluated(cracks, tmp_path, "a", "--split all")
+    assert found["num_pixels"] == number * 32 * 48
+    assert "no PAvPU; pass --threshold" in capsys.readouterr().err
+    command = ["eval", f"{cracks / 'a'}/checkpoint-ce.pt", "--data", str(cracks / "data")]
+    command += ["--output", str(tmp_path / "other"), "--split", "all", "--held-out", "0.3"]
+    assert exit_code(command) == 2
+    assert "--split: all is for data that is not divided" in capsys.readouterr().err
+
+
 def evaluated(root: Path, out: Path, *arguments: str) -> dict[str, object]:
     names = [f"{root / name}/checkpoint-ce.pt" for name in arguments if not name.startswith("-")]
     options = arguments[len(names) :]
     command = ["eval", *names, "--data", str(root / "data"), "--samples", "2", "--output", str(out)]
+    command.append("--overwrite")
     assert exit_code([*command, *" ".join(options).split()]) == 0
     evaluation: dict[str, object] = json.loads((out / "metrics.json").read_text())["evaluation"]
     return evaluation

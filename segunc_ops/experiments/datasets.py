@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -344,11 +344,14 @@ class FolderDataset:
         where: dict[int, Path] = {}
         labels: set[int] = set()
         every: list[tuple[bytes, bytes]] = []
+        empty: list[Path] = []
         with ThreadPoolExecutor() as pool:
             for pair, (classes, found, digests) in zip(
                 self._pairs, pool.map(check, self._pairs), strict=True
             ):
                 every.append(digests)
+                if classes == [self.ignore_index]:
+                    empty.append(pair.label)
                 for value in classes:
                     where.setdefault(value, pair.label)
                 labels.update(found)
@@ -361,6 +364,7 @@ class FolderDataset:
                 f"{self._folder}: every pixel is ignored (index {self.ignore_index})"
             )
         if self._num_classes is None:
+            self._check_stray_label(where, ignored)
             highest = max(where)
             if min(where) < 0 or highest >= _MAX_UNDECLARED_CLASSES:
                 value = min(where) if min(where) < 0 else highest
@@ -384,6 +388,22 @@ class FolderDataset:
                 "learns nothing; if that is meant, declare it (--classes 1)"
             )
         self.notes = (*self._unasked, *self._notes(labels, sorted(where), ignored))
+        if empty:
+            of = f"{len(empty)} of {len(self)} label maps"
+            self.notes += (f"{empty[0]}: every pixel is ignored ({of})",)
+
+    def _check_stray_label(self, where: Mapping[int, Path], ignored: Path | None) -> None:
+        """Refuses masks of 0 and 255 that hold one label more, which would be the only one beside
+        0 that counts."""
+        if self.mapping or ignored is None or len(where) != 2 or min(where) != 0 or 1 in where:
+            return
+        stray = max(where)
+        raise DatasetError(
+            f"{where[stray]}: label {stray} occurs beside 0 and {self.ignore_index}, which is "
+            f"ignored; if {self.ignore_index} is a class of binary masks, `--map 0:0 "
+            f"{self.ignore_index}:1 rest:{self.ignore_index}` ignores {stray} instead; if it is "
+            f"not, `--map 0:0 {stray}:1` makes two classes"
+        )
 
     def _one_class(self, labels: set[int], only: int, ignored: Path | None) -> str:
         """Says that one class alone is labelled, and what to do."""
@@ -405,7 +425,7 @@ class FolderDataset:
     @property
     def _folder(self) -> Path:
         """Of label maps, for messages."""
-        return self._pairs[0].label.parent
+        return Path(os.path.commonpath([pair.label.parent for pair in self._pairs]))
 
     def _absent(self, labels: set[int]) -> str:
         """Names the labels of the mapping that do not occur, if there are such."""
