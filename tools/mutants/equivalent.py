@@ -73,6 +73,13 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "uint64_t reciprocal = uint64_t(0) << 32; // 2^32 / value, rounded up",
             "uint64_t reciprocal = uint64_t(1) >> 32; // 2^32 / value, rounded up",
             "uint64_t reciprocal = uint64_t(1) << 33; // 2^32 / value, rounded up",
+            "uint32_t factor = uint32_t(0) << 31; "
+            "// 2^(31 + shift) / value, rounded up: it has 32 bits",
+            "uint32_t factor = uint32_t(1) >> 31; "
+            "// 2^(31 + shift) / value, rounded up: it has 32 bits",
+            "uint32_t factor = uint32_t(1) << 32; "
+            "// 2^(31 + shift) / value, rounded up: it has 32 bits",
+            "uint32_t shift = 1; // 2^shift is at least value",
         ),
         "products are rounded up to the next quotient beyond 2^50 alone": (
             "quotient++;",
