@@ -989,9 +989,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     error = arguments.parser.error
     folder = arguments.output or arguments.checkpoint[0].parent / "eval"
+    try_output(folder, EVALUATION_FILES)
     if any((folder / name).exists() for name in EVALUATION_FILES) and not arguments.overwrite:
         error(f"{folder} holds an evaluation already; pass --overwrite or another --output")
-    try_output(folder, EVALUATION_FILES)
     try:
         models = [*load_networks(arguments.checkpoint).values()]
         dataset, reference = _eval_data(arguments, models[0].num_classes)
