@@ -232,7 +232,7 @@ class FolderDataset:
         """
         if self._contents is None:
             names = "\n".join(pair.name for pair in self._pairs)
-            images, labels = zip(*self._file_digests(), strict=True)
+            images, labels = zip(*self.digests(), strict=True)
             self._contents = {
                 "names of files": hashlib.sha256(os.fsencode(names)).hexdigest()[:16],
                 "images": _combine(images),
@@ -242,15 +242,12 @@ class FolderDataset:
                 self._contents[MAPPING] = str(self.mapping)
         return self._contents
 
-    def digests(self, index: int) -> tuple[bytes, bytes]:
-        """SHA-256 of the bytes of an image's file and of its label map's.
+    def digests(self) -> list[tuple[bytes, bytes]]:
+        """SHA-256 of the bytes of each image's file and of its label map's.
 
         Raises:
             DatasetError: a file cannot be read.
         """
-        return self._file_digests()[index]
-
-    def _file_digests(self) -> list[tuple[bytes, bytes]]:
         if not self._digests:
             _, images, labels = zip(*self._pairs, strict=True)
             self._digests = list(zip(_digests(images), _digests(labels), strict=True))
@@ -264,11 +261,11 @@ class FolderDataset:
         """
         theirs = {
             image: pair.image
-            for pair, (image, _) in zip(other._pairs, other._file_digests(), strict=True)
+            for pair, (image, _) in zip(other._pairs, other.digests(), strict=True)
         }
         return [
             (pair.image, theirs[image])
-            for pair, (image, _) in zip(self._pairs, self._file_digests(), strict=True)
+            for pair, (image, _) in zip(self._pairs, self.digests(), strict=True)
             if image in theirs
         ]
 

@@ -50,9 +50,9 @@ class MaskRecord(Record):
         """What all masks of an ensemble have in common."""
         return replace(self, image=None, labels=None)
 
-    def of_files(self, dataset: FolderDataset, index: int) -> MaskRecord:
-        """What the mask of an image of a dataset says, beside what all have in common."""
-        image, labels = (digest.hex() for digest in dataset.digests(index))
+    def of_files(self, digests: tuple[bytes, bytes]) -> MaskRecord:
+        """What a mask made of these files says (:meth:`FolderDataset.digests`)."""
+        image, labels = (digest.hex() for digest in digests)
         return replace(self, image=image, labels=labels if self.components == "target" else None)
 
 
@@ -150,9 +150,8 @@ class MaskedDataset:
             record = read_mask(self._paths[0])[1]
             self._fingerprint = "unrecorded"
             if record is not None:
-                self._fingerprint = hashlib.sha256(record.shared.to_json().encode()).hexdigest()[
-                    :16
-                ]
+                told = record.shared.to_json().encode()
+                self._fingerprint = hashlib.sha256(told).hexdigest()[:16]
         return self._fingerprint
 
     def contents(self) -> dict[str, Any]:
@@ -203,36 +202,39 @@ class MaskedDataset:
             self._check_size(index, mask.shape, self._dataset.label(index).shape)
             return record
 
-        records: list[MaskRecord | None] = []
-        self._dataset.digests(0)  # of all files, before threads ask for them
+        first: MaskRecord | None = None
+        files = self._dataset.digests()
         with ThreadPoolExecutor() as pool:
             for index, record in enumerate(pool.map(check, range(len(self)))):
                 path = self._paths[index]
-                records.append(record)
                 if record is not None and record.map != "instance":
                     raise DatasetError(
                         f"{path}: holds the {record.map} of each pixel, not the instance "
                         "uncertainty; write that with `segunc masks --values instance`"
                     )
-                first = records[0] and records[0].shared
-                if (record and record.shared) != first:
+                shared = record and record.shared
+                if index == 0:
+                    first = shared
+                if shared != first:
                     how = "another program"
-                    if record is not None and first is not None:
-                        how = record.shared.differs(first)
+                    if shared is not None and first is not None:
+                        how = shared.differs(first)
                     raise DatasetError(
                         f"{path}: was not made like {self._paths[0].name} ({how}); write all masks "
                         "in one folder with the same members"
                     )
                 self._check_labels(path, record)
-                self._check_files(index, record)
+                self._check_files(index, record, files[index])
                 if progress is not None:
                     progress(1)
 
-    def _check_files(self, index: int, record: MaskRecord | None) -> None:
+    def _check_files(
+        self, index: int, record: MaskRecord | None, files: tuple[bytes, bytes]
+    ) -> None:
         """Refuses a mask of another image of that name. One without a record may be of any."""
         if record is None or record.image is None:
             return
-        wanted = record.of_files(self._dataset, index)
+        wanted = record.of_files(files)
         if record != wanted:
             raise DatasetError(
                 f"{self._paths[index]}: was made with {record.differs(wanted)} than "

@@ -121,7 +121,7 @@ def _is_done(path: Path, dataset: FolderDataset, index: int, record: MaskRecord)
         values, found = read_mask(path)
     except DatasetError as problem:
         raise MaskError(f"{problem}; {advice}") from problem
-    if (why := record.of_files(dataset, index).why_not(found)) is not None:
+    if (why := record.why_not(found)) is not None:
         raise MaskError(f"{path}: {why}; {advice}")
     size = dataset.label(index).shape
     if values.shape != size:
@@ -175,10 +175,10 @@ def write_masks(
     every = range(len(dataset))
     paths = [mask_path(folder, dataset.name(index)) for index in every]
     mine = every[ranks.rank :: ranks.size]
-    dataset.digests(0)  # of all files, before threads ask for them
+    records = [record.of_files(files) for files in dataset.digests()]
     # Those of all ranks: each refuses a folder before the first has written to it.
     with ThreadPoolExecutor() as pool:
-        is_done = list(pool.map(lambda i: _is_done(paths[i], dataset, i, record), every))
+        is_done = list(pool.map(lambda i: _is_done(paths[i], dataset, i, records[i]), every))
     remove_partial_masks(folder, {dataset.name(index) for index in mine})
     missing = [index for index in mine if not is_done[index]]
     kept = len(mine) - len(missing)
@@ -187,13 +187,13 @@ def write_masks(
     models = [model.to(device) for model in members.values()]
 
     def make(index: int) -> None:
-        values = _compute(models, dataset[index], record, device)
+        values = _compute(models, dataset[index], records[index], device)
         if not np.isfinite(values).all():
             raise MaskError(
                 f"{dataset.image_path(index)}: the members give no finite uncertainty for it; "
                 "did their training diverge?"
             )
-        write_mask(paths[index], values, record.of_files(dataset, index))
+        write_mask(paths[index], values, records[index])
 
     # One thread an image: how a convolution is split among threads may change its last bits.
     with (
