@@ -1,6 +1,6 @@
 # The families of operators, a folder of csrc each, and what of it is compiled where:
 #   register_cpu.cpp    once, into the CPU library      cpu/*.cpp   there, per instruction set
-#   register_cuda.cu    once, into the CUDA library     cuda/*.cu   there, and for host runs
+#   register_cuda.cpp   once, into the CUDA library     cuda/*.cu   there, and for host runs
 get_filename_component(csrc ${CMAKE_CURRENT_LIST_DIR}/../csrc ABSOLUTE)
 set(rooms components counts cross_entropy scale statistics)
 
@@ -16,7 +16,7 @@ foreach(room IN LISTS rooms)
     message(FATAL_ERROR "csrc/${room} has no kernels in cpu/ or none in cuda/")
   endif()
   list(APPEND register_cpu ${csrc}/${room}/register_cpu.cpp)
-  list(APPEND register_cuda ${csrc}/${room}/register_cuda.cu)
+  list(APPEND register_cuda ${csrc}/${room}/register_cuda.cpp)
   list(APPEND cpu_kernels ${cpp})
   list(APPEND cuda_kernels ${cu})
 endforeach()

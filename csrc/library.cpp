@@ -1,5 +1,5 @@
 // What the CPU library tells of itself, and the schemas of what the CUDA library does. The
-// operators are the rooms': see csrc/*/register_cpu.cpp and register_cuda.cu.
+// operators are the rooms': see csrc/*/register_cpu.cpp and register_cuda.cpp.
 #include <torch/csrc/stable/library.h>
 
 #include <string>

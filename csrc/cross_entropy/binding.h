@@ -1,5 +1,5 @@
 // Cross-entropy as torch sees it: checks, allocation, call. A template over the backend, which
-// plans and launches the kernels (see register_cpu.cpp and register_cuda.cu).
+// plans and launches the kernels (see register_cpu.cpp and register_cuda.cpp).
 #pragma once
 #include <tuple>
 #include <utility>

@@ -1,6 +1,7 @@
 // Which pixels of a tile a thread has, and how their elements move.
 #pragma once
 #include "device.h"
+#include "integer.h"
 
 namespace segunc::device {
 
@@ -65,5 +66,28 @@ struct SpacedPixels {
     }
   }
 };
+
+// The logits of a thread's pixels, a vector a class, all on their way before anything waits;
+// `absent` where present(c) says that there is none. logits: of class 0 and the first pixel.
+template <class Pixels, class T, class Present, int K, int V>
+SEGUNC_DEVICE void load_classes(const Pixels& pixels, const T* logits, unsigned class_stride,
+                                T absent, Present present, Vector<T, V> (&raw)[K]) {
+  const auto load_each = [&](auto load) {
+#pragma unroll
+    for (int c = 0; c < K; c++) {
+      if (present(c)) {
+        raw[c] = load(logits + product(c, class_stride));
+      } else {
+#pragma unroll
+        for (int j = 0; j < V; j++) raw[c][j] = absent;
+      }
+    }
+  };
+  if (pixels.has_all()) {
+    load_each([&](const T* q) { return pixels.load_all(q); });
+  } else {
+    load_each([&](const T* q) { return pixels.load(q, absent); });  // report: rare
+  }
+}
 
 }  // namespace segunc::device

@@ -292,22 +292,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kPlanarBlocks<Variant::k
     const unsigned class_stride = rematerialized(unsigned(p.map.class_stride));
     const T* logits = static_cast<const T*>(p.input) + walk.image * p.map.image_stride + start + at;
     Vector<T, V> raw[K];
-    const auto load_values = [&](auto load) {
-#pragma unroll
-      for (int c = 0; c < K; c++) {
-        if (present(c)) {
-          raw[c] = load(logits + product(c, class_stride));
-        } else {
-#pragma unroll
-          for (int j = 0; j < V; j++) raw[c][j] = absent;
-        }
-      }
-    };
-    if (pixels.has_all()) {
-      load_values([&](const T* q) { return pixels.load_all(q); });
-    } else {
-      load_values([&](const T* q) { return pixels.load(q, absent); });  // report: rare
-    }
+    load_classes(pixels, logits, class_stride, absent, present, raw);
     int label[V];
     labels_of(p, target, label, bad);
     // The line is on its way to the cache: cheaper than a comparison for every class.
