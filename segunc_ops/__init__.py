@@ -6,8 +6,12 @@ from ._native.library import check
 from ._version import __version__
 from .functional import PredictiveStatistics
 from .losses import (
+    BalancedSoftmaxCrossEntropyLoss,
     CrossEntropyLoss,
+    FocalCrossEntropyLoss,
     InstanceUncertaintyCrossEntropyLoss,
+    LDAMCrossEntropyLoss,
+    PixelAdaptiveCrossEntropyLoss,
     UncertaintyAwareCrossEntropyLoss,
 )
 from .sampling import (
@@ -19,8 +23,12 @@ from .sampling import (
 )
 
 __all__ = [
+    "BalancedSoftmaxCrossEntropyLoss",
     "CrossEntropyLoss",
+    "FocalCrossEntropyLoss",
     "InstanceUncertaintyCrossEntropyLoss",
+    "LDAMCrossEntropyLoss",
+    "PixelAdaptiveCrossEntropyLoss",
     "PredictiveAccumulator",
     "PredictiveStatistics",
     "UncertaintyAwareCrossEntropyLoss",

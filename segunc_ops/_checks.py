@@ -5,6 +5,7 @@ Checks that one family alone makes stand beside its functions.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from numbers import Real
@@ -52,6 +53,22 @@ def check_share(name: str, value: object) -> float:
     number = float(value)
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+    return number
+
+
+def check_number(
+    name: str, value: object, *, at_least: float | None = None, above: float | None = None
+) -> float:
+    """A finite number in a range."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {describe(value)}")
+    number = float(value)
+    fits = math.isfinite(number)
+    fits = fits and (at_least is None or number >= at_least) and (above is None or number > above)
+    if not fits:
+        bound = "" if at_least is None else f" of at least {at_least:g}"
+        bound = bound if above is None else f" above {above:g}"
+        raise ValueError(f"{name}: expected a finite number{bound}, got {value}")
     return number
 
 

@@ -6,7 +6,8 @@
 
 namespace segunc {
 
-enum class Reduction : int { none = 0, mean = 1, sum = 2, mean_all = 3 };
+// mean_images divides by N, where what each image adds is a mean by itself.
+enum class Reduction : int { none = 0, mean = 1, sum = 2, mean_all = 3, mean_images = 4 };
 
 // sum of weight[target] over the valid pixels, the denominator of Reduction::mean.
 struct NormalizerParams {

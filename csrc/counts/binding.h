@@ -131,4 +131,21 @@ void accumulate_patch_counts(const Tensor& outcome, const Tensor& uncertainty,
   backend.patch_counts(p);
 }
 
+template <class Backend>
+void accumulate_class_sizes(const Tensor& target, int64_t ignore_index, Tensor sizes) {
+  const Backend backend(target);
+  if (target.dim() < 1) fail("target: expected shape (N, *), got ()");
+  if (sizes.dim() != 2) fail("sizes: expected shape (N, C), got " + to_string(sizes.sizes()));
+  check_dense("target", target, target.sizes(), target.scalar_type(), target);
+  check_dense("sizes", sizes, {target.size(0), sizes.size(1)}, ScalarType::Long, target);
+  ClassSizesParams p{};
+  p.target = target.const_data_ptr();
+  p.target_type = index_type_of("target", target);
+  p.sizes = static_cast<int64_t*>(sizes.mutable_data_ptr());
+  p.images = target.size(0), p.classes = sizes.size(1);
+  p.pixels = p.images ? target.numel() / p.images : 0;
+  p.ignore_index = ignore_index;
+  backend.class_sizes(p);
+}
+
 }  // namespace segunc

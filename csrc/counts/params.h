@@ -91,6 +91,14 @@ struct PatchCountsParams {
   Dtype dtype;  // f32 or f64: tells A
 };
 
+// Pixels of each class and image. Targets that are no class count nothing.
+struct ClassSizesParams {
+  const void* target;  // [N, P] of target_type
+  int64_t* sizes;      // [N, C], added to
+  int64_t images, pixels, classes, ignore_index;
+  IndexType target_type;
+};
+
 inline namespace SEGUNC_VARIANT {
 
 // Of a patch with `valid` pixels that have an uncertainty each, `right` ones among them.

@@ -8,6 +8,7 @@
 SEGUNC_CPU_ENTRY(counts_units, CountsParams)
 SEGUNC_CPU_ENTRY(map_counts_units, MapCountsParams)
 SEGUNC_CPU_ENTRY(patch_rows, PatchCountsParams)
+SEGUNC_CPU_ENTRY(class_sizes_units, ClassSizesParams)
 
 namespace segunc {
 namespace {
@@ -86,6 +87,13 @@ struct Cpu : cpu::Backend {
         p.images * (p.rows / p.window), kGrain, cpu::patch_rows, p, tables,
         [](PatchCountsParams& mine, int64_t* memory) { mine.counts = memory; }, [] {});
   }
+  void class_sizes(const ClassSizesParams& p) const {
+    const std::array<TableSpan, 1> tables{{{p.sizes, p.images * p.classes}}};
+    constexpr int64_t kGrain = 16;  // units
+    count_apart(
+        p.images * units_of(p.pixels), kGrain, cpu::class_sizes_units, p, tables,
+        [](ClassSizesParams& mine, int64_t* memory) { mine.sizes = memory; }, [] {});
+  }
 };
 
 }  // namespace
@@ -105,6 +113,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(segunc_ops, m) {
   m.def(
       "accumulate_patch_counts_(Tensor outcome, Tensor uncertainty, Tensor thresholds, "
       "SymInt window, float accuracy_threshold, Tensor(a!) counts) -> ()");
+  m.def("accumulate_class_sizes_(Tensor target, SymInt ignore_index, Tensor(a!) sizes) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CPU, m) {
@@ -112,4 +121,5 @@ STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CPU, m) {
   m.impl("accumulate_counts_", TORCH_BOX(&accumulate_counts<Cpu>));
   m.impl("accumulate_map_counts_", TORCH_BOX(&accumulate_map_counts<Cpu>));
   m.impl("accumulate_patch_counts_", TORCH_BOX(&accumulate_patch_counts<Cpu>));
+  m.impl("accumulate_class_sizes_", TORCH_BOX(&accumulate_class_sizes<Cpu>));
 }

@@ -18,6 +18,7 @@ struct Cuda : cuda::Backend {
     cuda::map_counts(p, stream());
   }
   void patch_counts(const PatchCountsParams& p) const { cuda::patch_counts(p, stream()); }
+  void class_sizes(const ClassSizesParams& p) const { cuda::class_sizes(p, stream()); }
 };
 
 }  // namespace
@@ -28,4 +29,5 @@ STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CUDA, m) {
   m.impl("accumulate_counts_", TORCH_BOX(&accumulate_counts<Cuda>));
   m.impl("accumulate_map_counts_", TORCH_BOX(&accumulate_map_counts<Cuda>));
   m.impl("accumulate_patch_counts_", TORCH_BOX(&accumulate_patch_counts<Cuda>));
+  m.impl("accumulate_class_sizes_", TORCH_BOX(&accumulate_class_sizes<Cuda>));
 }

@@ -17,21 +17,37 @@ struct CrossEntropyOptions {
   double label_smoothing;
   bool interpolate, align_corners;     // logits to the target's size, and how
   bool grad_input, grad_pixel_weight;  // the gradients that are wanted
+  ModulationKind modulation;
+  double modulation_rate, modulation_peak;
+  bool detach_modulation;
+  double logit_scale;
+  bool offset_on_target;
 
-  bool divides() const { return reduction == Reduction::mean || reduction == Reduction::mean_all; }
+  bool divides() const { return reduction != Reduction::none && reduction != Reduction::sum; }
 };
 
-inline ClassMap map_of(const char* name, const Tensor& logits, const CrossEntropyOptions& options) {
-  return options.interpolate ? unmerged_map_of(name, logits) : class_map_of(name, logits, true);
+// What a call reads beside logits and targets.
+struct CrossEntropyTensors {
+  std::optional<Tensor> weight, pixel_weight, image_factor, offset;
+};
+
+// Images become one where that helps kernels, unless these have to tell them apart.
+inline ClassMap map_of(const char* name, const Tensor& logits, const CrossEntropyOptions& options,
+                       bool fold_images) {
+  return options.interpolate ? unmerged_map_of(name, logits)
+                             : class_map_of(name, logits, fold_images);
 }
 
 inline CrossEntropyParams params_of(const Tensor& input, const Tensor& target,
-                                    const std::optional<Tensor>& weight,
-                                    const std::optional<Tensor>& pixel_weight,
+                                    const CrossEntropyTensors& tensors,
                                     const CrossEntropyOptions& options) {
   const ScalarType type = accumulate_type(input);
+  const auto data_of = [](const std::optional<Tensor>& tensor) {
+    return tensor ? tensor->const_data_ptr() : nullptr;
+  };
+  const auto& [weight, pixel_weight, image_factor, offset] = tensors;
   CrossEntropyParams p{};
-  p.map = p.grad_map = map_of("input", input, options);
+  p.map = p.grad_map = map_of("input", input, options, !image_factor);
   if (options.interpolate)
     p.interpolation =
         interpolation_to("input", input, p.map, target.sizes(), options.align_corners);
@@ -42,10 +58,16 @@ inline CrossEntropyParams params_of(const Tensor& input, const Tensor& target,
   check_dense("target", target, target.sizes(), target.scalar_type(), input);
   if (weight) check_dense("weight", *weight, {input.size(1)}, type, input);
   if (pixel_weight) check_dense("pixel_weight", *pixel_weight, target.sizes(), type, input);
+  if (image_factor)
+    check_dense("image_factor", *image_factor, {input.size(0), input.size(1)}, type, input);
+  if (offset) check_dense("offset", *offset, {input.size(1)}, type, input);
   p.input = input.const_data_ptr();
   p.target = target.const_data_ptr();
-  p.weight = weight ? weight->const_data_ptr() : nullptr;
-  p.pixel_weight = pixel_weight ? pixel_weight->const_data_ptr() : nullptr;
+  p.weight = data_of(weight);
+  p.pixel_weight = data_of(pixel_weight);
+  p.modulation = {options.modulation, options.modulation_rate, options.modulation_peak,
+                  options.detach_modulation, data_of(image_factor)};
+  p.adjustment = {data_of(offset), options.logit_scale, options.offset_on_target};
   p.ignore_index = options.ignore_index;
   p.label_smoothing = options.label_smoothing;
   return p;
@@ -63,7 +85,7 @@ std::pair<Tensor, Tensor> allocate_gradients(CrossEntropyParams& p, const Tensor
                                                : allocate(input, {0}, type);
   if (options.grad_input) {
     p.grad_input = of_input.mutable_data_ptr();
-    p.grad_map = map_of("gradient", of_input, options);
+    p.grad_map = map_of("gradient", of_input, options, !p.modulation.image_factor);
     // Kernels with a fast traversal use it for both sides or for neither.
     if (p.grad_map.layout != p.map.layout) p.map.layout = p.grad_map.layout = Layout::strided;
     Backend::prepare(p.grad_input, input.numel() * int64_t(input.element_size()));
@@ -72,7 +94,8 @@ std::pair<Tensor, Tensor> allocate_gradients(CrossEntropyParams& p, const Tensor
   return {of_input, of_weight};
 }
 
-// What a loss is divided by: the sum of the valid pixels' class weights, all pixels, or 1.
+// What a loss is divided by: the sum of the valid pixels' class weights, all pixels, all images or
+// 1.
 template <class Backend>
 Tensor normalizer_of(const Backend& backend, const CrossEntropyParams& p, const Tensor& target,
                      Reduction reduction) {
@@ -87,7 +110,9 @@ Tensor normalizer_of(const Backend& backend, const CrossEntropyParams& p, const 
     n.partial = static_cast<double*>(partial.mutable_data_ptr());
     backend.normalizer(n, static_cast<double*>(normalizer.mutable_data_ptr()));
   } else {
-    backend.fill(normalizer, reduction == Reduction::mean_all ? double(target.numel()) : 1.0);
+    backend.fill(normalizer, reduction == Reduction::mean_all      ? double(target.numel())
+                             : reduction == Reduction::mean_images ? double(target.size(0))
+                                                                   : 1.0);
   }
   return normalizer;
 }
@@ -106,12 +131,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
     const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
     std::optional<Tensor> pixel_weight, int64_t ignore_index, int64_t reduction,
     double label_smoothing, bool interpolate, bool align_corners, bool grad_input,
-    bool grad_pixel_weight) {
-  const CrossEntropyOptions options{ignore_index,     Reduction(reduction), label_smoothing,
-                                    interpolate,      align_corners,        grad_input,
-                                    grad_pixel_weight};
+    bool grad_pixel_weight, std::optional<Tensor> image_factor, std::optional<Tensor> offset,
+    int64_t modulation, double modulation_rate, double modulation_peak, bool detach_modulation,
+    double logit_scale, bool offset_on_target) {
+  const CrossEntropyOptions options{
+      ignore_index,    Reduction(reduction), label_smoothing,   interpolate,
+      align_corners,   grad_input,           grad_pixel_weight, ModulationKind(modulation),
+      modulation_rate, modulation_peak,      detach_modulation, logit_scale,
+      offset_on_target};
   const Backend backend(input);
-  CrossEntropyParams p = params_of(input, target, weight, pixel_weight, options);
+  CrossEntropyParams p =
+      params_of(input, target, {weight, pixel_weight, image_factor, offset}, options);
   auto [of_input, of_weight] = allocate_gradients<Backend>(p, input, target, options);
   Tensor normalizer = normalizer_of(backend, p, target, options.reduction);
   if (options.divides()) p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
@@ -139,12 +169,17 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& target,
     std::optional<Tensor> weight, std::optional<Tensor> pixel_weight, const Tensor& normalizer,
     int64_t ignore_index, int64_t reduction, double label_smoothing, bool interpolate,
-    bool align_corners, bool grad_input, bool grad_pixel_weight) {
-  const CrossEntropyOptions options{ignore_index,     Reduction(reduction), label_smoothing,
-                                    interpolate,      align_corners,        grad_input,
-                                    grad_pixel_weight};
+    bool align_corners, bool grad_input, bool grad_pixel_weight, std::optional<Tensor> image_factor,
+    std::optional<Tensor> offset, int64_t modulation, double modulation_rate,
+    double modulation_peak, bool detach_modulation, double logit_scale, bool offset_on_target) {
+  const CrossEntropyOptions options{
+      ignore_index,    Reduction(reduction), label_smoothing,   interpolate,
+      align_corners,   grad_input,           grad_pixel_weight, ModulationKind(modulation),
+      modulation_rate, modulation_peak,      detach_modulation, logit_scale,
+      offset_on_target};
   const Backend backend(input);
-  CrossEntropyParams p = params_of(input, target, weight, pixel_weight, options);
+  CrossEntropyParams p =
+      params_of(input, target, {weight, pixel_weight, image_factor, offset}, options);
   p.upstream_is_scalar = options.reduction != Reduction::none;
   const std::vector<int64_t> scalar;
   check_dense("grad_output", grad_output, p.upstream_is_scalar ? Sizes(scalar) : target.sizes(),

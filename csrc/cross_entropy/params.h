@@ -5,8 +5,28 @@
 
 #include "../common/class_map.h"
 #include "../common/element.h"
+#include "../math/modulation.h"
 
 namespace segunc {
+
+// A factor of a pixel's loss: by the probability of its class (math/modulation.h), by its class and
+// image, or by both.
+struct Modulation {
+  ModulationKind kind;
+  double rate, peak;
+  bool detached;             // no gradient goes through the first of these
+  const void* image_factor;  // [N, C] of A, by the label, or null
+
+  SEGUNC_HD bool used() const { return kind != ModulationKind::none || image_factor; }
+};
+
+// The logits that a loss is of: scale * z_c + offset_c, or with the offset of the labelled class
+// alone.
+struct Adjustment {
+  const void* offset;  // [C] of A, or null: no adjustment
+  double scale;
+  bool on_target;
+};
 
 // A is float, or double for double logits. The gradient of target pixel p, which is sent to the
 // source positions that p blends, has the factor
@@ -25,6 +45,8 @@ struct CrossEntropyParams {
   void* scratch;             // as many bytes as the backend asks for
   ClassMap map, grad_map;    // of the logits
   Interpolation interpolation;
+  Modulation modulation;
+  Adjustment adjustment;
   Dtype dtype;
   IndexType target_type;
   bool upstream_is_scalar;

@@ -40,17 +40,22 @@ struct Cpu : cpu::LossBackend {
 }  // namespace
 }  // namespace segunc
 
+// What both operators take after their tensors.
+#define SEGUNC_CROSS_ENTROPY_OPTIONS                                                              \
+  "SymInt ignore_index, int reduction, float label_smoothing, bool interpolate, "                 \
+  "bool align_corners, bool grad_input, bool grad_pixel_weight, Tensor? image_factor=None, "      \
+  "Tensor? offset=None, int modulation=0, float modulation_rate=0.0, float modulation_peak=1.0, " \
+  "bool detach_modulation=False, float logit_scale=1.0, bool offset_on_target=False"
+
 STABLE_TORCH_LIBRARY_FRAGMENT(segunc_ops, m) {
   m.def(
-      "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight, "
-      "SymInt ignore_index, int reduction, float label_smoothing, bool interpolate, "
-      "bool align_corners, bool grad_input, bool grad_pixel_weight) -> (Tensor loss, "
-      "Tensor normalizer, Tensor grad_input, Tensor grad_pixel_weight)");
+      "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, Tensor? "
+      "pixel_weight, " SEGUNC_CROSS_ENTROPY_OPTIONS
+      ") -> (Tensor loss, Tensor normalizer, Tensor grad_input, Tensor grad_pixel_weight)");
   m.def(
       "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, "
-      "Tensor? pixel_weight, Tensor normalizer, SymInt ignore_index, int reduction, "
-      "float label_smoothing, bool interpolate, bool align_corners, bool grad_input, "
-      "bool grad_pixel_weight) -> (Tensor grad_input, Tensor grad_pixel_weight)");
+      "Tensor? pixel_weight, Tensor normalizer, " SEGUNC_CROSS_ENTROPY_OPTIONS
+      ") -> (Tensor grad_input, Tensor grad_pixel_weight)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CPU, m) {

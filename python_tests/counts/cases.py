@@ -116,5 +116,6 @@ def operator_calls() -> dict[str, list[tuple[object, ...]]]:
             for size in ((4, 4), (3, 7))
         ],
         "accumulate_map_counts_": [(target, u, target, u, 3, -100, *tables)],
+        "accumulate_class_sizes_": [(target, -100, torch.zeros(2, 3).long())],
         "accumulate_patch_counts_": [(outcome, u, torch.rand(2).double(), 4, 0.5, states)],
     }

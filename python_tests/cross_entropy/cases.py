@@ -403,5 +403,12 @@ def operator_calls() -> dict[str, list[tuple[object, ...]]]:
                 calls.setdefault("cross_entropy_backward", []).append(
                     (upstream, source, target, None, weights, one, *options)
                 )
+                varied = (torch.rand(2, 3), torch.rand(3), 2, 0.1, 1.1, False, 2.0, True)
+                calls["cross_entropy_forward"].append(
+                    (source, target, weight, weights, *options, *varied)
+                )
+                calls["cross_entropy_backward"].append(
+                    (upstream, source, target, None, weights, one, *options, *varied)
+                )
         calls.setdefault("scale_", []).append((x.clone(), torch.tensor(2.0)))
     return calls

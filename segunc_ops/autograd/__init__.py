@@ -5,7 +5,12 @@ by :mod:`segunc_ops.functional`. A family's file says all that torch is told abo
 """
 
 from .components import component_mean, connected_components
-from .counts import accumulate_counts, accumulate_map_counts, accumulate_patch_counts
+from .counts import (
+    accumulate_counts,
+    accumulate_map_counts,
+    accumulate_patch_counts,
+    class_sizes,
+)
 from .cross_entropy import cross_entropy
 from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
 
@@ -14,6 +19,7 @@ __all__ = [
     "accumulate_map_counts",
     "accumulate_patch_counts",
     "accumulate_statistics",
+    "class_sizes",
     "component_mean",
     "connected_components",
     "cross_entropy",

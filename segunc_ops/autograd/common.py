@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._native.library import ops
 from .._torch import call_below_autograd, is_eager
 
 # A kernel addresses three spatial axes; more are rare enough to be copied together.
@@ -21,6 +22,13 @@ def addressable(logits: Tensor) -> Tensor:
 def call(operator: Any, *args: Any) -> Any:
     """Calls an operator on what is not to be differentiated, or not without an error."""
     return call_below_autograd(operator, *args) if is_eager() else operator(*args)
+
+
+def class_sizes(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Pixels of each class and image; see :func:`segunc_ops.functional.class_sizes`."""
+    sizes = torch.zeros(target.shape[0], num_classes, dtype=torch.int64, device=target.device)
+    ops.accumulate_class_sizes_(target.contiguous(), ignore_index, sizes)
+    return sizes
 
 
 class FirstDerivative(torch.autograd.Function):

@@ -7,11 +7,21 @@ from typing import Any
 from torch import Tensor
 
 from .._native.library import fake, ops, returns_nothing
-from .common import addressable
+from .common import addressable, class_sizes
 
-__all__ = ["accumulate_counts", "accumulate_map_counts", "accumulate_patch_counts"]
+__all__ = [
+    "accumulate_counts",
+    "accumulate_map_counts",
+    "accumulate_patch_counts",
+    "class_sizes",
+]
 
-fake("accumulate_counts_", "accumulate_map_counts_", "accumulate_patch_counts_")(returns_nothing)
+fake(
+    "accumulate_counts_",
+    "accumulate_map_counts_",
+    "accumulate_patch_counts_",
+    "accumulate_class_sizes_",
+)(returns_nothing)
 
 
 def accumulate_counts(input: Tensor, *others: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +12,14 @@ from .._dtypes import accumulate_dtype
 from .._native.library import fake, ops, refuse_gradient
 from .._options import LossOptions
 from .._torch import call_below_autograd, eager_apply, is_eager, is_exporting, keeps_graph
-from .common import FirstDerivative, addressable, call
+from .._variations import PLAIN, Focal, Variation
+from .common import FirstDerivative, addressable, call, class_sizes
 
 __all__ = ["cross_entropy"]
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "mean_all": 3}
+_MEAN_IMAGES = 4
+_FOCAL, _FALLING, _RISING = 1, 2, 3
 
 
 class _Settings(NamedTuple):
@@ -28,6 +32,19 @@ class _Settings(NamedTuple):
     align_corners: bool
 
 
+class _Varied(NamedTuple):
+    """What the operators take last, if a loss is not plain: see csrc/cross_entropy/params.h."""
+
+    image_factor: Tensor | None = None
+    offset: Tensor | None = None
+    modulation: int = 0
+    modulation_rate: float = 0.0
+    modulation_peak: float = 1.0
+    detach_modulation: bool = False
+    logit_scale: float = 1.0
+    offset_on_target: bool = False
+
+
 class _Wanted(NamedTuple):
     """Which gradients there are to be, the operators' last arguments."""
 
@@ -36,6 +53,12 @@ class _Wanted(NamedTuple):
 
 
 _NOTHING = _Wanted(False, False)
+_OPTIONS = len(_Settings._fields)
+_FLAGS = _OPTIONS + len(_Wanted._fields)
+# Of the Functions: deferred, wanted, settings, input, target, weight and pixel weight, before what
+# varies the loss; of that, tensors come first.
+_INPUTS = 7
+_TENSORS = 2
 
 
 def _gradients(input: Tensor, target: Tensor, wanted: _Wanted) -> tuple[Tensor, Tensor]:
@@ -50,8 +73,8 @@ def _gradients(input: Tensor, target: Tensor, wanted: _Wanted) -> tuple[Tensor, 
 def _forward(
     input: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, *others: Any
 ) -> tuple[Tensor, ...]:
-    reduction, wanted = others[1], _Wanted(*others[-2:])
-    shape = target.shape if reduction == _REDUCTIONS["none"] else ()
+    settings, wanted = _Settings(*others[:_OPTIONS]), _Wanted(*others[_OPTIONS:_FLAGS])
+    shape = target.shape if settings.reduction == _REDUCTIONS["none"] else ()
     return (
         input.new_empty(shape, dtype=accumulate_dtype(input.dtype)),
         input.new_empty((), dtype=torch.float64),
@@ -61,22 +84,47 @@ def _forward(
 
 @fake("cross_entropy_backward")
 def _backward(
-    grad_output: Tensor, input: Tensor, target: Tensor, *others: Any
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    normalizer: Tensor,
+    *others: Any,
 ) -> tuple[Tensor, Tensor]:
-    return _gradients(input, target, _Wanted(*others[-2:]))
+    return _gradients(input, target, _Wanted(*others[_OPTIONS:_FLAGS]))
 
 
 refuse_gradient("cross_entropy_forward", "cross_entropy_backward")
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
-    ctx.deferred, ctx.wanted, input, target, weight, pixel_weight, ctx.settings = inputs
+    ctx.deferred, ctx.wanted, ctx.settings, *tensors = inputs[:_INPUTS]
+    varied = inputs[_INPUTS:]
     _, normalizer, grad_input, grad_pixel_weight = results
     ctx.set_materialize_grads(False)
+    ctx.num_inputs = len(inputs)
     if ctx.deferred:
-        ctx.save_for_backward(input, target, weight, pixel_weight, normalizer)
+        ctx.save_for_backward(*tensors, normalizer, *varied[:_TENSORS])
+        ctx.varied = varied[_TENSORS:]
     else:
         ctx.save_for_backward(grad_input, grad_pixel_weight, normalizer)
+
+
+def _forward_call(
+    deferred: bool,
+    wanted: _Wanted,
+    settings: _Settings,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    *varied: Any,
+) -> tuple[Any, ...]:
+    """The operator and its arguments, of a Function's inputs."""
+    forward = ops.cross_entropy_forward.default
+    now = _NOTHING if deferred else wanted
+    return forward, input, target, weight, pixel_weight, *settings, *now, *varied
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -92,10 +140,8 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(deferred: bool, wanted: _Wanted, *others: Any) -> Any:
-        *tensors, settings = others
-        now = _NOTHING if deferred else wanted
-        return call(ops.cross_entropy_forward.default, *tensors, *settings, *now)
+    def forward(deferred: bool, wanted: _Wanted, settings: _Settings, *others: Any) -> Any:
+        return call(*_forward_call(deferred, wanted, settings, *others))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -105,18 +151,20 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            return (None,) * 7
+            return (None,) * ctx.num_inputs
         saved = ctx.saved_tensors  # read once: a checkpoint recomputes at every read
         if torch.is_grad_enabled():
             with torch.no_grad():
                 grads = _gradients_of(ctx, saved, grad_output)
             # The saved normalizer depends on the inputs: see above.
-            grads = FirstDerivative.apply("cross_entropy", saved[-1], grad_output, *grads)
+            normalizer = saved[4] if ctx.deferred else saved[2]
+            grads = FirstDerivative.apply("cross_entropy", normalizer, grad_output, *grads)
         else:
             grads = _gradients_of(ctx, saved, grad_output)
         of_input = grads[0] if ctx.wanted.grad_input else None
         of_pixel_weight = grads[1] if ctx.wanted.grad_pixel_weight else None
-        return None, None, of_input, None, None, of_pixel_weight, None
+        nothing = (None,) * (ctx.num_inputs - _INPUTS)
+        return None, None, None, of_input, None, None, of_pixel_weight, *nothing
 
 
 class _EagerCrossEntropy(torch.autograd.Function):
@@ -127,10 +175,7 @@ class _EagerCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        deferred, wanted, *tensors, settings = inputs
-        now = _NOTHING if deferred else wanted
-        forward = ops.cross_entropy_forward.default
-        results: tuple[Tensor, ...] = call_below_autograd(forward, *tensors, *settings, *now)
+        results: tuple[Tensor, ...] = call_below_autograd(*_forward_call(*inputs))
         _keep(ctx, inputs, results)
         return results[:2]
 
@@ -144,8 +189,15 @@ def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> t
     """The gradients of input and pixel weight, empty where not wanted."""
     if ctx.deferred:
         backward = ops.cross_entropy_backward.default
+        tensors, varied = saved[:5], saved[5:]
         grads: tuple[Tensor, ...] = call(
-            backward, grad_output.contiguous(), *saved, *ctx.settings, *ctx.wanted
+            backward,
+            grad_output.contiguous(),
+            *tensors,
+            *ctx.settings,
+            *ctx.wanted,
+            *varied,
+            *ctx.varied,
         )
         return grads
     grads = saved[:2]
@@ -158,8 +210,52 @@ def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> t
     return grads
 
 
+def _varied(
+    input: Tensor, target: Tensor, variation: Variation, ignore_index: int
+) -> tuple[Any, ...]:
+    """What a loss that is not plain adds to the operators' arguments."""
+    if variation is PLAIN:
+        return ()
+    varied = _Varied(_image_factor(input, target, variation, ignore_index))
+    modulation, adjustment = variation
+    if isinstance(modulation, Focal):
+        varied = varied._replace(modulation=_FOCAL, modulation_rate=modulation.gamma)
+    elif modulation is not None:
+        falls = modulation.curve == "equation"
+        rate, epsilon = 1 / modulation.temperature, modulation.epsilon
+        varied = varied._replace(
+            modulation=_FALLING if falls else _RISING,
+            modulation_rate=rate,
+            # exp((1 - p - epsilon) / T), or its inverse, without what depends on p.
+            modulation_peak=math.exp(rate * (1 - epsilon if falls else epsilon)),
+            detach_modulation=modulation.detached,
+        )
+    if adjustment is not None:
+        varied = varied._replace(
+            offset=adjustment.offset,
+            logit_scale=adjustment.scale,
+            offset_on_target=adjustment.on_target,
+        )
+    return varied
+
+
+def _image_factor(
+    input: Tensor, target: Tensor, variation: Variation, ignore_index: int
+) -> Tensor | None:
+    """1 by the pixels of each class and image, ``(N, C)``, if a loss has that factor."""
+    if not variation.size_normalized:
+        return None
+    sizes = class_sizes(target, input.shape[1], ignore_index)
+    return sizes.clamp_(min=1).to(accumulate_dtype(input.dtype)).reciprocal_()
+
+
 def cross_entropy(
-    input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None, options: LossOptions
+    input: Tensor,
+    target: Tensor,
+    *,
+    pixel_weight: Tensor | None = None,
+    options: LossOptions,
+    variation: Variation = PLAIN,
 ) -> Tensor:
     """Weighted cross-entropy; see :func:`segunc_ops.functional.cross_entropy`."""
     # Inside a Function ctx.needs_input_grad is True for leaves even under no_grad.
@@ -168,21 +264,23 @@ def cross_entropy(
         enabled and input.requires_grad,
         enabled and pixel_weight is not None and pixel_weight.requires_grad,
     )
-    tensors = addressable(input), target.contiguous(), options.weight, pixel_weight
+    target = target.contiguous()
+    tensors = addressable(input), target, options.weight, pixel_weight
+    by_images = variation.size_normalized and options.reduction == "mean"
     settings = _Settings(
         options.ignore_index,
-        _REDUCTIONS[options.reduction],
+        _MEAN_IMAGES if by_images else _REDUCTIONS[options.reduction],
         options.label_smoothing,
         options.upsample is not None,
         options.align_corners,
     )
+    varied = _varied(input, target, variation, options.ignore_index)
     # An exported program would keep the operator and lose the Function around it: the operator's
     # own formula raises when such a program is differentiated.
     if wanted == _NOTHING or is_exporting():
-        forward = ops.cross_entropy_forward.default
-        loss: Tensor = call(forward, *tensors, *settings, *_NOTHING)[0]
+        loss: Tensor = call(*_forward_call(True, wanted, settings, *tensors, *varied))[0]
         return loss
     deferred = options.reduction == "none" or input.dtype == torch.float16
     apply = _eager_apply if is_eager() else _CrossEntropy.apply
-    losses = apply(deferred, wanted, *tensors, settings)
+    losses = apply(deferred, wanted, settings, *tensors, *varied)
     return losses[0]

@@ -5,14 +5,18 @@ float32 (float64 for float64 logits), whatever type the logits are stored in.
 """
 
 from .._types import PredictiveStatistics, Reduction, Upsample
+from .adjusted import balanced_softmax_cross_entropy, ldam_cross_entropy
+from .class_weights import class_balanced_weights, inverse_frequency_weights
 from .components import component_mean, connected_components
 from .counts import (
     SegmentationCounts,
     accumulate_counts,
     accumulate_patch_counts,
+    class_sizes,
     empty_counts,
 )
 from .cross_entropy import cross_entropy
+from .modulated import focal_cross_entropy, pixel_adaptive_cross_entropy
 from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
 
 __all__ = [
@@ -23,10 +27,17 @@ __all__ = [
     "accumulate_counts",
     "accumulate_patch_counts",
     "accumulate_statistics",
+    "balanced_softmax_cross_entropy",
+    "class_balanced_weights",
+    "class_sizes",
     "component_mean",
     "connected_components",
     "cross_entropy",
     "empty_counts",
     "finalize_statistics",
+    "focal_cross_entropy",
+    "inverse_frequency_weights",
+    "ldam_cross_entropy",
+    "pixel_adaptive_cross_entropy",
     "predictive_statistics",
 ]

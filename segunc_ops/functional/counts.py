@@ -33,6 +33,7 @@ __all__ = [
     "SegmentationCounts",
     "accumulate_counts",
     "accumulate_patch_counts",
+    "class_sizes",
     "empty_counts",
 ]
 
@@ -297,6 +298,32 @@ def _check_map_target(statistics: PredictiveStatistics, target: Tensor) -> None:
             )
         check_device(name, values, prediction.device)
     check_target_dtype("target", target)
+
+
+@torch.no_grad()
+def class_sizes(target: Tensor, num_classes: int, *, ignore_index: int = -100) -> Tensor:
+    """The number of pixels of each class in each image.
+
+    Args:
+        target: class indices, ``(N, *)``; int64, int32 or uint8. Any that is no class counts
+            nothing.
+        num_classes: C.
+        ignore_index: a class that counts nothing either.
+
+    Returns:
+        ``(N, C)``, int64.
+
+    Raises:
+        ValueError, TypeError: on arguments that do not fit.
+    """
+    check_tensor("target", target)
+    check_target_dtype("target", target)
+    if target.dim() < 1:
+        raise ValueError("target: expected shape (N, *), got ()")
+    num_classes = check_positive("num_classes", num_classes)
+    ignore_index = check_integer("ignore_index", ignore_index)
+    sizes: Tensor = implementation(target.device).class_sizes(target, num_classes, ignore_index)
+    return sizes
 
 
 def _num_classes(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .._checks import (
+    check_device,
     check_logits,
     check_pixel_weight,
     check_target,
@@ -16,6 +18,7 @@ from .._dtypes import accumulate_dtype, result_dtype
 from .._native.backend import implementation
 from .._options import LossOptions, check_options
 from .._types import Reduction, Upsample
+from .._variations import PLAIN, Adjustment, Variation
 
 __all__ = ["cross_entropy", "cross_entropy_with"]
 
@@ -81,9 +84,16 @@ def cross_entropy(
 
 
 def cross_entropy_with(
-    options: LossOptions, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None
+    options: LossOptions,
+    input: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor | None = None,
+    variation: Variation = PLAIN,
 ) -> Tensor:
-    """:func:`cross_entropy` of options that travel together, as losses have them."""
+    """:func:`cross_entropy` of options that travel together, as losses have them, or a variation.
+
+    The variation is valid but for what its tensor needs of the input.
+    """
     check_logits("input", input)
     if input.dim() < 1 or (input.dim() > 1 and input.shape[1] == 0) or input.shape == (0,):
         raise ValueError(
@@ -98,6 +108,8 @@ def cross_entropy_with(
         options = options._replace(weight=check_weight(input, options.weight, dtype))
     if pixel_weight is not None:
         pixel_weight = check_pixel_weight(target, pixel_weight, dtype)
+    if variation.adjustment is not None:
+        variation = variation._replace(adjustment=_fitting(variation.adjustment, input, dtype))
     result = result_dtype(input)
 
     single = input.dim() == 1
@@ -106,7 +118,7 @@ def cross_entropy_with(
         pixel_weight = None if pixel_weight is None else pixel_weight.unsqueeze(0)
     try:
         loss: Tensor = implementation(input.device).cross_entropy(
-            input, target, pixel_weight=pixel_weight, options=options
+            input, target, pixel_weight=pixel_weight, options=options, variation=variation
         )
     except IndexError as error:
         if single:
@@ -115,3 +127,16 @@ def cross_entropy_with(
     if single and options.reduction == "none":
         loss = loss.squeeze(0)
     return loss if loss.dtype == result else loss.to(result)
+
+
+def _fitting(adjustment: Adjustment, input: Tensor, dtype: torch.dtype) -> Adjustment:
+    """As kernels read it, of a number for each class of the input."""
+    offset = adjustment.offset
+    num_classes = input.shape[1] if input.dim() > 1 else input.shape[0]
+    if offset.shape != (num_classes,):
+        raise ValueError(
+            f"counts: expected shape ({num_classes},), one per class of input, got "
+            f"{tuple(offset.shape)}"
+        )
+    check_device("counts", offset, input.device)
+    return adjustment._replace(offset=offset.to(dtype).contiguous())

@@ -1,11 +1,18 @@
 """Losses as modules, in place of :class:`torch.nn.CrossEntropyLoss`; a file for each paper."""
 
+from .class_adjusted import BalancedSoftmaxCrossEntropyLoss, LDAMCrossEntropyLoss
 from .cross_entropy import CrossEntropyLoss
+from .focal import FocalCrossEntropyLoss
 from .instance_uncertainty import InstanceUncertaintyCrossEntropyLoss
+from .pixel_adaptive import PixelAdaptiveCrossEntropyLoss
 from .uncertainty_aware import UncertaintyAwareCrossEntropyLoss
 
 __all__ = [
+    "BalancedSoftmaxCrossEntropyLoss",
     "CrossEntropyLoss",
+    "FocalCrossEntropyLoss",
     "InstanceUncertaintyCrossEntropyLoss",
+    "LDAMCrossEntropyLoss",
+    "PixelAdaptiveCrossEntropyLoss",
     "UncertaintyAwareCrossEntropyLoss",
 ]

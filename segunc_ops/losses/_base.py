@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .._checks import check_device, check_target, check_upsampled_input, pixel_shape
 from .._dtypes import accumulate_dtype
 from .._options import LossArguments, LossOptions, check_options
+from .._variations import PLAIN, Variation
 from ..functional import PredictiveStatistics, Reduction, Upsample
 from ..functional.cross_entropy import cross_entropy_with
 from ..sampling import PredictiveAccumulator
@@ -36,6 +37,8 @@ class ClassWeightedLoss(nn.Module):
 
     __signature__: ClassVar[inspect.Signature]
     default_reduction: ClassVar[Reduction] = "mean"
+    without: ClassVar[tuple[str, ...]] = ()
+    """Options that a loss's formula leaves no room for."""
     weight: Tensor | None
     ignore_index: int
     reduction: Reduction
@@ -45,12 +48,14 @@ class ClassWeightedLoss(nn.Module):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        cls.__signature__ = _explicit(inspect.signature(cls.__init__), cls.default_reduction)
+        cls.__signature__ = _explicit(
+            inspect.signature(cls.__init__), cls.default_reduction, cls.without
+        )
 
     def __init__(self, weight: Tensor | None, options: LossArguments) -> None:
         super().__init__()
         for name in options:
-            if name not in _OPTIONS:
+            if name not in _OPTIONS or name in self.without:
                 raise TypeError(
                     f"{type(self).__name__}() got an unexpected keyword argument {name!r}"
                 )
@@ -63,9 +68,15 @@ class ClassWeightedLoss(nn.Module):
             if name != "weight":
                 setattr(self, name, getattr(checked, name))
 
-    def _cross_entropy(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> Tensor:
+    def _cross_entropy(
+        self,
+        input: Tensor,
+        target: Tensor,
+        pixel_weight: Tensor | None,
+        variation: Variation = PLAIN,
+    ) -> Tensor:
         options = LossOptions(*[getattr(self, name) for name in _OPTIONS])
-        return cross_entropy_with(options, input, target, pixel_weight)
+        return cross_entropy_with(options, input, target, pixel_weight, variation)
 
     def _check_maps(self, input: Tensor, target: Tensor, **maps: Tensor) -> None:
         """Raises unless maps have a number for each pixel of a target that fits `input`.
@@ -85,13 +96,17 @@ class ClassWeightedLoss(nn.Module):
         classes = "" if self.weight is None else f"num_classes={self.weight.numel()}, "
         corners = f", align_corners={self.align_corners}"
         upsample = "" if self.upsample is None else f", upsample={self.upsample!r}{corners}"
+        taken = "label_smoothing" not in self.without
+        smoothing = f", label_smoothing={self.label_smoothing}" if taken else ""
         return (
-            f"{classes}ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
-            f"label_smoothing={self.label_smoothing}{upsample}"
+            f"{classes}ignore_index={self.ignore_index}, reduction={self.reduction!r}"
+            f"{smoothing}{upsample}"
         )
 
 
-def _explicit(signature: inspect.Signature, reduction: Reduction) -> inspect.Signature:
+def _explicit(
+    signature: inspect.Signature, reduction: Reduction, without: tuple[str, ...]
+) -> inspect.Signature:
     """The signature of a constructor for users: without self, with the options by name."""
     _, *parameters = signature.parameters.values()
     if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
@@ -105,7 +120,7 @@ def _explicit(signature: inspect.Signature, reduction: Reduction) -> inspect.Sig
             annotation=LossOptions.__annotations__[name],
         )
         for name, default in (LossOptions._field_defaults | {"reduction": reduction}).items()
-        if name not in own
+        if name not in own and name not in without
     ]
     return signature.replace(parameters=[*parameters[:-1], *options])
 

@@ -8,7 +8,12 @@ They also run where no kernel exists: ``with segunc_ops.backend("reference")``.
 from .._constants import UNCERTAINTY_BINS
 from .common import interpolate
 from .components import component_mean, connected_components
-from .counts import accumulate_counts, accumulate_map_counts, accumulate_patch_counts
+from .counts import (
+    accumulate_counts,
+    accumulate_map_counts,
+    accumulate_patch_counts,
+    class_sizes,
+)
 from .cross_entropy import cross_entropy
 from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
 
@@ -18,6 +23,7 @@ __all__ = [
     "accumulate_map_counts",
     "accumulate_patch_counts",
     "accumulate_statistics",
+    "class_sizes",
     "component_mean",
     "connected_components",
     "cross_entropy",

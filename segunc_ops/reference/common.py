@@ -30,6 +30,14 @@ def check_classes(name: str, labels: Tensor, num_classes: int, or_else: str = ""
         raise IndexError(f"{name}: expected a class in [0, {num_classes}){or_else}, got {value}")
 
 
+def class_sizes(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Pixels of each class and image; see :func:`segunc_ops.functional.class_sizes`."""
+    flat = target.flatten(1).long()
+    counts = (flat != ignore_index) & (flat >= 0) & (flat < num_classes)
+    sizes = torch.zeros(len(flat), num_classes, dtype=torch.int64, device=target.device)
+    return sizes.scatter_add_(1, torch.where(counts, flat, 0), counts.long())
+
+
 def interpolate(logits: Tensor, size: Sequence[int], mode: str, align_corners: bool) -> Tensor:
     """:func:`torch.nn.functional.interpolate`, in float32 (float64) even under autocast.
 

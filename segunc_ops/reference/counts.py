@@ -7,9 +7,14 @@ from torch import Tensor
 
 from .._constants import UNCERTAINTY_BINS, UNITS
 from .._dtypes import accumulate_dtype
-from .common import at_size, check_classes, valid_labels
+from .common import at_size, check_classes, class_sizes, valid_labels
 
-__all__ = ["accumulate_counts", "accumulate_map_counts", "accumulate_patch_counts"]
+__all__ = [
+    "accumulate_counts",
+    "accumulate_map_counts",
+    "accumulate_patch_counts",
+    "class_sizes",
+]
 
 _MAX_CONFIDENCE = 1 + 2.0**-7  # rounded to bfloat16, probabilities exceed 1 by up to so much
 _MAX_UNCERTAINTY = 256 - 2.0**-16

@@ -9,5 +9,6 @@ namespace segunc::cuda {
 void counts(const CountsParams& params, device::Stream stream);
 void map_counts(const MapCountsParams& params, device::Stream stream);
 void patch_counts(const PatchCountsParams& params, device::Stream stream);
+void class_sizes(const ClassSizesParams& params, device::Stream stream);
 
 }  // namespace segunc::cuda

@@ -3,6 +3,9 @@
 // traversals (stored.cpp, interpolated.cpp). `at` is the index of the tile's first pixel in the
 // target.
 #pragma once
+#include <limits>
+#include <type_traits>
+
 #include "../../common/cpu/class_indices.h"
 #include "../../common/cpu/exponentials.h"
 #include "../../math/cross_entropy.h"
@@ -22,6 +25,7 @@ struct Pixels {
   alignas(kAlignment) A upstream[T];     // upstream gradient times the call's scale
   alignas(kAlignment) A maximum[T], sum[T], target_shifted[T];
   alignas(kAlignment) A smooth[T];            // sum_c b_c d_c
+  alignas(kAlignment) A modulation[T];        // m, where there is one
   alignas(kAlignment) A factor[T], slope[T];  // of the gradient
   alignas(kAlignment) A target_exponential[T];
 };
@@ -33,9 +37,17 @@ struct Targets {
   math::TargetShares<A> shares;
   A smooth_total = 0;  // sum_c b_c
   A scale;             // of the gradient: 1 / normalizer, times an upstream scalar
+  Modulation modulation;
+  const A* offset;  // of the adjustment
+  A logit_scale;
+  bool offset_on_target;
 
   SEGUNC_HD explicit Targets(const CrossEntropyParams& p)
-      : class_weight(static_cast<const A*>(p.weight)) {
+      : class_weight(static_cast<const A*>(p.weight)),
+        modulation(p.modulation),
+        offset(static_cast<const A*>(p.adjustment.offset)),
+        logit_scale(offset ? A(p.adjustment.scale) : A(1)),
+        offset_on_target(p.adjustment.on_target) {
     const auto exact = math::target_shares(p.label_smoothing, p.map.classes);
     shares = {A(exact.on), A(exact.off)};
     if (shares.smooths())
@@ -116,6 +128,23 @@ struct Sum {
   SEGUNC_HD void store(int j) const { store_pack(sums + j, sum); }
 };
 
+// Logits of a tile to those that the loss is of, and their maximum.
+template <class A, int T>
+SEGUNC_HD void adjust_logits(const Targets<A>& targets, int C, int n, A* __restrict tile,
+                             Pixels<A, T>& px) {
+  if (!targets.offset) return;
+  for (int j = 0; j < n; ++j) px.maximum[j] = -std::numeric_limits<A>::infinity();
+  for (int c = 0; c < C; ++c) {
+    const A scale = targets.logit_scale, offset = targets.offset[c];
+    A* __restrict row = tile + c * T;
+    if (targets.offset_on_target)
+      for (int j = 0; j < n; ++j) row[j] = row[j] * scale + (px.label[j] == c ? offset : A(0));
+    else
+      for (int j = 0; j < n; ++j) row[j] = row[j] * scale + offset;
+    for (int j = 0; j < n; ++j) px.maximum[j] = maximum_of(px.maximum[j], row[j]);
+  }
+}
+
 // What is needed of the logits of a tile before they become exponentials: the target's and, where
 // labels are smoothed, sum_c b_c d_c.
 template <class A, int T>
@@ -136,24 +165,79 @@ SEGUNC_HD void read_logits(const Targets<A>& targets, int C, int n, const A* __r
     }
 }
 
-// Of the sums of exponentials: writes the losses and the gradients of the pixel weights, as far as
-// they are wanted, adds the losses to `lane`, and readies px.factor for the gradient.
+// Calls run(kind) with the kind of modulation, known to the compiler.
+template <class Run>
+SEGUNC_HD void with_modulation(ModulationKind kind, Run&& run) {
+  using K = ModulationKind;
+  switch (kind) {
+    case K::none:
+      return run(std::integral_constant<K, K::none>{});
+    case K::focal:
+      return run(std::integral_constant<K, K::focal>{});
+    case K::falling:
+      return run(std::integral_constant<K, K::falling>{});
+    case K::rising:
+      return run(std::integral_constant<K, K::rising>{});
+  }
+}
+
+// A pixel's cross-entropy, from log s.
+template <class A, int T>
+SEGUNC_HD A loss_of(const Targets<A>& targets, const Pixels<A, T>& px, int j, A log_sum) {
+  const math::SoftmaxTerms<A> softmax{px.sum[j], px.target_shifted[j], targets.smooth_total,
+                                      px.smooth[j]};
+  return math::cross_entropy(px.on_target[j], softmax, log_sum);
+}
+
+// Writes a pixel's loss and the gradient of its weight, as far as they are wanted, adds the loss to
+// `lane`, and readies px.factor.
 template <class A, int T, class Lane>
-SEGUNC_HD void write_losses(const CrossEntropyParams& p, const Targets<A>& targets, int64_t at,
-                            int n, Pixels<A, T>& px, Lane* __restrict lane) {
+SEGUNC_HD void write_loss(const CrossEntropyParams& p, const Targets<A>& targets, int64_t at, int j,
+                          A value, Pixels<A, T>& px, Lane* __restrict lane) {
   A* __restrict loss = static_cast<A*>(p.loss);
   A* __restrict grad_weight = static_cast<A*>(p.grad_pixel_weight);
-  for (int j = 0; j < n; ++j) {
-    const math::SoftmaxTerms<A> softmax{px.sum[j], px.target_shifted[j], targets.smooth_total,
-                                        px.smooth[j]};
-    const A value = math::cross_entropy(px.on_target[j], softmax, math::log_positive(softmax.sum));
-    const auto weighted = math::weighted(value, px.weight[j], px.upstream[j]);
-    const A valid_loss = where_valid(px.valid[j], weighted.loss);
-    lane[j] += Lane(valid_loss);
-    px.factor[j] = weighted.factor;
-    if (loss) loss[at + j] = valid_loss;
-    if (grad_weight) grad_weight[at + j] = where_valid(px.valid[j], weighted.weight_gradient);
+  const auto weighted = math::weighted(value, px.weight[j], px.upstream[j]);
+  const A valid_loss = where_valid(px.valid[j], weighted.loss);
+  lane[j] += Lane(valid_loss);
+  px.factor[j] = weighted.factor * targets.logit_scale;
+  if (loss) loss[at + j] = valid_loss;
+  if (grad_weight) grad_weight[at + j] = where_valid(px.valid[j], weighted.weight_gradient);
+}
+
+// Of the sums of exponentials: writes the losses and the gradients of the pixel weights, as far as
+// they are wanted, adds the losses to `lane`, and readies px.factor for the gradient. With a
+// modulation px.on_target becomes m a - k.
+template <class A, int T, class Lane>
+SEGUNC_HD void write_losses(const CrossEntropyParams& p, const Targets<A>& targets, int64_t image,
+                            int64_t at, int n, Pixels<A, T>& px, Lane* __restrict lane) {
+  if (!targets.modulation.used()) {
+    for (int j = 0; j < n; ++j) {
+      const A value = loss_of(targets, px, j, math::log_positive(px.sum[j]));
+      write_loss(p, targets, at, j, value, px, lane);
+    }
+    return;
   }
+  const A* image_factor = static_cast<const A*>(targets.modulation.image_factor);
+  if (image_factor) {
+    image_factor += image * p.map.classes;
+    for (int j = 0; j < n; ++j) px.modulation[j] = image_factor[px.label[j]];
+  } else {
+    for (int j = 0; j < n; ++j) px.modulation[j] = A(1);
+  }
+  const A rate = A(targets.modulation.rate), peak = A(targets.modulation.peak);
+  const A pulls = targets.modulation.detached ? A(0) : A(1);
+  with_modulation(targets.modulation.kind, [&](auto kind) __attribute__((always_inline)) {
+    for (int j = 0; j < n; ++j) {
+      const A log_sum = math::log_positive(px.sum[j]);
+      const A value = loss_of(targets, px, j, log_sum);
+      const A log_p = -math::negative_log_probability(px.target_shifted[j], log_sum);
+      const auto modulated = math::modulated(kind(), log_p, rate, peak);
+      const A pull = px.modulation[j] * math::modulation_pull(value, pulls * modulated.slope);
+      px.modulation[j] *= modulated.factor;
+      px.on_target[j] = px.modulation[j] * px.on_target[j] - pull;
+      write_loss(p, targets, at, j, px.modulation[j] * value, px, lane);
+    }
+  });
 }
 
 // Takes the target's term off the tile of exponentials, and readies px.slope. The gradient of pixel
@@ -162,11 +246,15 @@ SEGUNC_HD void write_losses(const CrossEntropyParams& p, const Targets<A>& targe
 template <class A, int T>
 SEGUNC_HD void take_targets_off(const Targets<A>& targets, int C, int n, A* __restrict tile,
                                 Pixels<A, T>& px) {
+  const bool spreads = targets.modulation.used() && targets.shares.smooths();
   for (int j = 0; j < n; ++j) {
-    const A total = px.on_target[j] + targets.smooth_total;
+    const A spread = spreads ? px.modulation[j] : A(1);
+    const A total = px.on_target[j] + spread * targets.smooth_total;
     px.target_exponential[j] = math::target_exponential(px.on_target[j], total, px.sum[j]);
     px.slope[j] = px.factor[j] * (total / px.sum[j]);
   }
+  if (spreads)
+    for (int j = 0; j < n; ++j) px.factor[j] *= px.modulation[j];
   if (C <= kFewClasses)
     for (int j = 0; j < n; j += kLanes<A>) {
       const IndexPack<A> label = load_indices<A>(px.label + j);

@@ -62,7 +62,7 @@ struct Policy {  // tuning
 
 // Registers for a thread's classes, of which it has an odd number.
 using TileBuckets = std::integer_sequence<int, 3, 7, 11, 15, 19, 23>;  // tuning
-using SmoothedTileBuckets = std::integer_sequence<int, 7, 15, 23>;     // tuning
+using VariedTileBuckets = std::integer_sequence<int, 7, 15, 23>;       // tuning
 constexpr int kMaxClassesOfTileThread = 23;
 constexpr int64_t kMaxTileClasses = kMaxClassesOfTileThread * kWarpSize;
 
@@ -91,6 +91,7 @@ struct Tile {
   int rows, columns;  // within the target
   Span source_rows, source_columns;
   math::Neighbours<float> slices;
+  int64_t image;
   int64_t pixel;  // of the target: the first
   int64_t logit;  // the first that it blends
   int64_t sum;    // the first of [source rows][source columns][C], spaced as in the largest tile
@@ -171,8 +172,8 @@ std::optional<TileWork> make_tile_work(const CrossEntropyParams& p, const Axes<f
   work.team = 1 << work.team_shift;
   work.run = int(divide_up(work.classes, work.team)) | 1;
   work.pitch = work.run << work.team_shift;
-  work.bucket = p.label_smoothing > 0 ? smallest_bucket(work.run, SmoothedTileBuckets())
-                                      : smallest_bucket(work.run, TileBuckets());
+  work.bucket = varies(p) ? smallest_bucket(work.run, VariedTileBuckets())
+                          : smallest_bucket(work.run, TileBuckets());
   // As wide as possible, but evenly, and in whole warps.
   const int most = Policy::kTileThreads >> work.team_shift;
   const int granule = int(kWarpSize) >> work.team_shift;
@@ -213,6 +214,7 @@ SEGUNC_DEVICE Tile tile_at(const CrossEntropyParams& p, const TileWork& work,
   const int64_t image = work.slices.divide(
       work.row_tiles.divide(work.column_tiles.divide(index, column), row), slice);
   Tile tile;
+  tile.image = image;
   tile.row = int(row) * work.rows;
   tile.column = int(column) * work.columns;
   tile.rows = smaller(work.rows, int(p.interpolation.size[1]) - tile.row);
@@ -441,11 +443,11 @@ struct WideRow {
 };
 
 // What the compiler knows of a launch: registers for a thread's classes, how many are always in
-// use, and whether labels are smoothed.
-template <int Classes, int Least, bool Smooths>
+// use, and whether the loss may vary.
+template <int Classes, int Least, bool Varies>
 struct TileVariant {
   static constexpr int kClasses = Classes, kLeast = Least;
-  static constexpr bool kSmooths = Smooths;
+  static constexpr bool kVaries = Varies;
 };
 
 template <class Variant>
@@ -453,7 +455,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Variant::kCl
     cross_entropy_interpolated_tiles_kernel(const CrossEntropyParams p, const TileWork work,
                                             const Axes<float> axes) {
   constexpr int K = Variant::kClasses;
-  const Constants<float> constants(p, Variant::kSmooths ? work.shares : TargetShares{1, 0});
+  const Constants<float> constants(p, Variant::kVaries ? work.shares : TargetShares{1, 0});
   const TileMemory memory(work);
   const ClassRun owner(work);
   const auto present = [&](int i) { return i < Variant::kLeast || i < work.run; };
@@ -556,6 +558,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Variant::kCl
 #pragma unroll
           for (int i = 0; i < K; i++) value[i][0] = odd_weight * odd.logit[i];
         }
+        adjust_logits<Variant::kVaries>(p.adjustment, constants, owner, label, value);
         largest_logit(owner, value, maximum);
         SoftmaxTerms<float> softmax[1];
         const float* const labelled_logit = before + widening.left + (label[0] < 0 ? 0 : label[0]);
@@ -564,11 +567,13 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Variant::kCl
           const float next = widening.logit(labelled_logit + (arriving - before));
           logit = math::interpolate(logit, next, weight);
         }
+        if (label[0] >= 0)
+          logit = adjusted<Variant::kVaries>(p.adjustment, constants, logit, label[0], label[0]);
         softmax[0].target_shifted = logit - maximum[0];
         softmax_in_place(constants, owner, maximum, value, softmax);
 
-        const PixelTerms<float> terms =
-            pixel_terms(constants, label[0], softmax[0], pixel_weight[0], upstream[0]);
+        const PixelTerms<float> terms = pixel_terms<Variant::kVaries>(
+            p, constants, tile.image, label[0], softmax[0], pixel_weight[0], upstream[0]);
         if (inside && owner.part == 0) {
           sum += double(terms.loss);
           if (p.loss) static_cast<float*>(p.loss)[pixel] = terms.loss;
@@ -579,7 +584,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Variant::kCl
         if (!p.grad_input || label[0] == kIgnored) continue;
         // Of all classes slope * value. What the labelled one has beside is taken off its value.
         float slope = terms.slope, taken = softmax[0].sum;
-        if (Variant::kSmooths) {
+        if (Variant::kVaries) {
 #pragma unroll
           for (int i = 0; i < K; i++) {
             if (i < owner.owned) {
@@ -740,12 +745,14 @@ __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
     load_labels(p, index, label, bad);
     SoftmaxTerms<A> softmax{};
     A maximum = 0, pixel_weight = 1, upstream = 1;
+    int64_t pixel;
+    const int64_t image = pixels_of_image.divide(index, pixel);
     if (label[0] >= 0) {
-      int64_t pixel;
-      const int64_t image = pixels_of_image.divide(index, pixel);
       const auto blended = pixels.at(image, pixel);
       const auto logit_of = [&](int64_t c) {
-        return blended.logit(static_cast<const T*>(p.input) + c * class_stride);
+        return adjusted<true>(p.adjustment, constants,
+                              blended.logit(static_cast<const T*>(p.input) + c * class_stride),
+                              int(c), label[0]);
       };
       OnlineSoftmax<A> online;
 #pragma unroll 1
@@ -765,7 +772,8 @@ __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
       pixel_weight = load_factors<1, A>(p.pixel_weight, index)[0];
       upstream = load_factors<1, A>(upstream_map(p), index)[0];
     }
-    const PixelTerms<A> terms = pixel_terms(constants, label[0], softmax, pixel_weight, upstream);
+    const PixelTerms<A> terms =
+        pixel_terms<true>(p, constants, image, label[0], softmax, pixel_weight, upstream);
     sum += double(terms.loss);
     if (p.loss) static_cast<A*>(p.loss)[index] = terms.loss;
     if (p.grad_pixel_weight) static_cast<A*>(p.grad_pixel_weight)[index] = terms.weight_gradient;
@@ -810,7 +818,10 @@ __global__ void __launch_bounds__(Policy::kGatherThreads, 4)
           if (!(share > A(0)) || target == p.ignore_index) continue;
           const SavedTerms<A> terms = saved[first + column];
           const InterpolatedPixel<A> blended(p.map, item.image, near_slice, near_row, near_column);
-          const A exponential = math::exp_nonpositive(blended.logit(logits) - terms.maximum);
+          const A logit =
+              adjusted<true>(p.adjustment, constants, blended.logit(logits), int(c),
+                             uint64_t(target) < uint64_t(p.map.classes) ? int(target) : -1);
+          const A exponential = math::exp_nonpositive(logit - terms.maximum);
           const A t_c = (c == target ? terms.on_target : A(0)) + terms.factor * b;
           sum += share * math::cross_entropy_derivative(exponential, terms.slope, t_c);
         }
@@ -827,13 +838,13 @@ int64_t blocks_of(const SourceItems& items, int threads) {
   return std::min(divide_up(items.count, threads), Policy::kMaxBlocks);
 }
 
-template <bool Smooths, class Buckets>
+template <bool Varies, class Buckets>
 bool launch_tile_bucket(const CrossEntropyParams& p, const TileWork& work, const Axes<float>& axes,
                         Stream stream, Buckets buckets) {
   return with_bucket(work.bucket, buckets, [&](auto bucket) {
     constexpr int K = bucket(), kBelow = largest_bucket_below(K, Buckets());
     constexpr int kLeast = kBelow + 1 + kBelow % 2;  // an odd one
-    launch(cross_entropy_interpolated_tiles_kernel<TileVariant<K, kLeast, Smooths>>, work.blocks,
+    launch(cross_entropy_interpolated_tiles_kernel<TileVariant<K, kLeast, Varies>>, work.blocks,
            work.threads(), work.shared_bytes, stream, p, work, axes);
   });
 }
@@ -841,9 +852,8 @@ bool launch_tile_bucket(const CrossEntropyParams& p, const TileWork& work, const
 template <class T>
 void launch_tiles(const CrossEntropyParams& p, const TileWork& work, const Axes<float>& axes,
                   Stream stream) {
-  const bool done = p.label_smoothing > 0
-                        ? launch_tile_bucket<true>(p, work, axes, stream, SmoothedTileBuckets())
-                        : launch_tile_bucket<false>(p, work, axes, stream, TileBuckets());
+  const bool done = varies(p) ? launch_tile_bucket<true>(p, work, axes, stream, VariedTileBuckets())
+                              : launch_tile_bucket<false>(p, work, axes, stream, TileBuckets());
   if (!done) no_kernel("cross_entropy_interpolated_tiles", p.dtype, p.map.classes);
   if (p.grad_input) {
     const SourceItems items = make_source_items(p, kCollectedClasses);

@@ -20,6 +20,12 @@ inline TargetShares target_shares(const CrossEntropyParams& p) {
   return math::target_shares(p.label_smoothing, p.map.classes);
 }
 
+// Whether a loss has more than a weighted target: smoothed labels, a factor or adjusted logits.
+// Kernels that know that it has not are spared the instructions and the registers.
+inline bool varies(const CrossEntropyParams& p) {
+  return p.label_smoothing > 0 || p.modulation.used() || p.adjustment.offset;
+}
+
 struct LossWork : Work {
   TargetShares shares;
 };
@@ -50,26 +56,33 @@ struct Constants {
   const A* weight;
   math::TargetShares<A> shares;
   A scale;  // of every gradient: the scalar upstream gradient by the normalizer
+  A logit_scale;
 
   SEGUNC_DEVICE Constants(const CrossEntropyParams& p, const TargetShares& shares)
-      : weight(static_cast<const A*>(p.weight)), shares{A(shares.on), A(shares.off)}, scale(A(1)) {
+      : weight(static_cast<const A*>(p.weight)),
+        shares{A(shares.on), A(shares.off)},
+        scale(A(1)),
+        logit_scale(p.adjustment.offset ? A(p.adjustment.scale) : A(1)) {
     if (p.upstream_is_scalar && p.upstream) scale = *static_cast<const A*>(p.upstream);
     if (p.normalizer) scale *= inverse(A(*p.normalizer));
   }
   SEGUNC_DEVICE A class_weight(int c) const { return weight ? load_read_only(weight + c) : A(1); }
   SEGUNC_DEVICE bool smooths() const { return shares.smooths(); }
+  SEGUNC_DEVICE bool may_smooth() const { return smooths(); }
   SEGUNC_DEVICE A on_target(int label) const { return shares.on_target(class_weight(label)); }  // a
   // report: rare
   SEGUNC_DEVICE A smoothing(int c) const { return shares.smoothing(class_weight(c)); }  // b_c
 };
 
-// Whether a launch smooths labels, known to the compiler, and what falls to each class, which the
-// block has computed beforehand.
+// Whether a launch may smooth labels, known to the compiler, and what falls to each class, which
+// the block has computed beforehand.
 template <class A, bool Smooths>
 struct BlockSmoothing {
   const A* share;  // [C], in shared memory
+  bool used;
 
-  SEGUNC_DEVICE static bool smooths() { return Smooths; }
+  SEGUNC_DEVICE static constexpr bool may_smooth() { return Smooths; }
+  SEGUNC_DEVICE bool smooths() const { return Smooths && used; }
   SEGUNC_DEVICE A smoothing(int c) const { return share[c]; }
 };
 
@@ -83,9 +96,39 @@ SEGUNC_DEVICE BlockSmoothing<A, Smooths> block_smoothing(const Constants<A>& con
       share[c] = constants.smoothing(c);
     }
     barrier();
-    return {share};
+    return {share, constants.smooths()};
   }
-  return {nullptr};
+  return {nullptr, false};
+}
+
+// A logit to the one that the loss is of. Varies: whether it may be another.
+template <bool Varies, class A>
+SEGUNC_DEVICE A adjusted(const Adjustment& adjustment, const Constants<A>& constants, A logit,
+                         int c, int label) {
+  if (!Varies || !adjustment.offset) return logit;
+  const A offset = load_read_only(static_cast<const A*>(adjustment.offset) + c);
+  return constants.logit_scale * logit + (adjustment.on_target && c != label ? A(0) : offset);
+}
+
+// Those of V pixels, as they are owned.
+template <bool Varies, int K, int V, class A, class Owner>
+SEGUNC_DEVICE void adjust_logits(const Adjustment& adjustment, const Constants<A>& constants,
+                                 const Owner& owner, const int (&label)[V], A (&value)[K][V]) {
+  if (!Varies || !adjustment.offset) return;
+  // report: begin rare
+#pragma unroll
+  for (int i = 0; i < K; i++) {
+    if (i < owner.owned) {
+      const int c = owner.class_of(i);
+      const A offset = load_read_only(static_cast<const A*>(adjustment.offset) + c);
+#pragma unroll
+      for (int j = 0; j < V; j++) {
+        value[i][j] = constants.logit_scale * value[i][j] +
+                      (adjustment.on_target && c != label[j] ? A(0) : offset);
+      }
+    }
+  }
+  // report: end
 }
 
 // What is written for a pixel, and the factors of its logits' gradient
@@ -97,20 +140,38 @@ struct PixelTerms {
 };
 
 // Without branches on the label: neighbouring pixels are computed side by side.
-template <class A>
-SEGUNC_DEVICE PixelTerms<A> pixel_terms(const Constants<A>& constants, int label,
-                                        const SoftmaxTerms<A>& softmax, A pixel_weight,
-                                        A upstream) {
+template <bool Varies, class A>
+SEGUNC_DEVICE PixelTerms<A> pixel_terms(const CrossEntropyParams& p, const Constants<A>& constants,
+                                        int64_t image, int label, const SoftmaxTerms<A>& softmax,
+                                        A pixel_weight, A upstream) {
   const bool valid = label >= 0;
-  const A on_target = valid ? constants.on_target(label) : A(0);
-  const A total = constants.smooths() ? on_target + softmax.smooth_total : on_target;
-  const A loss = math::cross_entropy(on_target, softmax, log_of_sum(softmax.sum));
+  const A log_sum = log_of_sum(softmax.sum);
+  A on_target = valid ? constants.on_target(label) : A(0);
+  A loss = math::cross_entropy(on_target, softmax, log_sum);
+  A spread = A(1);  // of what smoothing spreads
+  if (Varies && p.modulation.used()) {
+    // report: begin rare
+    const A log_p = -math::negative_log_probability(softmax.target_shifted, log_sum);
+    const auto factors =
+        math::modulated(p.modulation.kind, log_p, A(p.modulation.rate), A(p.modulation.peak));
+    const auto* const of_image = static_cast<const A*>(p.modulation.image_factor);
+    const A factor =
+        of_image && valid ? load_read_only(of_image + image * p.map.classes + label) : A(1);
+    const A pull =
+        p.modulation.detached ? A(0) : factor * math::modulation_pull(loss, factors.slope);
+    spread = factor * factors.factor;
+    on_target = spread * on_target - pull;
+    loss *= spread;
+    // report: end
+  }
+  const A total = constants.smooths() ? on_target + spread * softmax.smooth_total : on_target;
   const auto weighted = math::weighted(loss, pixel_weight, upstream * constants.scale);
-  const A slope = weighted.factor * total * inverse_of_sum(softmax.sum);
+  const A factor = weighted.factor * constants.logit_scale;
+  const A slope = factor * total * inverse_of_sum(softmax.sum);
   const A nothing = label == kOutOfRange ? kNaN<A> : A(0);
   return {valid ? weighted.loss : nothing, valid ? weighted.weight_gradient : nothing,
-          valid ? slope : nothing, valid ? weighted.factor * on_target : A(0),
-          valid ? weighted.factor : A(0)};
+          valid ? slope : nothing, valid ? factor * on_target : A(0),
+          valid ? factor * spread : A(0)};
 }
 
 // The upstream gradient of each pixel; the scalar one is part of Constants::scale.
@@ -182,7 +243,7 @@ SEGUNC_DEVICE void clear_ignored(const int (&label)[V], const SoftmaxTerms<A> (&
 template <class A, class Smoothing>
 SEGUNC_DEVICE A logit_gradient(const Smoothing& labels, const PixelTerms<A>& terms, A exponential,
                                int c) {
-  if (!labels.smooths()) return exponential * terms.slope;
+  if (!labels.may_smooth()) return exponential * terms.slope;
   return math::cross_entropy_derivative(exponential, terms.slope,
                                         terms.factor * labels.smoothing(c));
 }

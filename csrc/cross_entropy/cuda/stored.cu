@@ -57,24 +57,24 @@ struct Policy {  // tuning
 };
 
 // Instructions a logit on sm_90, in training without smoothing.
-// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 2, 2, false* 56
-// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 11, 11, false* 18
-// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 19, 19, false* 15
-// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 21, 21, false* 15
-// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 20, 17, false* 18
-// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 32, 29, false* 18
-// report: budget cross_entropy_planar_registers_kernel<float, *Spaced*, 20, 17, false* 25
-// report: budget cross_entropy_staged_kernel<float, ExactStaged* 25
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 2, 2, false, false* 56
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 11, 11, false, false* 18
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 19, 19, false, false* 15
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 21, 21, false, false* 15
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 20, 17, false, false* 18
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 32, 29, false, false* 18
+// report: budget cross_entropy_planar_registers_kernel<float, *Spaced*, 20, 17, false, false* 25
+// report: budget cross_entropy_staged_kernel<float, ExactStaged*, false* 25
 // report: budget cross_entropy_staged_kernel<float, GeneralStaged<20, 16, false* 45
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 2, 2, false* 60
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 11, 11, false* 20
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 19, 19, false* 17
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 21, 21, false* 17
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 20, 17, false* 20
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 32, 29, false* 20
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Spaced*, 20, 17, false* 25
-// report: budget cross_entropy_staged_kernel<bfloat16, ExactStaged* 25
-// report: budget cross_entropy_staged_kernel<bfloat16, GeneralStaged<20, 16, false* 45
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 2, 2, false, false* 60
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 11, 11, false, false*
+// 20 report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 19, 19, false,
+// false* 17 report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 21, 21,
+// false, false* 17 report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 20,
+// 17, false, false* 20 report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*,
+// 32, 29, false, false* 20 report: budget cross_entropy_planar_registers_kernel<bfloat16, *Spaced*,
+// 20, 17, false, false* 25 report: budget cross_entropy_staged_kernel<bfloat16, ExactStaged*,
+// false* 25 report: budget cross_entropy_staged_kernel<bfloat16, GeneralStaged<20, 16, false* 45
 
 // Pixels a thread of planar_registers: at most 64 values.
 template <int K>
@@ -82,11 +82,11 @@ constexpr int kPlanarWidth = K <= 8 ? 4 : 2;  // tuning
 
 // Resident blocks that the compiler has to leave registers for, as many as it can without spilling:
 // 3 let it use 168, 4 128, 5 96 and 6 80.
-template <int Values, bool Smooths>
-constexpr int kPlanarBlocks = Values > 56 && Smooths ? 3  // tuning
-                              : Values > 44          ? 4
-                              : Values > 24          ? 5
-                                                     : 6;
+template <int Values, bool Varies>
+constexpr int kPlanarBlocks = Values > 56 && Varies ? 3  // tuning
+                              : Values > 44         ? 4
+                              : Values > 24         ? 5
+                                                    : 6;
 
 template <int Values, int Bytes, bool Exact>
 constexpr int kStagedBlocks = Values > 24                          ? 2  // tuning
@@ -100,6 +100,8 @@ struct StoredWork : LossWork {
 };
 
 CrossEntropyParams with_merged_images(CrossEntropyParams p) {
+  // Factors by image need to know which it is.
+  if (p.modulation.image_factor) return p;
   if (is_one_image(p.map) && (!p.grad_input || is_one_image(p.grad_map))) {
     merge_images(p.map);
     merge_images(p.grad_map);
@@ -118,9 +120,10 @@ int64_t planar_tile(int bucket, std::integer_sequence<int, K...>) {
 // their own: foreground against background, and the labels of CamVid, Cityscapes, Pascal VOC and
 // ADE20K.
 using PlanarBuckets = std::integer_sequence<int, 4, 8, 12, 16, 20, 24, 28, 32>;  // tuning
-using SmoothedBuckets = std::integer_sequence<int, 8, 16, 24, 32>;               // tuning
+using VariedBuckets = std::integer_sequence<int, 8, 16, 24, 32>;                 // tuning
 using StagedBuckets = std::integer_sequence<int, 16, 20, 24, 32>;                // tuning
 using ExactClasses = std::integer_sequence<int, 2, 11, 19, 21, 150>;             // tuning
+using ExactVariedTiles = std::integer_sequence<int, 19, 150>;                    // tuning
 
 // p has its images merged. The alignment of pointers plays no part here: how many sums there are,
 // and of which pixels, follows from sizes and layout alone.
@@ -151,17 +154,18 @@ StoredWork make_stored_work(const CrossEntropyParams& p) {
 // ---- planar_registers ----
 
 // What the compiler knows of a launch: the pixels of a thread, the registers for their classes and
-// how many of these are always in use, and whether labels are smoothed.
-template <class ThreadPixels, int Classes, int Least, bool Smooths>
+// how many of these are always in use, whether the loss may vary and whether labels may be
+// smoothed.
+template <class ThreadPixels, int Classes, int Least, bool Varies, bool Smooths>
 struct PlanarVariant {
   using Pixels = ThreadPixels;
   static constexpr int kClasses = Classes, kLeast = Least, kValues = Classes * Pixels::kCount;
-  static constexpr bool kSmooths = Smooths;
+  static constexpr bool kVaries = Varies, kSmooths = Smooths;
 };
 
 template <class T, class Variant>
 __global__ void __launch_bounds__(Policy::kPlanarThreads,
-                                  kPlanarBlocks<Variant::kValues, Variant::kSmooths>)
+                                  kPlanarBlocks<Variant::kValues, Variant::kVaries>)
     cross_entropy_planar_registers_kernel(const CrossEntropyParams p, const LossWork work) {
   using A = accumulate_t<T>;
   using Pixels = typename Variant::Pixels;
@@ -211,16 +215,24 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads,
 #pragma unroll
       for (int j = 0; j < V; j++) value[c][j] = to_accumulate(raw[c][j]);
     }
+    adjust_logits<Variant::kVaries>(p.adjustment, constants, owner, label, value);
     largest_logit(owner, value, maximum);
 #pragma unroll
-    for (int j = 0; j < V; j++) softmax[j].target_shifted = target_logit[j] - maximum[j];
+    for (int j = 0; j < V; j++) {
+      if (label[j] >= 0) {
+        target_logit[j] = adjusted<Variant::kVaries>(p.adjustment, constants, target_logit[j],
+                                                     label[j], label[j]);
+      }
+      softmax[j].target_shifted = target_logit[j] - maximum[j];
+    }
     softmax_in_place(labels, owner, maximum, value, softmax);
 
     PixelTerms<A> terms[V];
     Vector<A, V> loss, weight_gradient;
 #pragma unroll
     for (int j = 0; j < V; j++) {
-      terms[j] = pixel_terms(constants, label[j], softmax[j], pixel_weight[j], upstream[j]);
+      terms[j] = pixel_terms<Variant::kVaries>(p, constants, walk.image, label[j], softmax[j],
+                                               pixel_weight[j], upstream[j]);
       loss[j] = terms[j].loss;
       weight_gradient[j] = terms[j].weight_gradient;
       sum += double(loss[j]);
@@ -261,10 +273,10 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads,
 
 // A tile of any layout and size, with registers for K classes of a thread, of which the first Least
 // are always in use.
-template <int K, int Least, bool Smooths>
+template <int K, int Least, bool Varies>
 struct GeneralStaged {
   static constexpr int kClasses = K, kLeast = Least;
-  static constexpr bool kExact = false, kSmooths = Smooths;
+  static constexpr bool kExact = false, kVaries = Varies, kSmooths = Varies;
 
   SEGUNC_DEVICE static ClassTile tile(const ClassTile& shape) { return shape; }
   template <class T>
@@ -280,11 +292,11 @@ struct GeneralStaged {
 };
 
 // One that the compiler knows, for labels that are not smoothed.
-template <class Tile>
+template <class Tile, bool Varies>
 struct ExactStaged {
   static constexpr int kClasses = int(classes_of_tile_thread(Tile::kTile.classes));
   static constexpr int kLeast = Tile::kTile.classes / Tile::kTile.team;
-  static constexpr bool kExact = true, kSmooths = false;
+  static constexpr bool kExact = true, kVaries = Varies, kSmooths = false;
 
   SEGUNC_DEVICE static ClassTile tile(const ClassTile&) {
     constexpr ClassTile kTile = Tile::kTile;
@@ -356,13 +368,19 @@ __global__ void __launch_bounds__(Policy::kStagedThreads,
         if (present(i)) value[i][0] = to_accumulate(mine[i * step]);
       }
     }
+    adjust_logits<Variant::kVaries>(p.adjustment, constants, owner, label, value);
     largest_logit(owner, value, maximum);
     softmax[0].target_shifted =
-        label[0] < 0 ? A(0) : to_accumulate(classes[label[0] * shape.class_pitch]) - maximum[0];
+        label[0] < 0
+            ? A(0)
+            : adjusted<Variant::kVaries>(p.adjustment, constants,
+                                         to_accumulate(classes[label[0] * shape.class_pitch]),
+                                         label[0], label[0]) -
+                  maximum[0];
     softmax_in_place(labels, owner, maximum, value, softmax);
 
-    const PixelTerms<A> terms =
-        pixel_terms(constants, label[0], softmax[0], pixel_weight[0], upstream[0]);
+    const PixelTerms<A> terms = pixel_terms<Variant::kVaries>(
+        p, constants, walk.image, label[0], softmax[0], pixel_weight[0], upstream[0]);
     if (inside && owner.part == 0) {
       sum += double(terms.loss);
       if (p.loss) static_cast<A*>(p.loss)[index] = terms.loss;
@@ -400,7 +418,7 @@ __global__ void __launch_bounds__(Policy::kStagedThreads,
 // ---- strided ----
 
 template <class T>
-__global__ void __launch_bounds__(Policy::kStridedThreads, 3)
+__global__ void __launch_bounds__(Policy::kStridedThreads, sizeof(T) > 4 ? 2 : 3)
     cross_entropy_strided_kernel(const CrossEntropyParams p, const LossWork work,
                                  const Divisor pixels_of_image, const PixelOffset offset,
                                  const PixelOffset grad_offset) {
@@ -418,28 +436,29 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 3)
     int label[1];
     load_labels(p, index, label, bad);
     const bool valid = label[0] >= 0;
+    const auto logit_of = [&](int64_t c) {
+      return adjusted<true>(p.adjustment, constants, to_accumulate(logits[c * p.map.class_stride]),
+                            int(c), label[0]);
+    };
     SoftmaxTerms<A> terms_of_softmax{};
     A maximum = 0, pixel_weight = 1, upstream = 1;
     if (valid) {
-      const auto online = online_softmax<A>(
-          classes, [&](int64_t c) { return to_accumulate(logits[c * p.map.class_stride]); });
+      const auto online = online_softmax<A>(classes, logit_of);
       maximum = online.maximum;
       terms_of_softmax.sum = online.sum;
-      terms_of_softmax.target_shifted =
-          to_accumulate(logits[label[0] * p.map.class_stride]) - maximum;
+      terms_of_softmax.target_shifted = logit_of(label[0]) - maximum;
       if (constants.smooths()) {
         for (int64_t c = 0; c < classes; c++) {
           const A b = constants.smoothing(int(c));
           terms_of_softmax.smooth_total += b;
-          terms_of_softmax.smooth_dot +=
-              b * (to_accumulate(logits[c * p.map.class_stride]) - maximum);
+          terms_of_softmax.smooth_dot += b * (logit_of(c) - maximum);
         }
       }
       pixel_weight = load_factors<1, A>(p.pixel_weight, index)[0];
       upstream = load_factors<1, A>(upstream_map(p), index)[0];
     }
     const PixelTerms<A> terms =
-        pixel_terms(constants, label[0], terms_of_softmax, pixel_weight, upstream);
+        pixel_terms<true>(p, constants, image, label[0], terms_of_softmax, pixel_weight, upstream);
     sum += double(terms.loss);
     if (p.loss) static_cast<A*>(p.loss)[index] = terms.loss;
     if (p.grad_pixel_weight) static_cast<A*>(p.grad_pixel_weight)[index] = terms.weight_gradient;
@@ -448,9 +467,7 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, 3)
           static_cast<T*>(p.grad_input) + image * p.grad_map.image_stride + grad_offset(pixel);
 #pragma unroll 4
       for (int64_t c = 0; c < classes; c++) {
-        const A exponential =
-            valid ? math::exp_nonpositive(to_accumulate(logits[c * p.map.class_stride]) - maximum)
-                  : A(0);
+        const A exponential = valid ? math::exp_nonpositive(logit_of(c) - maximum) : A(0);
         const A g = logit_gradient(constants, terms, exponential, int(c));
         gradient[c * p.grad_map.class_stride] =
             from_accumulate<T>(c == label[0] ? g - terms.on_target : g);
@@ -482,25 +499,40 @@ bool launch_planar_registers(const CrossEntropyParams& p, const StoredWork& work
     launch(cross_entropy_planar_registers_kernel<T, decltype(variant)>, work.blocks,
            Policy::kPlanarThreads, 0, stream, p, work);
   };
-  if (p.label_smoothing > 0) {
-    return with_bucket(p.map.classes, SmoothedBuckets(), [&](auto bucket) {
-      constexpr int K = bucket(), kLeast = largest_bucket_below(K, SmoothedBuckets()) + 1;
-      using Pixels = SpacedPixels<kPlanarWidth<K>, Policy::kPlanarThreads>;
-      run(PlanarVariant<Pixels, K, kLeast, true>());
-    });
+  // A number of classes that has a kernel of its own, if there are vectors: false without.
+  const auto run_exact = [&](auto bucket, auto loss_varies) {
+    constexpr int K = bucket(), kLeast = largest_bucket_below(K, PlanarBuckets()) + 1;
+    using Adjacent = AdjacentPixels<kPlanarWidth<K>>;
+    return all_fit_vectors<T, Adjacent::kCount>(p) &&
+           with_exact(p.map.classes, ExactClasses(), [&](auto classes) {
+             constexpr int C = classes();
+             // tuning
+             if constexpr (kLeast <= C && C <= K) {
+               run(PlanarVariant<Adjacent, C, C, loss_varies(), false>());
+             }
+           });
+  };
+  if (varies(p)) {
+    bool done = false;
+    if (p.label_smoothing == 0) {
+      with_bucket(work.bucket, PlanarBuckets(),
+                  [&](auto bucket) { done = run_exact(bucket, std::true_type()); });
+    }
+    return done || with_bucket(p.map.classes, VariedBuckets(), [&](auto bucket) {
+             constexpr int K = bucket(), kLeast = largest_bucket_below(K, VariedBuckets()) + 1;
+             using Spaced = SpacedPixels<kPlanarWidth<K>, Policy::kPlanarThreads>;
+             run(PlanarVariant<Spaced, K, kLeast, true, true>());
+           });
   }
   return with_bucket(work.bucket, PlanarBuckets(), [&](auto bucket) {
     constexpr int K = bucket(), kLeast = largest_bucket_below(K, PlanarBuckets()) + 1;
     using Adjacent = AdjacentPixels<kPlanarWidth<K>>;
     using Spaced = SpacedPixels<kPlanarWidth<K>, Policy::kPlanarThreads>;
-    if (!all_fit_vectors<T, Adjacent::kCount>(p)) {
-      run(PlanarVariant<Spaced, K, kLeast, false>());
-    } else if (!with_exact(p.map.classes, ExactClasses(), [&](auto classes) {
-                 constexpr int C = classes();
-                 // tuning
-                 if constexpr (kLeast <= C && C <= K) run(PlanarVariant<Adjacent, C, C, false>());
-               })) {
-      run(PlanarVariant<Adjacent, K, kLeast, false>());
+    if (run_exact(bucket, std::false_type())) return;
+    if (all_fit_vectors<T, Adjacent::kCount>(p)) {
+      run(PlanarVariant<Adjacent, K, kLeast, false, false>());
+    } else {
+      run(PlanarVariant<Spaced, K, kLeast, false, false>());
     }
   });
 }
@@ -515,24 +547,31 @@ bool launch_staged(const CrossEntropyParams& p, const StoredWork& work, Stream s
     launch(cross_entropy_staged_kernel<T, decltype(variant)>, work.blocks, Policy::kStagedThreads,
            tile.shared_bytes, stream, p, work, tile);
   };
-  const auto run_exact = [&](auto layout) {
-    return p.map.layout == layout() && with_exact(p.map.classes, ExactClasses(), [&](auto classes) {
+  const auto run_exact = [&](auto layout, auto exact_classes, auto loss_varies) {
+    return p.map.layout == layout() && with_exact(p.map.classes, exact_classes, [&](auto classes) {
              constexpr int C = classes();
              // planar_registers has the others.
              // tuning
              if constexpr (layout() == Layout::channels_last || C > kMaxClassesOfThread) {
-               run(ExactStaged<ExactTile<T, layout(), C, Policy::kStagedThreads>>());
+               using Tile = ExactTile<T, layout(), C, Policy::kStagedThreads>;
+               run(ExactStaged<Tile, loss_varies()>());
              }
            });
   };
-  using Planar = std::integral_constant<Layout, Layout::planar>;
-  using ChannelsLast = std::integral_constant<Layout, Layout::channels_last>;
-  if (aligned && p.label_smoothing == 0 && (run_exact(Planar()) || run_exact(ChannelsLast()))) {
+  const auto run_any_exact = [&](auto exact_classes, auto loss_varies) {
+    using Planar = std::integral_constant<Layout, Layout::planar>;
+    using ChannelsLast = std::integral_constant<Layout, Layout::channels_last>;
+    return run_exact(Planar(), exact_classes, loss_varies) ||
+           run_exact(ChannelsLast(), exact_classes, loss_varies);
+  };
+  if (aligned && p.label_smoothing == 0 &&
+      (varies(p) ? run_any_exact(ExactVariedTiles(), std::true_type())
+                 : run_any_exact(ExactClasses(), std::false_type()))) {
     return true;
   }
   return with_bucket(work.bucket, StagedBuckets(), [&](auto bucket) {
     constexpr int K = bucket(), kLeast = largest_bucket_below(K, StagedBuckets());
-    if (p.label_smoothing > 0) {
+    if (varies(p)) {
       run(GeneralStaged<K, kLeast, true>());
     } else {
       run(GeneralStaged<K, kLeast, false>());

@@ -38,6 +38,11 @@ CrossEntropyParams cross_entropy_params(const py::kwargs& kwargs) {
   params.dtype = dtype_of(fields.value<std::string>("dtype"));
   params.ignore_index = fields.value<int64_t>("ignore_index");
   params.label_smoothing = fields.value<double>("label_smoothing");
+  params.modulation = {ModulationKind(fields.value("modulation", 0)), fields.value("rate", 0.0),
+                       fields.value("peak", 1.0), fields.value("detached", false),
+                       fields.contiguous("image_factor")};
+  params.adjustment = {fields.contiguous("offset"), fields.value("logit_scale", 1.0),
+                       fields.value("offset_on_target", false)};
   params.bad_target = fields.contiguous<int64_t>("bad_target");
   fields.finish();
   return params;

@@ -28,6 +28,40 @@ from python_tests.native.references import interpolate
 
 
 @dataclass(frozen=True)
+class Varied:
+    """A factor of the loss (references.Variation) and adjusted logits."""
+
+    kind: int = 0
+    rate: float = 0.0
+    peak: float = 1.0
+    detached: bool = False
+    by_image: bool = False
+    adjusts: bool = False
+    scale: float = 1.0
+    on_target: bool = False
+
+    def __str__(self) -> str:
+        return "".join(f"-{name}={value}" for name, value in vars(self).items() if value)
+
+
+PLAIN = Varied()
+VARIATIONS = {
+    "focal": Varied(references.FOCAL, 2.0),
+    "focal_below_1": Varied(references.FOCAL, 0.5),
+    "focal_0": Varied(references.FOCAL, 0.0),
+    "falling": Varied(references.FALLING, 0.05, 1.05, by_image=True),
+    "falling_steeply": Varied(references.FALLING, 5.0, 8.0),
+    "rising": Varied(references.RISING, 2.0, 1.1, by_image=True),
+    "rising_detached": Varied(references.RISING, 2.0, 1.1, detached=True),
+    "by_image": Varied(by_image=True),
+    "offset": Varied(adjusts=True),
+    "margin": Varied(adjusts=True, scale=3.0, on_target=True),
+    "margin_of_all": Varied(adjusts=True, scale=3.0),
+    "focal_and_offset": Varied(references.FOCAL, 1.5, adjusts=True, by_image=True),
+}
+
+
+@dataclass(frozen=True)
 class Case:
     dtype: str
     layout: str
@@ -50,13 +84,15 @@ class Case:
     to: Interpolated | None = None
     flag: bool = True  # of targets that are no class
     unaligned: str = ""  # the array that starts an element beyond an aligned address
+    varied: Varied = PLAIN
     seed: int = 0
 
     def __str__(self) -> str:
         spatial = "x".join(map(str, self.spatial)) or "scalar"
+        varied = "" if self.varied == PLAIN else str(self.varied)
         return (
             f"{self.dtype}-{self.layout}-{self.classes}-{self.images}x{spatial}{self.to or ''}"
-            f"-{self.seed}"
+            f"{varied}-{self.seed}"
         )
 
     @property
@@ -72,6 +108,20 @@ class Inputs:
     pixel_weight: Array | None
     upstream: Array | None
     normalizer: Array | None
+    image_factor: Array | None = None
+    offset: Array | None = None
+
+    def variation(self, varied: Varied) -> references.Variation:
+        return references.Variation(
+            varied.kind,
+            varied.rate,
+            varied.peak,
+            varied.detached,
+            self.image_factor,
+            self.offset,
+            varied.scale,
+            varied.on_target,
+        )
 
 
 def make_inputs(case: Case) -> Inputs:
@@ -89,7 +139,12 @@ def make_inputs(case: Case) -> Inputs:
     if case.to is None:
         logits = np.where(ignored[:, None], np.nan, logits)
     pixel_weight = np.where(ignored, np.nan, generator.random(case.pixels) * 3).astype(accumulate)
-    weight = (generator.random(case.classes) + 0.05).astype(accumulate)
+
+    def factors(*shape: int) -> Array:
+        values: Array = (generator.random(shape) + 0.05).astype(accumulate)
+        return values
+
+    weight = factors(case.classes)
     upstream = {
         "none": None,
         "scalar": np.array(generator.normal() * 8, accumulate),
@@ -102,6 +157,8 @@ def make_inputs(case: Case) -> Inputs:
         pixel_weight if case.pixel_weight else None,
         upstream,
         np.array([generator.random() * 50 + 1]) if case.divided else None,
+        factors(case.images, case.classes) if case.varied.by_image else None,
+        -3 * factors(case.classes) if case.varied.adjusts else None,
     )
 
 
@@ -144,6 +201,14 @@ def run(host: ModuleType, case: Case, inputs: Inputs) -> dict[str, Array]:
         "normalizer": placed("normalizer"),
         "ignore_index": case.ignore_index,
         "label_smoothing": case.smoothing,
+        "modulation": case.varied.kind,
+        "rate": case.varied.rate,
+        "peak": case.varied.peak,
+        "detached": case.varied.detached,
+        "image_factor": placed("image_factor"),
+        "offset": placed("offset"),
+        "logit_scale": case.varied.scale,
+        "offset_on_target": case.varied.on_target,
         "dtype": case.dtype,
         "as_strided": case.layout == "forced",
         **{name: output.view for name, output in outputs.items()},
@@ -169,8 +234,9 @@ def check(case: Case, inputs: Inputs, results: dict[str, Array]) -> None:
     logits = pixels_last(interpolated(inputs.logits, case.to, case.dtype))
     target = inputs.target.reshape(n, -1)
     pixel_weight = None if inputs.pixel_weight is None else inputs.pixel_weight.reshape(n, -1)
+    variation = inputs.variation(case.varied)
     expected = references.cross_entropy(
-        logits, target, inputs.weight, pixel_weight, case.ignore_index, case.smoothing
+        logits, target, inputs.weight, pixel_weight, case.ignore_index, case.smoothing, variation
     )
     upstream = np.ones(target.shape)
     if inputs.upstream is not None:
@@ -179,7 +245,7 @@ def check(case: Case, inputs: Inputs, results: dict[str, Array]) -> None:
     if inputs.normalizer is not None:
         upstream = upstream / inputs.normalizer[0]
     upstream = np.where(expected.valid, upstream, 0.0)
-    scale = _logit_scale(case, inputs, logits, expected.valid)
+    scale = _logit_scale(case, inputs, logits, expected.valid) * variation.size()
     weights = np.ones(target.shape) if pixel_weight is None else np.abs(pixel_weight)
     tolerance = 16 * eps * scale * np.where(expected.valid, weights, 0)
     if "loss" in results:
@@ -213,10 +279,10 @@ def _logit_scale(case: Case, inputs: Inputs, logits: Array, valid: Array) -> Arr
     """What rounding errors of a loss are relative to, [N, P]."""
     if case.to is not None:
         size = np.abs(inputs.logits[np.isfinite(inputs.logits)]).max(initial=0.0)
-        return np.full(valid.shape, 1 + size)
+        return np.full(valid.shape, 1 + case.varied.scale * size)
     with np.errstate(invalid="ignore"):
         spread = np.nan_to_num(np.ptp(np.where(valid[:, None], logits, 0), axis=1))
-    return np.where(valid, 1.0 + spread, 1.0)
+    return np.where(valid, 1.0 + case.varied.scale * spread, 1.0)
 
 
 def _check_gradient(

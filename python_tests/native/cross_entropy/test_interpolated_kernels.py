@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from python_tests.native.cross_entropy.cases import Case, check, make_inputs, run, verify
+from python_tests.native.cross_entropy.cases import (
+    PLAIN,
+    VARIATIONS,
+    Case,
+    check,
+    make_inputs,
+    run,
+    verify,
+)
 from python_tests.native.harness import (
     CLASS_COUNTS,
     DTYPES,
@@ -105,6 +113,7 @@ def random_case(dtype: str, layout: str, classes: int, seed: int) -> Case:
         partial=either(),
         grad_input=either(0.8),
         grad_pixel_weight=either(),
+        varied=VARIATIONS[str(generator.choice([*VARIATIONS]))] if either(0.3) else PLAIN,
         seed=seed,
     )
 
@@ -120,6 +129,30 @@ CASES = [
 @pytest.mark.parametrize("case", thinned(CASES), ids=str)
 def test_interpolated_cross_entropy(host: ModuleType, case: Case) -> None:
     verify(host, case)
+
+
+# By tiles, whose threads have few classes or many, and by pixels.
+@pytest.mark.parametrize(
+    ("dtype", "classes", "source", "size"),
+    [
+        ("f32", 3, (4, 5), (16, 20)),
+        ("bf16", 19, (5, 9), (21, 33)),
+        ("f32", 40, (3, 4), (9, 8)),
+        ("f64", 3, (4, 5), (16, 20)),
+    ],
+)
+@pytest.mark.parametrize("varied", VARIATIONS)
+def test_variations(
+    host: ModuleType,
+    varied: str,
+    dtype: str,
+    classes: int,
+    source: tuple[int, ...],
+    size: tuple[int, ...],
+) -> None:
+    for smoothing in (0.0, 0.1):
+        options = {**EVERYTHING, "smoothing": smoothing, "varied": VARIATIONS[varied]}
+        verify(host, case_of(dtype, "planar", classes, source, size, **options))
 
 
 # Around the sizes of warps, tiles and blocks; more tiles than blocks; extreme ratios.

@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 from python_tests.native.cross_entropy import references
-from python_tests.native.cross_entropy.cases import Case, check, make_inputs, run, verify
+from python_tests.native.cross_entropy.cases import (
+    PLAIN,
+    VARIATIONS,
+    Case,
+    check,
+    make_inputs,
+    run,
+    verify,
+)
 from python_tests.native.harness import (
     CLASS_COUNTS,
     DTYPES,
@@ -69,6 +77,7 @@ def random_case(dtype: str, layout: str, classes: int, seed: int) -> Case:
         partial=either(),
         grad_input=either(0.8),
         grad_pixel_weight=either(),
+        varied=VARIATIONS[str(generator.choice([*VARIATIONS]))] if either(0.3) else PLAIN,
         seed=seed,
     )
 
@@ -84,6 +93,51 @@ CASES = [
 @pytest.mark.parametrize("case", thinned(CASES), ids=str)
 def test_cross_entropy(host: ModuleType, case: Case) -> None:
     verify(host, case)
+
+
+# Numbers of classes with kernels of their own for variations, and of general ones; the last size is
+# of no vectors.
+@pytest.mark.parametrize("size", [64, 67])
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize(
+    ("varied", "classes"),
+    thinned([(varied, classes) for varied in VARIATIONS for classes in (2, 19, 23, 40, 150)]),
+)
+def test_variations(host: ModuleType, varied: str, classes: int, layout: str, size: int) -> None:
+    case = Case(
+        "f32",
+        layout,
+        classes,
+        2,
+        (size,),
+        weight=True,
+        pixel_weight=True,
+        ignored=0.2,
+        upstream="map",
+        grad_pixel_weight=True,
+        varied=VARIATIONS[varied],
+        seed=classes,
+    )
+    verify(host, case)
+    # The slope of an exponent below 1 has no bound where a smoothed loss has not gone.
+    if size == 64 and varied != "focal_below_1":
+        verify(host, replace(case, smoothing=0.1))
+
+
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("varied", ["focal", "focal_below_1", "focal_0", "falling", "rising"])
+def test_modulation_of_certain_pixels(host: ModuleType, varied: str, layout: str) -> None:
+    """Where the labelled class has all of the mass, or none, loss and gradient are finite."""
+    case = Case("f32", layout, 19, 1, (64,), varied=VARIATIONS[varied])
+    inputs = make_inputs(case)
+    inputs.logits[0, :, :] = -300.0
+    inputs.logits[0, 3, :] = 300.0
+    inputs.target[:] = np.where(np.arange(64) % 2, 3, 5)
+    results = verify(host, case, inputs)
+    assert np.isfinite(results["loss"]).all()
+    assert np.isfinite(results["grad_input"]).all()
+    assert np.abs(results["loss"][0, 1::2]).max() < 1e-6
+    assert np.abs(results["grad_input"][0, :, 1::2]).max() < 1e-6
 
 
 @pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])

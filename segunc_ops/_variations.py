@@ -1,0 +1,56 @@
+"""What makes another loss of cross-entropy: a factor of each pixel's loss, or adjusted logits.
+
+A variation is data: all of them are computed by the same kernels, and travel as one object.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+Curve = Literal["equation", "table"]
+Margins = Literal["target", "all"]
+
+
+class Focal(NamedTuple):
+    """The factor (1 - p_y)^gamma."""
+
+    gamma: float
+
+
+class PixelAdaptive(NamedTuple):
+    """The factor exp((1 - p_y - epsilon) / temperature), or its inverse for the table's curve.
+
+    `size_normalized`: divided by the number of the image's pixels of class y, too.
+    """
+
+    temperature: float
+    epsilon: float
+    curve: Curve
+    detached: bool
+    size_normalized: bool
+
+
+class Adjustment(NamedTuple):
+    """The logits scale * z_c + offset_c, or with the offset of the labelled class alone."""
+
+    offset: Tensor
+    """``(C,)``, of any float type."""
+    scale: float = 1.0
+    on_target: bool = False
+
+
+class Variation(NamedTuple):
+    """What is done to the loss and to the logits."""
+
+    modulation: Focal | PixelAdaptive | None = None
+    adjustment: Adjustment | None = None
+
+    @property
+    def size_normalized(self) -> bool:
+        """Whether what each image adds is divided by its own sizes."""
+        return isinstance(self.modulation, PixelAdaptive) and self.modulation.size_normalized
+
+
+PLAIN = Variation()

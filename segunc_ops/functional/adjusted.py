@@ -1,0 +1,134 @@
+"""Cross-entropy of logits that are adjusted by how often classes occur."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from torch import Tensor
+
+from .._checks import check_number
+from .._options import LossOptions
+from .._types import Reduction, Upsample
+from .._variations import Adjustment, Margins, Variation
+from .class_weights import check_counts, margins, relative_log_counts
+from .cross_entropy import cross_entropy_with
+
+__all__ = ["balanced_softmax_cross_entropy", "ldam_cross_entropy"]
+
+
+def balanced_adjustment(counts: Tensor | Sequence[float]) -> Adjustment:
+    """The logits of balanced softmax.
+
+    Raises:
+        ValueError, TypeError: counts are none.
+    """
+    return Adjustment(relative_log_counts(check_counts(counts)))
+
+
+def ldam_adjustment(
+    counts: Tensor | Sequence[float], max_margin: object, scale: object, margin_on: object
+) -> Adjustment:
+    """The logits of LDAM.
+
+    Raises:
+        ValueError, TypeError: an argument is not what it has to be.
+    """
+    max_margin = check_number("max_margin", max_margin, at_least=0.0)
+    scale = check_number("scale", scale, above=0.0)
+    if margin_on not in get_args(Margins):
+        raise ValueError(f"margin_on: expected one of {get_args(Margins)}, got {margin_on!r}")
+    offset = -scale * margins(check_counts(counts), max_margin)
+    return Adjustment(offset, scale, margin_on == "target")
+
+
+def balanced_softmax_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    counts: Tensor | Sequence[float],
+    weight: Tensor | None = None,
+    *,
+    pixel_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
+) -> Tensor:
+    r"""Cross-entropy of logits that have the classes' prior added, which prediction leaves out.
+
+    "Balanced Meta-Softmax for Long-Tailed Visual Recognition", Ren et al. 2020, equation 4: with
+    n_c the number of pixels, instances or images of class c in the training set,
+
+    .. math:: l = u\, w_y \left(-\log \frac{n_y e^{z_y}}{\sum_c n_c e^{z_c}}\right)
+
+    Args:
+        input, target, weight, pixel_weight: as for :func:`cross_entropy`.
+        counts: n, a positive number for each class, of any type; only their ratios matter. A tensor
+            on a GPU is not waited for: a count of zero there makes losses that are no number.
+        ignore_index, reduction, label_smoothing, upsample, align_corners: as there.
+
+    Returns:
+        As :func:`cross_entropy`.
+
+    Raises:
+        ValueError, TypeError, IndexError: as :func:`cross_entropy`; on counts that are not one
+            positive number per class, naming the class.
+    """
+    variation = Variation(adjustment=balanced_adjustment(counts))
+    return cross_entropy_with(
+        LossOptions(weight, ignore_index, reduction, label_smoothing, upsample, align_corners),
+        input,
+        target,
+        pixel_weight,
+        variation,
+    )
+
+
+def ldam_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    counts: Tensor | Sequence[float],
+    weight: Tensor | None = None,
+    *,
+    max_margin: float = 0.5,
+    scale: float = 20.0,
+    margin_on: Margins = "target",
+    pixel_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
+) -> Tensor:
+    r"""Cross-entropy that asks of rare classes to be ahead by a larger margin.
+
+    "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", Cao et al. 2019,
+    equations 13 and 14: with margins m_c = max_margin (n_c / min_k n_k)^(-1/4),
+
+    .. math:: l = u\, w_y \left(-\log
+        \frac{e^{s (z_y - m_y)}}{e^{s (z_y - m_y)} + \sum_{c \ne y} e^{s z_c}}\right)
+
+    Args:
+        input, target, weight, pixel_weight, counts: as for :func:`balanced_softmax_cross_entropy`.
+        max_margin: the margin of the rarest class, at least 0.
+        scale: s, above 0.
+        margin_on: ``"target"``, or ``"all"`` for margins off every logit, as the comparison in
+            "Pixel-wise Adaptive Training" (Do et al. 2024, table 2) has it.
+        ignore_index, reduction, label_smoothing, upsample, align_corners: as there.
+
+    Returns:
+        As :func:`cross_entropy`.
+
+    Raises:
+        ValueError, TypeError, IndexError: as :func:`balanced_softmax_cross_entropy`; on a margin or
+            scale out of range.
+    """
+    variation = Variation(adjustment=ldam_adjustment(counts, max_margin, scale, margin_on))
+    return cross_entropy_with(
+        LossOptions(weight, ignore_index, reduction, label_smoothing, upsample, align_corners),
+        input,
+        target,
+        pixel_weight,
+        variation,
+    )
