@@ -32,7 +32,7 @@ def check_classes(name: str, labels: Tensor, num_classes: int, or_else: str = ""
 
 def class_sizes(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Pixels of each class and image; see :func:`segunc_ops.functional.class_sizes`."""
-    flat = target.flatten(1).long()
+    flat = target.unsqueeze(-1).flatten(1).long()
     counts = (flat != ignore_index) & (flat >= 0) & (flat < num_classes)
     sizes = torch.zeros(len(flat), num_classes, dtype=torch.int64, device=target.device)
     return sizes.scatter_add_(1, torch.where(counts, flat, 0), counts.long())

@@ -113,7 +113,7 @@ def cross_entropy(
     reduction: str = options.reduction
     if variation.size_normalized:
         sizes = class_sizes(target, num_classes, options.ignore_index).clamp(min=1)
-        loss = loss / sizes.gather(1, labels.flatten(1)).view_as(labels)
+        loss = loss / sizes.gather(1, labels.unsqueeze(-1).flatten(1)).view_as(labels)
         reduction = "mean_images" if reduction == "mean" else reduction
     if pixel_weight is not None:
         loss = loss * torch.where(valid, pixel_weight.to(dtype), 0)

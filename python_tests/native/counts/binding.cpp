@@ -76,10 +76,26 @@ void patch_counts(const py::kwargs& kwargs) {
   cuda::patch_counts(params, {});
 }
 
+void class_sizes(const py::kwargs& kwargs) {
+  Fields fields(kwargs);
+  ClassSizesParams params{};
+  const py::array target = fields.array("target"), sizes = fields.array("sizes");
+  params.target = fields.contiguous("target");
+  params.target_type = index_type_of(target);
+  params.sizes = fields.contiguous<int64_t>("sizes");
+  params.images = sizes.shape(0);
+  params.classes = sizes.shape(1);
+  params.pixels = params.images ? target.size() / params.images : 0;
+  params.ignore_index = fields.value<int64_t>("ignore_index");
+  fields.finish();
+  cuda::class_sizes(params, {});
+}
+
 const Binding binding_of_counts([](py::module_& m) {
   m.def("counts", counts);
   m.def("map_counts", map_counts);
   m.def("patch_counts", patch_counts);
+  m.def("class_sizes", class_sizes);
 });
 
 }  // namespace

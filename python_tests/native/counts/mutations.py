@@ -6,6 +6,20 @@ from python_tests.native.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "ignored pixels have a size",
+        "if (y == p.ignore_index || uint64_t(y) >= uint64_t(p.classes)) continue;",
+        "if (uint64_t(y) >= uint64_t(p.classes)) continue;",
+        tests="class_sizes",
+        kernels="sizes.cu",
+    ),
+    Mutation(
+        "sizes of a tile stay for the next",
+        "words[c] = 0;",
+        "",
+        tests="class_sizes",
+        kernels="sizes.cu",
+    ),
+    Mutation(
         "a patch beyond the last",
         "if (index >= patches) continue;",
         "if (index > patches) continue;",

@@ -363,3 +363,34 @@ def test_the_most_thresholds_that_fit_shared_memory(host: ModuleType) -> None:
     assert np.array_equal(count(most), expected)
     with pytest.raises(ValueError, match=f"thresholds: expected at most {most}, got {most + 1}"):
         count(most + 1)
+
+
+# Tiles that are full and not, more of them than blocks, counts that fit shared memory and not.
+@pytest.mark.parametrize(
+    ("images", "pixels", "classes"),
+    [(3, 100, 5), (2, 4096, 19), (1, 4097, 2), (11, 4200, 3), (2, 500, 7000), (0, 9, 3), (2, 0, 3)],
+)
+@pytest.mark.parametrize("target_type", TARGET_TYPES)
+def test_class_sizes(
+    host: ModuleType, target_type: type, images: int, pixels: int, classes: int
+) -> None:
+    """Targets that are no class, or the ignored one, count nothing; what is there is added to."""
+    generator = np.random.default_rng(classes)
+    most = min(classes + 2, np.iinfo(target_type).max)
+    least = 0 if target_type is np.uint8 else -2
+    target = generator.integers(least, most, (images, pixels)).astype(target_type)
+    before = generator.integers(0, 9, (images, classes))
+    expected = before.copy()
+    for image in range(images):
+        for label in target[image].astype(np.int64):
+            if 0 <= label < classes and label != 1:
+                expected[image, label] += 1
+
+    def run() -> dict[str, Array]:
+        sizes = place((images, classes), np.int64, values=before)
+        placed = place(target.shape, target_type, values=target)
+        host.class_sizes(target=placed.view, sizes=sizes.view, ignore_index=1)
+        sizes.check_surroundings("sizes")
+        return {"sizes": np.array(sizes.view)}
+
+    assert np.array_equal(run_under_seeds(host, run)["sizes"], expected)

@@ -5,6 +5,7 @@
 #include "math/cross_entropy.h"
 #include "math/exp_log.h"
 #include "math/interpolate.h"
+#include "math/modulation.h"
 #include "math/moments.h"
 
 namespace segunc {
@@ -38,6 +39,12 @@ void define_formulas(py::module_& m) {
         }));
   m.def("weighted_exponent",
         py::vectorize([](A exponential, A d) { return math::weighted_exponent(exponential, d); }));
+  m.def("modulated", [](int kind, A log_p, A rate, A peak) {
+    const auto modulated = math::modulated(ModulationKind(kind), log_p, rate, peak);
+    return py::make_tuple(modulated.factor, modulated.slope);
+  });
+  m.def("complement_of",
+        py::vectorize([](A q) { return math::complement_of(q, math::exp_nonpositive(q)); }));
   m.def("accumulate_moments", [](A value, int64_t count, A mean, A squared_deviations) {
     math::accumulate_moments(value, A(1) / A(count), mean, squared_deviations);
     return py::make_tuple(mean, squared_deviations);

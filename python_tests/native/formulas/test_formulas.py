@@ -286,3 +286,40 @@ def test_float_to_bfloat16_rounds_to_nearest_even(host: ModuleType) -> None:
     assert np.array_equal(actual, expected)
     nan = host.float_to_bfloat16(np.array([np.nan], np.float32)).astype(np.uint32) << 16
     assert np.isnan(nan.view(np.float32))
+
+
+@precisions
+def test_complement_of(host: ModuleType, name: str, dtype: type, ulp: float) -> None:
+    """1 - e^q, near 0 as well; 0 for what rounding has made positive."""
+    q = -np.logspace(-30, 1.9, 200_001).astype(dtype)
+    actual = formulas(host, name).complement_of(q).astype(np.float64)
+    assert relative_error(actual, -np.expm1(q.astype(np.float64))) < 3 * ulp
+    assert formulas(host, name).complement_of(np.array([0.0, 1e-7], dtype)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("peak", [1.0, 3.0])
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("kind", ["none", "focal", "falling", "rising"])
+@precisions
+def test_modulation_and_its_slope(
+    host: ModuleType, name: str, dtype: type, ulp: float, kind: str, rate: float, peak: float
+) -> None:
+    """The slope in log p is the central difference of the value in float64."""
+    number = ["none", "focal", "falling", "rising"].index(kind)
+
+    def value(p: float) -> float:
+        return {
+            "none": 1.0,
+            "focal": peak * (1 - p) ** rate,
+            "falling": peak * np.exp(-rate * p),
+            "rising": peak * np.exp(-rate * (1 - p)),
+        }[kind]
+
+    for log_p in (-20.0, -3.0, -0.7, -0.34, -0.1, -1e-3):
+        q = float(dtype(log_p))
+        factor, slope = formulas(host, name).modulated(number, q, rate, peak)
+        # A complement of 1e-3 has three digits less than p.
+        assert factor == pytest.approx(value(np.exp(q)), rel=(8 + 8 * rate) * ulp)
+        h = 1e-6 * abs(q)
+        difference = (value(np.exp(q + h)) - value(np.exp(q - h))) / (2 * h)
+        assert slope == pytest.approx(difference, rel=1e-5, abs=1e-7)
