@@ -11,6 +11,7 @@ from .losses import (
     FocalCrossEntropyLoss,
     InstanceUncertaintyCrossEntropyLoss,
     LDAMCrossEntropyLoss,
+    LogitVariationCrossEntropyLoss,
     PixelAdaptiveCrossEntropyLoss,
     UncertaintyAwareCrossEntropyLoss,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "FocalCrossEntropyLoss",
     "InstanceUncertaintyCrossEntropyLoss",
     "LDAMCrossEntropyLoss",
+    "LogitVariationCrossEntropyLoss",
     "PixelAdaptiveCrossEntropyLoss",
     "PredictiveAccumulator",
     "PredictiveStatistics",

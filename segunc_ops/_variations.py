@@ -11,6 +11,7 @@ from torch import Tensor
 
 Curve = Literal["equation", "table"]
 Margins = Literal["target", "all"]
+Distribution = Literal["normal", "uniform"]
 
 
 class Focal(NamedTuple):
@@ -32,13 +33,27 @@ class PixelAdaptive(NamedTuple):
     size_normalized: bool
 
 
+class Noise(NamedTuple):
+    """A random number delta in [-1, 1] for each pixel and class."""
+
+    distribution: Distribution
+    sigma: float
+    """Of the normal distribution, or the largest number of the uniform one."""
+    seed: Tensor | None = None
+    """int64, ``()``; None before a call has drawn it."""
+
+
 class Adjustment(NamedTuple):
-    """The logits scale * z_c + offset_c, or with the offset of the labelled class alone."""
+    """The logits scale * z_c + offset_c, or with the offset of the labelled class alone.
+
+    With noise they are z_c + offset_c |delta|.
+    """
 
     offset: Tensor
     """``(C,)``, of any float type."""
     scale: float = 1.0
     on_target: bool = False
+    noise: Noise | None = None
 
 
 class Variation(NamedTuple):

@@ -22,13 +22,15 @@ struct CrossEntropyOptions {
   bool detach_modulation;
   double logit_scale;
   bool offset_on_target;
+  NoiseKind noise;
+  double noise_sigma;
 
   bool divides() const { return reduction != Reduction::none && reduction != Reduction::sum; }
 };
 
 // What a call reads beside logits and targets.
 struct CrossEntropyTensors {
-  std::optional<Tensor> weight, pixel_weight, image_factor, offset;
+  std::optional<Tensor> weight, pixel_weight, image_factor, offset, noise_seed;
 };
 
 // Images become one where that helps kernels, unless these have to tell them apart.
@@ -45,7 +47,7 @@ inline CrossEntropyParams params_of(const Tensor& input, const Tensor& target,
   const auto data_of = [](const std::optional<Tensor>& tensor) {
     return tensor ? tensor->const_data_ptr() : nullptr;
   };
-  const auto& [weight, pixel_weight, image_factor, offset] = tensors;
+  const auto& [weight, pixel_weight, image_factor, offset, noise_seed] = tensors;
   CrossEntropyParams p{};
   p.map = p.grad_map = map_of("input", input, options, !image_factor);
   if (options.interpolate)
@@ -61,13 +63,18 @@ inline CrossEntropyParams params_of(const Tensor& input, const Tensor& target,
   if (image_factor)
     check_dense("image_factor", *image_factor, {input.size(0), input.size(1)}, type, input);
   if (offset) check_dense("offset", *offset, {input.size(1)}, type, input);
+  if (noise_seed) check_dense("noise_seed", *noise_seed, {}, ScalarType::Long, input);
+  if (options.noise != NoiseKind::none && !(offset && noise_seed))
+    fail("noise_seed: expected one, and an offset, for logits with noise");
   p.input = input.const_data_ptr();
   p.target = target.const_data_ptr();
   p.weight = data_of(weight);
   p.pixel_weight = data_of(pixel_weight);
   p.modulation = {options.modulation, options.modulation_rate, options.modulation_peak,
                   options.detach_modulation, data_of(image_factor)};
-  p.adjustment = {data_of(offset), options.logit_scale, options.offset_on_target};
+  p.adjustment = {data_of(offset),          options.logit_scale,
+                  options.offset_on_target, options.noise,
+                  options.noise_sigma,      static_cast<const int64_t*>(data_of(noise_seed))};
   p.ignore_index = options.ignore_index;
   p.label_smoothing = options.label_smoothing;
   return p;
@@ -132,16 +139,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
     std::optional<Tensor> pixel_weight, int64_t ignore_index, int64_t reduction,
     double label_smoothing, bool interpolate, bool align_corners, bool grad_input,
     bool grad_pixel_weight, std::optional<Tensor> image_factor, std::optional<Tensor> offset,
-    int64_t modulation, double modulation_rate, double modulation_peak, bool detach_modulation,
-    double logit_scale, bool offset_on_target) {
+    std::optional<Tensor> noise_seed, int64_t modulation, double modulation_rate,
+    double modulation_peak, bool detach_modulation, double logit_scale, bool offset_on_target,
+    int64_t noise, double noise_sigma) {
   const CrossEntropyOptions options{
-      ignore_index,    Reduction(reduction), label_smoothing,   interpolate,
-      align_corners,   grad_input,           grad_pixel_weight, ModulationKind(modulation),
-      modulation_rate, modulation_peak,      detach_modulation, logit_scale,
-      offset_on_target};
+      ignore_index,     Reduction(reduction), label_smoothing,   interpolate,
+      align_corners,    grad_input,           grad_pixel_weight, ModulationKind(modulation),
+      modulation_rate,  modulation_peak,      detach_modulation, logit_scale,
+      offset_on_target, NoiseKind(noise),     noise_sigma};
   const Backend backend(input);
   CrossEntropyParams p =
-      params_of(input, target, {weight, pixel_weight, image_factor, offset}, options);
+      params_of(input, target, {weight, pixel_weight, image_factor, offset, noise_seed}, options);
   auto [of_input, of_weight] = allocate_gradients<Backend>(p, input, target, options);
   Tensor normalizer = normalizer_of(backend, p, target, options.reduction);
   if (options.divides()) p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
@@ -170,16 +178,17 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(
     std::optional<Tensor> weight, std::optional<Tensor> pixel_weight, const Tensor& normalizer,
     int64_t ignore_index, int64_t reduction, double label_smoothing, bool interpolate,
     bool align_corners, bool grad_input, bool grad_pixel_weight, std::optional<Tensor> image_factor,
-    std::optional<Tensor> offset, int64_t modulation, double modulation_rate,
-    double modulation_peak, bool detach_modulation, double logit_scale, bool offset_on_target) {
+    std::optional<Tensor> offset, std::optional<Tensor> noise_seed, int64_t modulation,
+    double modulation_rate, double modulation_peak, bool detach_modulation, double logit_scale,
+    bool offset_on_target, int64_t noise, double noise_sigma) {
   const CrossEntropyOptions options{
-      ignore_index,    Reduction(reduction), label_smoothing,   interpolate,
-      align_corners,   grad_input,           grad_pixel_weight, ModulationKind(modulation),
-      modulation_rate, modulation_peak,      detach_modulation, logit_scale,
-      offset_on_target};
+      ignore_index,     Reduction(reduction), label_smoothing,   interpolate,
+      align_corners,    grad_input,           grad_pixel_weight, ModulationKind(modulation),
+      modulation_rate,  modulation_peak,      detach_modulation, logit_scale,
+      offset_on_target, NoiseKind(noise),     noise_sigma};
   const Backend backend(input);
   CrossEntropyParams p =
-      params_of(input, target, {weight, pixel_weight, image_factor, offset}, options);
+      params_of(input, target, {weight, pixel_weight, image_factor, offset, noise_seed}, options);
   p.upstream_is_scalar = options.reduction != Reduction::none;
   const std::vector<int64_t> scalar;
   check_dense("grad_output", grad_output, p.upstream_is_scalar ? Sizes(scalar) : target.sizes(),

@@ -6,6 +6,7 @@
 #include "../common/class_map.h"
 #include "../common/element.h"
 #include "../math/modulation.h"
+#include "../math/philox.h"
 
 namespace segunc {
 
@@ -20,12 +21,15 @@ struct Modulation {
   SEGUNC_HD bool used() const { return kind != ModulationKind::none || image_factor; }
 };
 
-// The logits that a loss is of: scale * z_c + offset_c, or with the offset of the labelled class
-// alone.
+// The logits that a loss is of: scale * z_c + offset_c, with the offset of the labelled class
+// alone, or times |delta|, a random number of its own for each pixel and class.
 struct Adjustment {
   const void* offset;  // [C] of A, or null: no adjustment
   double scale;
   bool on_target;
+  NoiseKind noise;  // of delta, if it is random
+  double sigma;
+  const int64_t* seed;  // [1]
 };
 
 // A is float, or double for double logits. The gradient of target pixel p, which is sent to the

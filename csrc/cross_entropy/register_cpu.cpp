@@ -41,11 +41,12 @@ struct Cpu : cpu::LossBackend {
 }  // namespace segunc
 
 // What both operators take after their tensors.
-#define SEGUNC_CROSS_ENTROPY_OPTIONS                                                              \
-  "SymInt ignore_index, int reduction, float label_smoothing, bool interpolate, "                 \
-  "bool align_corners, bool grad_input, bool grad_pixel_weight, Tensor? image_factor=None, "      \
-  "Tensor? offset=None, int modulation=0, float modulation_rate=0.0, float modulation_peak=1.0, " \
-  "bool detach_modulation=False, float logit_scale=1.0, bool offset_on_target=False"
+#define SEGUNC_CROSS_ENTROPY_OPTIONS                                                            \
+  "SymInt ignore_index, int reduction, float label_smoothing, bool interpolate, "               \
+  "bool align_corners, bool grad_input, bool grad_pixel_weight, Tensor? image_factor=None, "    \
+  "Tensor? offset=None, Tensor? noise_seed=None, int modulation=0, float modulation_rate=0.0, " \
+  "float modulation_peak=1.0, bool detach_modulation=False, float logit_scale=1.0, "            \
+  "bool offset_on_target=False, int noise=0, float noise_sigma=0.0"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(segunc_ops, m) {
   m.def(

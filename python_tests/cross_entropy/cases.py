@@ -403,7 +403,8 @@ def operator_calls() -> dict[str, list[tuple[object, ...]]]:
                 calls.setdefault("cross_entropy_backward", []).append(
                     (upstream, source, target, None, weights, one, *options)
                 )
-                varied = (torch.rand(2, 3), torch.rand(3), 2, 0.1, 1.1, False, 2.0, True)
+                factors, offset = torch.rand(2, 3), torch.rand(3)
+                varied = factors, offset, torch.tensor(7), 2, 0.1, 1.1, False, 1.0, False, 1, 0.5
                 calls["cross_entropy_forward"].append(
                     (source, target, weight, weights, *options, *varied)
                 )

@@ -20,6 +20,7 @@ __all__ = ["cross_entropy"]
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "mean_all": 3}
 _MEAN_IMAGES = 4
 _FOCAL, _FALLING, _RISING = 1, 2, 3
+_NOISES = {"normal": 1, "uniform": 2}
 
 
 class _Settings(NamedTuple):
@@ -37,12 +38,15 @@ class _Varied(NamedTuple):
 
     image_factor: Tensor | None = None
     offset: Tensor | None = None
+    noise_seed: Tensor | None = None
     modulation: int = 0
     modulation_rate: float = 0.0
     modulation_peak: float = 1.0
     detach_modulation: bool = False
     logit_scale: float = 1.0
     offset_on_target: bool = False
+    noise: int = 0
+    noise_sigma: float = 0.0
 
 
 class _Wanted(NamedTuple):
@@ -58,7 +62,7 @@ _FLAGS = _OPTIONS + len(_Wanted._fields)
 # Of the Functions: deferred, wanted, settings, input, target, weight and pixel weight, before what
 # varies the loss; of that, tensors come first.
 _INPUTS = 7
-_TENSORS = 2
+_TENSORS = 3
 
 
 def _gradients(input: Tensor, target: Tensor, wanted: _Wanted) -> tuple[Tensor, Tensor]:
@@ -236,6 +240,12 @@ def _varied(
             logit_scale=adjustment.scale,
             offset_on_target=adjustment.on_target,
         )
+        if adjustment.noise is not None:
+            varied = varied._replace(
+                noise_seed=adjustment.noise.seed,
+                noise=_NOISES[adjustment.noise.distribution],
+                noise_sigma=adjustment.noise.sigma,
+            )
     return varied
 
 

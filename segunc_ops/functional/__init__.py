@@ -5,7 +5,11 @@ float32 (float64 for float64 logits), whatever type the logits are stored in.
 """
 
 from .._types import PredictiveStatistics, Reduction, Upsample
-from .adjusted import balanced_softmax_cross_entropy, ldam_cross_entropy
+from .adjusted import (
+    balanced_softmax_cross_entropy,
+    ldam_cross_entropy,
+    logit_variation_cross_entropy,
+)
 from .class_weights import class_balanced_weights, inverse_frequency_weights
 from .components import component_mean, connected_components
 from .counts import (
@@ -38,6 +42,7 @@ __all__ = [
     "focal_cross_entropy",
     "inverse_frequency_weights",
     "ldam_cross_entropy",
+    "logit_variation_cross_entropy",
     "pixel_adaptive_cross_entropy",
     "predictive_statistics",
 ]

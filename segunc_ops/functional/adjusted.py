@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
+import torch
 from torch import Tensor
 
-from .._checks import check_number
+from .._checks import check_device, check_integer, check_number, check_tensor
 from .._options import LossOptions
 from .._types import Reduction, Upsample
-from .._variations import Adjustment, Margins, Variation
-from .class_weights import check_counts, margins, relative_log_counts
+from .._variations import Adjustment, Distribution, Margins, Noise, Variation
+from .class_weights import check_counts, margins, relative_log_counts, variation_scale
 from .cross_entropy import cross_entropy_with
 
-__all__ = ["balanced_softmax_cross_entropy", "ldam_cross_entropy"]
+__all__ = [
+    "balanced_softmax_cross_entropy",
+    "ldam_cross_entropy",
+    "logit_variation_cross_entropy",
+]
 
 
 def balanced_adjustment(counts: Tensor | Sequence[float]) -> Adjustment:
@@ -40,6 +45,47 @@ def ldam_adjustment(
         raise ValueError(f"margin_on: expected one of {get_args(Margins)}, got {margin_on!r}")
     offset = -scale * margins(check_counts(counts), max_margin)
     return Adjustment(offset, scale, margin_on == "target")
+
+
+def variation_adjustment(
+    counts: Tensor | Sequence[float],
+    sigma: object,
+    distribution: Distribution,
+) -> Adjustment:
+    """The logits of balancing logit variation, but for the seed of their noise.
+
+    Raises:
+        ValueError, TypeError: an argument is not what it has to be.
+    """
+    sigma = check_number("sigma", sigma, at_least=0.0)
+    if distribution not in get_args(Distribution):
+        raise ValueError(
+            f"distribution: expected one of {get_args(Distribution)}, got {distribution!r}"
+        )
+    scale = variation_scale(check_counts(counts))
+    return Adjustment(scale, noise=Noise(distribution, sigma))
+
+
+def seeded(adjustment: Adjustment, seed: int | Tensor | None, device: torch.device) -> Adjustment:
+    """With a seed for this call: that one, or one that torch's generator of the device draws.
+
+    Raises:
+        ValueError, TypeError: the seed is no integer.
+    """
+    if seed is None:
+        drawn = torch.randint(2**63 - 1, (), device=device)
+    elif isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.dim() != 0:
+            raise TypeError(
+                f"seed: expected an integer or an int64 tensor of shape (), got {seed.dtype} of "
+                f"shape {tuple(seed.shape)}"
+            )
+        check_device("seed", seed, device)
+        drawn = seed
+    else:
+        drawn = torch.tensor(check_integer("seed", seed), dtype=torch.int64, device=device)
+    assert adjustment.noise is not None
+    return adjustment._replace(noise=adjustment.noise._replace(seed=drawn))
 
 
 def balanced_softmax_cross_entropy(
@@ -132,3 +178,57 @@ def ldam_cross_entropy(
         pixel_weight,
         variation,
     )
+
+
+def logit_variation_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    counts: Tensor | Sequence[float],
+    weight: Tensor | None = None,
+    *,
+    sigma: float = 0.5,
+    distribution: Distribution = "normal",
+    seed: int | Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
+) -> Tensor:
+    r"""Cross-entropy of logits with noise, which is larger the rarer their class is.
+
+    "Balancing Logit Variation for Long-tailed Semantic Segmentation", Wang et al. 2023, equations 3
+    and 4: with a random number delta for each pixel and class,
+
+    .. math::
+        l = u\, w_y\, \mathrm{CE}(z_c + c_c |\delta|), \qquad
+        c_c = \frac{\log \sum_k n_k - \log n_c}{\max_j (\log \sum_k n_k - \log n_j)}, \qquad
+        \delta \sim N(0, \sigma) \text{ clamped to } [-1, 1]
+
+    The noise is made where it is used, forward and backward, and takes no memory: a counter-based
+    generator gives the same number for the same seed, pixel and class. It is for training: a loss
+    that is to be compared over time is :func:`cross_entropy`.
+
+    Args:
+        input, target, weight, pixel_weight, counts: as for :func:`balanced_softmax_cross_entropy`.
+        sigma: of the normal distribution, or the largest size of the uniform one; at least 0.
+        distribution: ``"normal"``, or ``"uniform"`` on [-sigma, sigma].
+        seed: of the noise, an integer or an int64 tensor ``()``; None draws one by torch's
+            generator of the input's device, which ``torch.manual_seed`` sets and checkpointing
+            restores.
+        ignore_index, reduction, label_smoothing, upsample, align_corners: as there. With `upsample`
+            noise is added to the interpolated logits.
+
+    Returns:
+        As :func:`cross_entropy`.
+
+    Raises:
+        ValueError, TypeError, IndexError: as :func:`balanced_softmax_cross_entropy`; on a negative
+            sigma, an unknown distribution, a seed that is no integer.
+    """
+    check_tensor("input", input)
+    adjustment = seeded(variation_adjustment(counts, sigma, distribution), seed, input.device)
+    options = LossOptions(weight, ignore_index, reduction, label_smoothing, upsample, align_corners)
+    variation = Variation(adjustment=adjustment)
+    return cross_entropy_with(options, input, target, pixel_weight, variation)

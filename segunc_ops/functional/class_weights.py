@@ -44,6 +44,12 @@ def relative_log_counts(counts: Tensor) -> Tensor:
     return logs - logs.max()
 
 
+def variation_scale(counts: Tensor) -> Tensor:
+    """BLV's c: log(sum n / n_c), divided by the largest of these; 0 for a single class."""
+    rarity = counts.sum().log() - counts.log()
+    return rarity / rarity.max().clamp(min=torch.finfo(rarity.dtype).tiny)
+
+
 def margins(counts: Tensor, max_margin: float) -> Tensor:
     """LDAM's margin of each class: max_margin n_c^(-1/4) / max_k n_k^(-1/4)."""
     return max_margin * (counts.min() / counts) ** 0.25

@@ -1,6 +1,10 @@
 """Losses as modules, in place of :class:`torch.nn.CrossEntropyLoss`; a file for each paper."""
 
-from .class_adjusted import BalancedSoftmaxCrossEntropyLoss, LDAMCrossEntropyLoss
+from .class_adjusted import (
+    BalancedSoftmaxCrossEntropyLoss,
+    LDAMCrossEntropyLoss,
+    LogitVariationCrossEntropyLoss,
+)
 from .cross_entropy import CrossEntropyLoss
 from .focal import FocalCrossEntropyLoss
 from .instance_uncertainty import InstanceUncertaintyCrossEntropyLoss
@@ -13,6 +17,7 @@ __all__ = [
     "FocalCrossEntropyLoss",
     "InstanceUncertaintyCrossEntropyLoss",
     "LDAMCrossEntropyLoss",
+    "LogitVariationCrossEntropyLoss",
     "PixelAdaptiveCrossEntropyLoss",
     "UncertaintyAwareCrossEntropyLoss",
 ]

@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .._variations import Adjustment, Margins, Variation
-from ..functional.adjusted import balanced_adjustment, ldam_adjustment
+from .._variations import Adjustment, Distribution, Margins, Noise, Variation
+from ..functional.adjusted import (
+    balanced_adjustment,
+    ldam_adjustment,
+    seeded,
+    variation_adjustment,
+)
 from ._base import ClassWeightedLoss
 
 if TYPE_CHECKING:
@@ -16,7 +21,11 @@ if TYPE_CHECKING:
 
     from .._options import LossArguments
 
-__all__ = ["BalancedSoftmaxCrossEntropyLoss", "LDAMCrossEntropyLoss"]
+__all__ = [
+    "BalancedSoftmaxCrossEntropyLoss",
+    "LDAMCrossEntropyLoss",
+    "LogitVariationCrossEntropyLoss",
+]
 
 
 class _AdjustedLoss(ClassWeightedLoss):
@@ -31,9 +40,12 @@ class _AdjustedLoss(ClassWeightedLoss):
         self.register_buffer("offset", adjustment.offset.float())
         self._logit_scale, self._on_target = adjustment.scale, adjustment.on_target
 
+    def _adjustment(self, input: Tensor) -> Adjustment | None:
+        return Adjustment(self.offset, self._logit_scale, self._on_target)
+
     def forward(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
-        adjustment = Adjustment(self.offset, self._logit_scale, self._on_target)
-        return self._cross_entropy(input, target, pixel_weight, Variation(adjustment=adjustment))
+        variation = Variation(adjustment=self._adjustment(input))
+        return self._cross_entropy(input, target, pixel_weight, variation)
 
     def extra_repr(self) -> str:
         # Class weights name the number of classes themselves.
@@ -125,3 +137,60 @@ class LDAMCrossEntropyLoss(_AdjustedLoss):
             f"max_margin={self.max_margin:g}, scale={self.scale:g}, margin_on={self.margin_on!r}, "
             f"{super().extra_repr()}"
         )
+
+
+class LogitVariationCrossEntropyLoss(_AdjustedLoss):
+    r"""Cross-entropy of logits with noise, which is larger the rarer their class is.
+
+    "Balancing Logit Variation for Long-tailed Semantic Segmentation", Wang et al. 2023, equations 3
+    and 4: with a random number delta for each pixel and class,
+
+    .. math::
+        l = u\, w_y\, \mathrm{CE}(z_c + c_c |\delta|), \qquad
+        c_c = \frac{\log \sum_k n_k - \log n_c}{\max_j (\log \sum_k n_k - \log n_j)}, \qquad
+        \delta \sim N(0, \sigma) \text{ clamped to } [-1, 1]
+
+    The noise is drawn in training mode alone, by torch's generator of the input's device; in
+    ``eval()`` the loss is plain cross-entropy. It is made where it is used and takes no memory.
+
+    Args:
+        counts: n, a positive number for each class; c is kept as the buffer ``offset``.
+        weight: class weights w, ``(C,)``, of any float type; a buffer.
+        sigma: of the normal distribution, or the largest size of the uniform one; at least 0.
+        distribution: ``"normal"``, or ``"uniform"`` on [-sigma, sigma].
+        ignore_index, reduction, label_smoothing, upsample, align_corners: as for
+            :class:`CrossEntropyLoss`.
+
+    Shape:
+        - input, target, pixel_weight, result: as for :class:`CrossEntropyLoss`.
+
+    Raises:
+        ValueError, TypeError, IndexError: as
+            :func:`segunc_ops.functional.logit_variation_cross_entropy`.
+
+    Example:
+        >>> loss = LogitVariationCrossEntropyLoss(counts, ignore_index=255)
+        >>> loss(model(images), labels).backward()
+    """
+
+    def __init__(
+        self,
+        counts: Tensor | Sequence[float],
+        weight: Tensor | None = None,
+        *,
+        sigma: float = 0.5,
+        distribution: Distribution = "normal",
+        **options: Unpack[LossArguments],
+    ) -> None:
+        adjustment = variation_adjustment(counts, sigma, distribution)
+        super().__init__(adjustment, weight, options)
+        self.sigma, self.distribution = float(sigma), distribution
+
+    def _adjustment(self, input: Tensor) -> Adjustment | None:
+        if not self.training:
+            return None
+        noise = Noise(self.distribution, self.sigma)
+        return seeded(Adjustment(self.offset, noise=noise), None, input.device)
+
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma:g}, distribution={self.distribution!r}, {super().extra_repr()}"

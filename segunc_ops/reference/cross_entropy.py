@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .._dtypes import accumulate_dtype
 from .._options import LossOptions
-from .._variations import PLAIN, Adjustment, Focal, PixelAdaptive, Variation
+from .._variations import PLAIN, Adjustment, Focal, Noise, PixelAdaptive, Variation
 from .common import class_sizes, interpolate, valid_labels
+from .philox import class_words
 
 __all__ = ["cross_entropy"]
 
@@ -19,10 +20,28 @@ def adjusted(logits: Tensor, labels: Tensor, adjustment: Adjustment) -> Tensor:
     """The logits ``(N, C, *)`` that a loss is of."""
     shape = (1, -1) + (1,) * (logits.dim() - 2)
     offset = adjustment.offset.to(logits.dtype).view(shape)
+    if adjustment.noise is not None:
+        return logits + offset * noise_sizes(adjustment.noise, logits)
     if adjustment.on_target:
         classes = torch.arange(logits.shape[1], device=logits.device).view(shape)
         offset = torch.where(classes == labels.unsqueeze(1), offset, 0)
     return adjustment.scale * logits + offset
+
+
+def noise_sizes(noise: Noise, logits: Tensor) -> Tensor:
+    """|delta| of each pixel and class, ``(N, C, *)``.
+
+    Balancing Logit Variation, equation 4: delta ~ N(0, sigma), clamped to [-1, 1].
+    """
+    assert noise.seed is not None
+    pixels, num_classes = (logits.shape[0], *logits.shape[2:]), logits.shape[1]
+    words = class_words(pixels, num_classes + num_classes % 2, noise.seed)
+    size = (words >> 8).to(torch.float64) * 2.0**-24
+    if noise.distribution == "normal":
+        # Box and Muller: two numbers of a radius and an angle, here in the first quadrant.
+        radius, angle = (-2 * torch.log1p(-size[:, ::2])).sqrt(), torch.pi / 2 * size[:, 1::2]
+        size = torch.stack((radius * angle.cos(), radius * angle.sin()), 2).flatten(1, 2)
+    return (noise.sigma * size[:, :num_classes]).clamp(max=1).to(logits.dtype)
 
 
 def modulation_factor(modulation: Focal | PixelAdaptive, log_p: Tensor) -> Tensor:

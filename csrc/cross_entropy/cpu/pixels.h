@@ -41,13 +41,19 @@ struct Targets {
   const A* offset;  // of the adjustment
   A logit_scale;
   bool offset_on_target;
+  NoiseKind noise;
+  A sigma;
+  uint64_t seed = 0;
 
   SEGUNC_HD explicit Targets(const CrossEntropyParams& p)
       : class_weight(static_cast<const A*>(p.weight)),
         modulation(p.modulation),
         offset(static_cast<const A*>(p.adjustment.offset)),
         logit_scale(offset ? A(p.adjustment.scale) : A(1)),
-        offset_on_target(p.adjustment.on_target) {
+        offset_on_target(p.adjustment.on_target),
+        noise(p.adjustment.noise),
+        sigma(A(p.adjustment.sigma)) {
+    if (noise != NoiseKind::none) seed = uint64_t(*p.adjustment.seed);
     const auto exact = math::target_shares(p.label_smoothing, p.map.classes);
     shares = {A(exact.on), A(exact.off)};
     if (shares.smooths())
@@ -128,12 +134,45 @@ struct Sum {
   SEGUNC_HD void store(int j) const { store_pack(sums + j, sum); }
 };
 
+// Adds offset_c |delta| to the logits of a tile, and makes their maximum.
+template <NoiseKind kind, class A, int T>
+SEGUNC_HD void add_noise(const Targets<A>& targets, int64_t at, int C, int n, A* __restrict tile,
+                         Pixels<A, T>& px) {
+  constexpr int kWords = 4;
+  alignas(kAlignment) uint32_t words[kWords][T];
+  alignas(kAlignment) A noise[kWords][T];
+  for (int first = 0; first < C; first += kWords) {
+    for (int j = 0; j < n; ++j) {
+      uint32_t drawn[kWords];
+      math::words_of(at + j, first / kWords, targets.seed, drawn);
+      for (int k = 0; k < kWords; ++k) words[k][j] = drawn[k];
+    }
+    for (int k = 0; k < kWords; k += 2)
+      for (int j = 0; j < n; ++j) {
+        const auto pair = math::noise_of(kind, targets.sigma, words[k][j], words[k + 1][j]);
+        noise[k][j] = pair.first, noise[k + 1][j] = pair.second;
+      }
+    for (int k = 0; k < kWords && first + k < C; ++k) {
+      A* __restrict row = tile + (first + k) * T;
+      const A offset = targets.offset[first + k];
+      for (int j = 0; j < n; ++j) {
+        row[j] += offset * noise[k][j];
+        px.maximum[j] = maximum_of(px.maximum[j], row[j]);
+      }
+    }
+  }
+}
+
 // Logits of a tile to those that the loss is of, and their maximum.
 template <class A, int T>
-SEGUNC_HD void adjust_logits(const Targets<A>& targets, int C, int n, A* __restrict tile,
-                             Pixels<A, T>& px) {
+SEGUNC_HD void adjust_logits(const Targets<A>& targets, int64_t at, int C, int n,
+                             A* __restrict tile, Pixels<A, T>& px) {
   if (!targets.offset) return;
   for (int j = 0; j < n; ++j) px.maximum[j] = -std::numeric_limits<A>::infinity();
+  if (targets.noise == NoiseKind::normal)
+    return add_noise<NoiseKind::normal>(targets, at, C, n, tile, px);
+  if (targets.noise == NoiseKind::uniform)
+    return add_noise<NoiseKind::uniform>(targets, at, C, n, tile, px);
   for (int c = 0; c < C; ++c) {
     const A scale = targets.logit_scale, offset = targets.offset[c];
     A* __restrict row = tile + c * T;

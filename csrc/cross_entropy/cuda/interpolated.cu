@@ -68,12 +68,15 @@ constexpr int64_t kMaxTileClasses = kMaxClassesOfTileThread * kWarpSize;
 
 // Resident blocks that the compiler has to leave registers for: a thread keeps five numbers a
 // class, as many blocks as that allows without spilling.
-template <int K>
-constexpr int kTileBlocks = K <= 3    ? 8  // tuning
-                            : K <= 7  ? 6
-                            : K <= 11 ? 5
-                            : K <= 19 ? 4
-                                      : 3;
+template <int K, int variation>
+constexpr int kTileBlocks = variation == kNoisy ? (K <= 7    ? 4
+                                                   : K <= 15 ? 3
+                                                             : 2)  // tuning
+                            : K <= 3            ? 8
+                            : K <= 7            ? 6
+                            : K <= 11           ? 5
+                            : K <= 19           ? 4
+                                                : 3;
 
 // The source positions that `count` target positions from `first` on blend.
 struct Span {
@@ -444,14 +447,16 @@ struct WideRow {
 
 // What the compiler knows of a launch: registers for a thread's classes, how many are always in
 // use, and whether the loss may vary.
-template <int Classes, int Least, bool Varies>
+template <int Classes, int Least, int LossVariation>
 struct TileVariant {
   static constexpr int kClasses = Classes, kLeast = Least;
-  static constexpr bool kVaries = Varies;
+  static constexpr int kVariation = LossVariation;
+  static constexpr bool kVaries = kVariation != kPlain;
 };
 
 template <class Variant>
-__global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Variant::kClasses>)
+__global__ void __launch_bounds__(Policy::kTileThreads,
+                                  kTileBlocks<Variant::kClasses, Variant::kVariation>)
     cross_entropy_interpolated_tiles_kernel(const CrossEntropyParams p, const TileWork work,
                                             const Axes<float> axes) {
   constexpr int K = Variant::kClasses;
@@ -558,7 +563,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Variant::kCl
 #pragma unroll
           for (int i = 0; i < K; i++) value[i][0] = odd_weight * odd.logit[i];
         }
-        adjust_logits<Variant::kVaries>(p.adjustment, constants, owner, label, value);
+        adjust_logits<Variant::kVariation>(p.adjustment, constants, owner, label, {pixel}, value);
         largest_logit(owner, value, maximum);
         SoftmaxTerms<float> softmax[1];
         const float* const labelled_logit = before + widening.left + (label[0] < 0 ? 0 : label[0]);
@@ -568,11 +573,12 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Variant::kCl
           logit = math::interpolate(logit, next, weight);
         }
         if (label[0] >= 0)
-          logit = adjusted<Variant::kVaries>(p.adjustment, constants, logit, label[0], label[0]);
+          logit = adjusted<Variant::kVariation>(p.adjustment, constants, logit, label[0], label[0],
+                                                pixel);
         softmax[0].target_shifted = logit - maximum[0];
         softmax_in_place(constants, owner, maximum, value, softmax);
 
-        const PixelTerms<float> terms = pixel_terms<Variant::kVaries>(
+        const PixelTerms<float> terms = pixel_terms<Variant::kVariation>(
             p, constants, tile.image, label[0], softmax[0], pixel_weight[0], upstream[0]);
         if (inside && owner.part == 0) {
           sum += double(terms.loss);
@@ -728,7 +734,7 @@ struct SavedTerms {
 };
 
 template <class T>
-__global__ void __launch_bounds__(Policy::kPixelThreads, 4)
+__global__ void __launch_bounds__(Policy::kPixelThreads, sizeof(T) > 4 ? 2 : 4)
     cross_entropy_interpolated_pixels_kernel(const CrossEntropyParams p, const LossWork work,
                                              const InterpolatedPixels<accumulate_t<T>> pixels,
                                              const Divisor pixels_of_image) {
@@ -750,9 +756,9 @@ __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
     if (label[0] >= 0) {
       const auto blended = pixels.at(image, pixel);
       const auto logit_of = [&](int64_t c) {
-        return adjusted<true>(p.adjustment, constants,
-                              blended.logit(static_cast<const T*>(p.input) + c * class_stride),
-                              int(c), label[0]);
+        return adjusted<kNoisy>(p.adjustment, constants,
+                                blended.logit(static_cast<const T*>(p.input) + c * class_stride),
+                                int(c), label[0], index);
       };
       OnlineSoftmax<A> online;
 #pragma unroll 1
@@ -773,7 +779,7 @@ __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
       upstream = load_factors<1, A>(upstream_map(p), index)[0];
     }
     const PixelTerms<A> terms =
-        pixel_terms<true>(p, constants, image, label[0], softmax, pixel_weight, upstream);
+        pixel_terms<kNoisy>(p, constants, image, label[0], softmax, pixel_weight, upstream);
     sum += double(terms.loss);
     if (p.loss) static_cast<A*>(p.loss)[index] = terms.loss;
     if (p.grad_pixel_weight) static_cast<A*>(p.grad_pixel_weight)[index] = terms.weight_gradient;
@@ -784,7 +790,7 @@ __global__ void __launch_bounds__(Policy::kPixelThreads, 4)
 }
 
 template <class T>
-__global__ void __launch_bounds__(Policy::kGatherThreads, 4)
+__global__ void __launch_bounds__(Policy::kGatherThreads, sizeof(T) > 4 ? 2 : 4)
     cross_entropy_interpolated_gather_kernel(const CrossEntropyParams p, const TargetShares shares,
                                              const SourceItems items,
                                              const Axes<accumulate_t<T>> axes) {
@@ -818,9 +824,9 @@ __global__ void __launch_bounds__(Policy::kGatherThreads, 4)
           if (!(share > A(0)) || target == p.ignore_index) continue;
           const SavedTerms<A> terms = saved[first + column];
           const InterpolatedPixel<A> blended(p.map, item.image, near_slice, near_row, near_column);
-          const A logit =
-              adjusted<true>(p.adjustment, constants, blended.logit(logits), int(c),
-                             uint64_t(target) < uint64_t(p.map.classes) ? int(target) : -1);
+          const A logit = adjusted<kNoisy>(
+              p.adjustment, constants, blended.logit(logits), int(c),
+              uint64_t(target) < uint64_t(p.map.classes) ? int(target) : -1, first + column);
           const A exponential = math::exp_nonpositive(logit - terms.maximum);
           const A t_c = (c == target ? terms.on_target : A(0)) + terms.factor * b;
           sum += share * math::cross_entropy_derivative(exponential, terms.slope, t_c);
@@ -838,13 +844,13 @@ int64_t blocks_of(const SourceItems& items, int threads) {
   return std::min(divide_up(items.count, threads), Policy::kMaxBlocks);
 }
 
-template <bool Varies, class Buckets>
+template <int variation, class Buckets>
 bool launch_tile_bucket(const CrossEntropyParams& p, const TileWork& work, const Axes<float>& axes,
                         Stream stream, Buckets buckets) {
   return with_bucket(work.bucket, buckets, [&](auto bucket) {
     constexpr int K = bucket(), kBelow = largest_bucket_below(K, Buckets());
     constexpr int kLeast = kBelow + 1 + kBelow % 2;  // an odd one
-    launch(cross_entropy_interpolated_tiles_kernel<TileVariant<K, kLeast, Varies>>, work.blocks,
+    launch(cross_entropy_interpolated_tiles_kernel<TileVariant<K, kLeast, variation>>, work.blocks,
            work.threads(), work.shared_bytes, stream, p, work, axes);
   });
 }
@@ -852,8 +858,10 @@ bool launch_tile_bucket(const CrossEntropyParams& p, const TileWork& work, const
 template <class T>
 void launch_tiles(const CrossEntropyParams& p, const TileWork& work, const Axes<float>& axes,
                   Stream stream) {
-  const bool done = varies(p) ? launch_tile_bucket<true>(p, work, axes, stream, VariedTileBuckets())
-                              : launch_tile_bucket<false>(p, work, axes, stream, TileBuckets());
+  const bool done =
+      is_noisy(p) ? launch_tile_bucket<kNoisy>(p, work, axes, stream, VariedTileBuckets())
+      : varies(p) ? launch_tile_bucket<kVaried>(p, work, axes, stream, VariedTileBuckets())
+                  : launch_tile_bucket<kPlain>(p, work, axes, stream, TileBuckets());
   if (!done) no_kernel("cross_entropy_interpolated_tiles", p.dtype, p.map.classes);
   if (p.grad_input) {
     const SourceItems items = make_source_items(p, kCollectedClasses);

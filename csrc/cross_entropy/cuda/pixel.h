@@ -2,6 +2,8 @@
 // the logits' gradient out. What a pixel's loss is changes here, not in the traversals (stored.cu,
 // interpolated.cu).
 #pragma once
+#include <type_traits>
+
 #include "../../common/device/labels.h"
 #include "../../common/device/softmax.h"
 #include "../../common/device/work.h"
@@ -20,8 +22,14 @@ inline TargetShares target_shares(const CrossEntropyParams& p) {
   return math::target_shares(p.label_smoothing, p.map.classes);
 }
 
-// Whether a loss has more than a weighted target: smoothed labels, a factor or adjusted logits.
-// Kernels that know that it has not are spared the instructions and the registers.
+// What kernels know that a loss may have: a weighted target alone; smoothed labels, a factor or
+// adjusted logits; or logits with noise as well. What it has not, they are spared the instructions
+// and the registers of.
+constexpr int kPlain = 0, kVaried = 1, kNoisy = 2;
+template <int variation>
+using Variation = std::integral_constant<int, variation>;
+
+inline bool is_noisy(const CrossEntropyParams& p) { return p.adjustment.noise != NoiseKind::none; }
 inline bool varies(const CrossEntropyParams& p) {
   return p.label_smoothing > 0 || p.modulation.used() || p.adjustment.offset;
 }
@@ -101,21 +109,73 @@ SEGUNC_DEVICE BlockSmoothing<A, Smooths> block_smoothing(const Constants<A>& con
   return {nullptr, false};
 }
 
-// A logit to the one that the loss is of. Varies: whether it may be another.
-template <bool Varies, class A>
+// |delta| of a class and a pixel, as its index in the target.
+template <class A>
+SEGUNC_DEVICE A noise_at(const Adjustment& adjustment, int64_t pixel, int c) {
+  uint32_t words[4];
+  math::words_of(pixel, c / 4, uint64_t(load_read_only(adjustment.seed)), words);
+  const bool upper = c & 2;
+  const auto noise = math::noise_of(adjustment.noise, A(adjustment.sigma),
+                                    upper ? words[2] : words[0], upper ? words[3] : words[1]);
+  return c & 1 ? noise.second : noise.first;
+}
+
+// A logit to the one that the loss is of.
+template <int variation, class A>
 SEGUNC_DEVICE A adjusted(const Adjustment& adjustment, const Constants<A>& constants, A logit,
-                         int c, int label) {
-  if (!Varies || !adjustment.offset) return logit;
+                         int c, int label, int64_t pixel) {
+  if (variation == kPlain || !adjustment.offset) return logit;
   const A offset = load_read_only(static_cast<const A*>(adjustment.offset) + c);
+  if (variation == kNoisy && adjustment.noise != NoiseKind::none) {
+    return logit + offset * noise_at<A>(adjustment, pixel, c);
+  }
   return constants.logit_scale * logit + (adjustment.on_target && c != label ? A(0) : offset);
 }
 
-// Those of V pixels, as they are owned.
-template <bool Varies, int K, int V, class A, class Owner>
+// Adds offset_c |delta|. Where a thread has all classes, four are of the same draw: K is a
+// multiple.
+template <int K, int V, class A, class Owner>
+SEGUNC_DEVICE void add_noise(const Adjustment& adjustment, const Owner& owner,
+                             const int64_t (&pixel)[V], A (&value)[K][V]) {
+  const A* const offset = static_cast<const A*>(adjustment.offset);
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    if constexpr (Owner::kOwnsAll) {
+      static_assert(K % 4 == 0);
+      const uint64_t seed = uint64_t(load_read_only(adjustment.seed));
+#pragma unroll
+      for (int first = 0; first < K; first += 4) {
+        uint32_t words[4];
+        math::words_of(pixel[j], first / 4, seed, words);
+#pragma unroll
+        for (int k = 0; k < 4; k += 2) {
+          const auto noise =
+              math::noise_of(adjustment.noise, A(adjustment.sigma), words[k], words[k + 1]);
+          const int i = first + k;
+          if (i < owner.owned) value[i][j] += load_read_only(offset + i) * noise.first;
+          if (i + 1 < owner.owned) value[i + 1][j] += load_read_only(offset + i + 1) * noise.second;
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < K; i++) {
+        if (i < owner.owned) {
+          const int c = owner.class_of(i);
+          value[i][j] += load_read_only(offset + c) * noise_at<A>(adjustment, pixel[j], c);
+        }
+      }
+    }
+  }
+}
+
+// Those of V pixels, as they are owned. pixel: their indices in the target.
+template <int variation, int K, int V, class A, class Owner>
 SEGUNC_DEVICE void adjust_logits(const Adjustment& adjustment, const Constants<A>& constants,
-                                 const Owner& owner, const int (&label)[V], A (&value)[K][V]) {
-  if (!Varies || !adjustment.offset) return;
+                                 const Owner& owner, const int (&label)[V],
+                                 const int64_t (&pixel)[V], A (&value)[K][V]) {
+  if (variation == kPlain || !adjustment.offset) return;
   // report: begin rare
+  if constexpr (variation == kNoisy) return add_noise(adjustment, owner, pixel, value);
 #pragma unroll
   for (int i = 0; i < K; i++) {
     if (i < owner.owned) {
@@ -140,7 +200,7 @@ struct PixelTerms {
 };
 
 // Without branches on the label: neighbouring pixels are computed side by side.
-template <bool Varies, class A>
+template <int variation, class A>
 SEGUNC_DEVICE PixelTerms<A> pixel_terms(const CrossEntropyParams& p, const Constants<A>& constants,
                                         int64_t image, int label, const SoftmaxTerms<A>& softmax,
                                         A pixel_weight, A upstream) {
@@ -149,7 +209,7 @@ SEGUNC_DEVICE PixelTerms<A> pixel_terms(const CrossEntropyParams& p, const Const
   A on_target = valid ? constants.on_target(label) : A(0);
   A loss = math::cross_entropy(on_target, softmax, log_sum);
   A spread = A(1);  // of what smoothing spreads
-  if (Varies && p.modulation.used()) {
+  if (variation != kPlain && p.modulation.used()) {
     // report: begin rare
     const A log_p = -math::negative_log_probability(softmax.target_shifted, log_sum);
     const auto factors =

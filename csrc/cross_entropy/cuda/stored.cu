@@ -8,6 +8,8 @@
 //   planar_registers  a thread owns V pixels and all of their at most 32 classes
 //   staged            a tile goes through shared memory; up to 16 threads share a pixel's classes
 //   strided           a thread a pixel, the logits read twice: whatever the others do not take
+// A loss that has more than a weighted target (pixel.h) has variants of its own, general ones and
+// some for popular numbers of classes; with noise, those of planar logits and the strided kernel.
 // What counts in an inner loop and is the same for a launch is known to the compiler: whether
 // labels are smoothed, how pixels move and, where many networks have it, the number of classes. All
 // else costs an instruction a pixel at most and is tested at run time. The labelled class takes
@@ -57,24 +59,24 @@ struct Policy {  // tuning
 };
 
 // Instructions a logit on sm_90, in training without smoothing.
-// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 2, 2, false, false* 56
-// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 11, 11, false, false* 18
-// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 19, 19, false, false* 15
-// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 21, 21, false, false* 15
-// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 20, 17, false, false* 18
-// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 32, 29, false, false* 18
-// report: budget cross_entropy_planar_registers_kernel<float, *Spaced*, 20, 17, false, false* 25
-// report: budget cross_entropy_staged_kernel<float, ExactStaged*, false* 25
-// report: budget cross_entropy_staged_kernel<float, GeneralStaged<20, 16, false* 45
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 2, 2, false, false* 60
-// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 11, 11, false, false*
-// 20 report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 19, 19, false,
-// false* 17 report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 21, 21,
-// false, false* 17 report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 20,
-// 17, false, false* 20 report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*,
-// 32, 29, false, false* 20 report: budget cross_entropy_planar_registers_kernel<bfloat16, *Spaced*,
-// 20, 17, false, false* 25 report: budget cross_entropy_staged_kernel<bfloat16, ExactStaged*,
-// false* 25 report: budget cross_entropy_staged_kernel<bfloat16, GeneralStaged<20, 16, false* 45
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 2, 2, 0* 56
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 11, 11, 0* 18
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 19, 19, 0* 15
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 21, 21, 0* 15
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 20, 17, 0* 18
+// report: budget cross_entropy_planar_registers_kernel<float, *Adjacent*, 32, 29, 0* 18
+// report: budget cross_entropy_planar_registers_kernel<float, *Spaced*, 20, 17, 0* 25
+// report: budget cross_entropy_staged_kernel<float, ExactStaged*, 0* 25
+// report: budget cross_entropy_staged_kernel<float, GeneralStaged<20, 16, 0* 45
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 2, 2, 0* 60
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 11, 11, 0* 20
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 19, 19, 0* 17
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 21, 21, 0* 17
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 20, 17, 0* 20
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Adjacent*, 32, 29, 0* 20
+// report: budget cross_entropy_planar_registers_kernel<bfloat16, *Spaced*, 20, 17, 0* 25
+// report: budget cross_entropy_staged_kernel<bfloat16, ExactStaged*, 0* 25
+// report: budget cross_entropy_staged_kernel<bfloat16, GeneralStaged<20, 16, 0* 45
 
 // Pixels a thread of planar_registers: at most 64 values.
 template <int K>
@@ -139,7 +141,8 @@ StoredWork make_stored_work(const CrossEntropyParams& p) {
                            Policy::kMaxBlocks),
             Strategy::planar_registers, bucket};
   }
-  if (tiled && map.classes <= kMaxTileClasses) {
+  // A team would draw four classes' noise for each of its own.
+  if (tiled && map.classes <= kMaxTileClasses && !is_noisy(p)) {
     const int team = 1 << team_shift_of(map.classes, kMaxClassesOfThread);
     return {make_loss_work(p, map.images, map.pixels, Policy::kStagedThreads / team,
                            Policy::kMaxBlocks),
@@ -156,16 +159,17 @@ StoredWork make_stored_work(const CrossEntropyParams& p) {
 // What the compiler knows of a launch: the pixels of a thread, the registers for their classes and
 // how many of these are always in use, whether the loss may vary and whether labels may be
 // smoothed.
-template <class ThreadPixels, int Classes, int Least, bool Varies, bool Smooths>
+template <class ThreadPixels, int Classes, int Least, int LossVariation, bool Smooths>
 struct PlanarVariant {
   using Pixels = ThreadPixels;
   static constexpr int kClasses = Classes, kLeast = Least, kValues = Classes * Pixels::kCount;
-  static constexpr bool kVaries = Varies, kSmooths = Smooths;
+  static constexpr int kVariation = LossVariation;
+  static constexpr bool kSmooths = Smooths;
 };
 
 template <class T, class Variant>
 __global__ void __launch_bounds__(Policy::kPlanarThreads,
-                                  kPlanarBlocks<Variant::kValues, Variant::kVaries>)
+                                  kPlanarBlocks<Variant::kValues, Variant::kVariation>)
     cross_entropy_planar_registers_kernel(const CrossEntropyParams p, const LossWork work) {
   using A = accumulate_t<T>;
   using Pixels = typename Variant::Pixels;
@@ -215,13 +219,16 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads,
 #pragma unroll
       for (int j = 0; j < V; j++) value[c][j] = to_accumulate(raw[c][j]);
     }
-    adjust_logits<Variant::kVaries>(p.adjustment, constants, owner, label, value);
+    int64_t index[V];
+#pragma unroll
+    for (int j = 0; j < V; j++) index[j] = first + pixels.distance(j);
+    adjust_logits<Variant::kVariation>(p.adjustment, constants, owner, label, index, value);
     largest_logit(owner, value, maximum);
 #pragma unroll
     for (int j = 0; j < V; j++) {
       if (label[j] >= 0) {
-        target_logit[j] = adjusted<Variant::kVaries>(p.adjustment, constants, target_logit[j],
-                                                     label[j], label[j]);
+        target_logit[j] = adjusted<Variant::kVariation>(p.adjustment, constants, target_logit[j],
+                                                        label[j], label[j], index[j]);
       }
       softmax[j].target_shifted = target_logit[j] - maximum[j];
     }
@@ -231,8 +238,8 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads,
     Vector<A, V> loss, weight_gradient;
 #pragma unroll
     for (int j = 0; j < V; j++) {
-      terms[j] = pixel_terms<Variant::kVaries>(p, constants, walk.image, label[j], softmax[j],
-                                               pixel_weight[j], upstream[j]);
+      terms[j] = pixel_terms<Variant::kVariation>(p, constants, walk.image, label[j], softmax[j],
+                                                  pixel_weight[j], upstream[j]);
       loss[j] = terms[j].loss;
       weight_gradient[j] = terms[j].weight_gradient;
       sum += double(loss[j]);
@@ -273,10 +280,11 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads,
 
 // A tile of any layout and size, with registers for K classes of a thread, of which the first Least
 // are always in use.
-template <int K, int Least, bool Varies>
+template <int K, int Least, int LossVariation>
 struct GeneralStaged {
   static constexpr int kClasses = K, kLeast = Least;
-  static constexpr bool kExact = false, kVaries = Varies, kSmooths = Varies;
+  static constexpr int kVariation = LossVariation;
+  static constexpr bool kExact = false, kSmooths = kVariation != kPlain;
 
   SEGUNC_DEVICE static ClassTile tile(const ClassTile& shape) { return shape; }
   template <class T>
@@ -292,11 +300,12 @@ struct GeneralStaged {
 };
 
 // One that the compiler knows, for labels that are not smoothed.
-template <class Tile, bool Varies>
+template <class Tile, int LossVariation>
 struct ExactStaged {
   static constexpr int kClasses = int(classes_of_tile_thread(Tile::kTile.classes));
   static constexpr int kLeast = Tile::kTile.classes / Tile::kTile.team;
-  static constexpr bool kExact = true, kVaries = Varies, kSmooths = false;
+  static constexpr int kVariation = LossVariation;
+  static constexpr bool kExact = true, kSmooths = false;
 
   SEGUNC_DEVICE static ClassTile tile(const ClassTile&) {
     constexpr ClassTile kTile = Tile::kTile;
@@ -368,18 +377,18 @@ __global__ void __launch_bounds__(Policy::kStagedThreads,
         if (present(i)) value[i][0] = to_accumulate(mine[i * step]);
       }
     }
-    adjust_logits<Variant::kVaries>(p.adjustment, constants, owner, label, value);
+    adjust_logits<Variant::kVariation>(p.adjustment, constants, owner, label, {index}, value);
     largest_logit(owner, value, maximum);
     softmax[0].target_shifted =
         label[0] < 0
             ? A(0)
-            : adjusted<Variant::kVaries>(p.adjustment, constants,
-                                         to_accumulate(classes[label[0] * shape.class_pitch]),
-                                         label[0], label[0]) -
+            : adjusted<Variant::kVariation>(p.adjustment, constants,
+                                            to_accumulate(classes[label[0] * shape.class_pitch]),
+                                            label[0], label[0], index) -
                   maximum[0];
     softmax_in_place(labels, owner, maximum, value, softmax);
 
-    const PixelTerms<A> terms = pixel_terms<Variant::kVaries>(
+    const PixelTerms<A> terms = pixel_terms<Variant::kVariation>(
         p, constants, walk.image, label[0], softmax[0], pixel_weight[0], upstream[0]);
     if (inside && owner.part == 0) {
       sum += double(terms.loss);
@@ -418,7 +427,7 @@ __global__ void __launch_bounds__(Policy::kStagedThreads,
 // ---- strided ----
 
 template <class T>
-__global__ void __launch_bounds__(Policy::kStridedThreads, sizeof(T) > 4 ? 2 : 3)
+__global__ void __launch_bounds__(Policy::kStridedThreads, sizeof(T) > 4 ? 1 : 3)
     cross_entropy_strided_kernel(const CrossEntropyParams p, const LossWork work,
                                  const Divisor pixels_of_image, const PixelOffset offset,
                                  const PixelOffset grad_offset) {
@@ -437,8 +446,9 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, sizeof(T) > 4 ? 2 : 3
     load_labels(p, index, label, bad);
     const bool valid = label[0] >= 0;
     const auto logit_of = [&](int64_t c) {
-      return adjusted<true>(p.adjustment, constants, to_accumulate(logits[c * p.map.class_stride]),
-                            int(c), label[0]);
+      return adjusted<kNoisy>(p.adjustment, constants,
+                              to_accumulate(logits[c * p.map.class_stride]), int(c), label[0],
+                              index);
     };
     SoftmaxTerms<A> terms_of_softmax{};
     A maximum = 0, pixel_weight = 1, upstream = 1;
@@ -457,8 +467,8 @@ __global__ void __launch_bounds__(Policy::kStridedThreads, sizeof(T) > 4 ? 2 : 3
       pixel_weight = load_factors<1, A>(p.pixel_weight, index)[0];
       upstream = load_factors<1, A>(upstream_map(p), index)[0];
     }
-    const PixelTerms<A> terms =
-        pixel_terms<true>(p, constants, image, label[0], terms_of_softmax, pixel_weight, upstream);
+    const PixelTerms<A> terms = pixel_terms<kNoisy>(p, constants, image, label[0], terms_of_softmax,
+                                                    pixel_weight, upstream);
     sum += double(terms.loss);
     if (p.loss) static_cast<A*>(p.loss)[index] = terms.loss;
     if (p.grad_pixel_weight) static_cast<A*>(p.grad_pixel_weight)[index] = terms.weight_gradient;
@@ -514,25 +524,29 @@ bool launch_planar_registers(const CrossEntropyParams& p, const StoredWork& work
   };
   if (varies(p)) {
     bool done = false;
-    if (p.label_smoothing == 0) {
+    if (p.label_smoothing == 0 && !is_noisy(p)) {
       with_bucket(work.bucket, PlanarBuckets(),
-                  [&](auto bucket) { done = run_exact(bucket, std::true_type()); });
+                  [&](auto bucket) { done = run_exact(bucket, Variation<kVaried>()); });
     }
     return done || with_bucket(p.map.classes, VariedBuckets(), [&](auto bucket) {
              constexpr int K = bucket(), kLeast = largest_bucket_below(K, VariedBuckets()) + 1;
              using Spaced = SpacedPixels<kPlanarWidth<K>, Policy::kPlanarThreads>;
-             run(PlanarVariant<Spaced, K, kLeast, true, true>());
+             if (is_noisy(p)) {
+               run(PlanarVariant<Spaced, K, kLeast, kNoisy, true>());
+             } else {
+               run(PlanarVariant<Spaced, K, kLeast, kVaried, true>());
+             }
            });
   }
   return with_bucket(work.bucket, PlanarBuckets(), [&](auto bucket) {
     constexpr int K = bucket(), kLeast = largest_bucket_below(K, PlanarBuckets()) + 1;
     using Adjacent = AdjacentPixels<kPlanarWidth<K>>;
     using Spaced = SpacedPixels<kPlanarWidth<K>, Policy::kPlanarThreads>;
-    if (run_exact(bucket, std::false_type())) return;
+    if (run_exact(bucket, Variation<kPlain>())) return;
     if (all_fit_vectors<T, Adjacent::kCount>(p)) {
-      run(PlanarVariant<Adjacent, K, kLeast, false, false>());
+      run(PlanarVariant<Adjacent, K, kLeast, kPlain, false>());
     } else {
-      run(PlanarVariant<Spaced, K, kLeast, false, false>());
+      run(PlanarVariant<Spaced, K, kLeast, kPlain, false>());
     }
   });
 }
@@ -565,16 +579,16 @@ bool launch_staged(const CrossEntropyParams& p, const StoredWork& work, Stream s
            run_exact(ChannelsLast(), exact_classes, loss_varies);
   };
   if (aligned && p.label_smoothing == 0 &&
-      (varies(p) ? run_any_exact(ExactVariedTiles(), std::true_type())
-                 : run_any_exact(ExactClasses(), std::false_type()))) {
+      (varies(p) ? run_any_exact(ExactVariedTiles(), Variation<kVaried>())
+                 : run_any_exact(ExactClasses(), Variation<kPlain>()))) {
     return true;
   }
   return with_bucket(work.bucket, StagedBuckets(), [&](auto bucket) {
     constexpr int K = bucket(), kLeast = largest_bucket_below(K, StagedBuckets());
     if (varies(p)) {
-      run(GeneralStaged<K, kLeast, true>());
+      run(GeneralStaged<K, kLeast, kVaried>());
     } else {
-      run(GeneralStaged<K, kLeast, false>());
+      run(GeneralStaged<K, kLeast, kPlain>());
     }
   });
 }

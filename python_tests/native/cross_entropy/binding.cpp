@@ -41,8 +41,12 @@ CrossEntropyParams cross_entropy_params(const py::kwargs& kwargs) {
   params.modulation = {ModulationKind(fields.value("modulation", 0)), fields.value("rate", 0.0),
                        fields.value("peak", 1.0), fields.value("detached", false),
                        fields.contiguous("image_factor")};
-  params.adjustment = {fields.contiguous("offset"), fields.value("logit_scale", 1.0),
-                       fields.value("offset_on_target", false)};
+  params.adjustment = {fields.contiguous("offset"),
+                       fields.value("logit_scale", 1.0),
+                       fields.value("offset_on_target", false),
+                       NoiseKind(fields.value("noise", 0)),
+                       fields.value("sigma", 0.0),
+                       fields.contiguous<const int64_t>("seed")};
   params.bad_target = fields.contiguous<int64_t>("bad_target");
   fields.finish();
   return params;

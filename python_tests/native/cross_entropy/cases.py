@@ -39,12 +39,15 @@ class Varied:
     adjusts: bool = False
     scale: float = 1.0
     on_target: bool = False
+    noise: int = 0
+    sigma: float = 0.0
 
     def __str__(self) -> str:
         return "".join(f"-{name}={value}" for name, value in vars(self).items() if value)
 
 
 PLAIN = Varied()
+SEED = 0x123456789ABCDEF1  # of the noise
 VARIATIONS = {
     "focal": Varied(references.FOCAL, 2.0),
     "focal_below_1": Varied(references.FOCAL, 0.5),
@@ -57,6 +60,8 @@ VARIATIONS = {
     "offset": Varied(adjusts=True),
     "margin": Varied(adjusts=True, scale=3.0, on_target=True),
     "margin_of_all": Varied(adjusts=True, scale=3.0),
+    "normal_noise": Varied(adjusts=True, noise=references.NORMAL, sigma=0.5),
+    "uniform_noise": Varied(references.FOCAL, 2.0, adjusts=True, noise=references.UNIFORM, sigma=2),
     "focal_and_offset": Varied(references.FOCAL, 1.5, adjusts=True, by_image=True),
 }
 
@@ -121,6 +126,9 @@ class Inputs:
             self.offset,
             varied.scale,
             varied.on_target,
+            varied.noise,
+            varied.sigma,
+            SEED,
         )
 
 
@@ -209,6 +217,9 @@ def run(host: ModuleType, case: Case, inputs: Inputs) -> dict[str, Array]:
         "offset": placed("offset"),
         "logit_scale": case.varied.scale,
         "offset_on_target": case.varied.on_target,
+        "noise": case.varied.noise,
+        "sigma": case.varied.sigma,
+        "seed": place((1,), np.int64, values=np.array([SEED])).view,
         "dtype": case.dtype,
         "as_strided": case.layout == "forced",
         **{name: output.view for name, output in outputs.items()},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,24 @@ from python_tests.native.harness import Array
 from python_tests.native.references import log_softmax
 
 FOCAL, FALLING, RISING = 1, 2, 3  # csrc/math/modulation.h
+NORMAL, UNIFORM = 1, 2  # csrc/math/philox.h
+
+
+def philox(counter: list[Any], key: int) -> Array:
+    """Philox4x32-10: [groups, 4, N] words of counters that broadcast to [groups, N]."""
+    mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    c = [np.asarray(word, np.uint64) for word in np.broadcast_arrays(*counter)]
+    low, high = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
+    for _ in range(10):
+        first, second = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = [
+            (second >> shift) ^ c[1] ^ np.uint64(low),
+            second & mask,
+            (first >> shift) ^ c[3] ^ np.uint64(high),
+            first & mask,
+        ]
+        low, high = (low + 0x9E3779B9) & 0xFFFFFFFF, (high + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack(c, 1)
 
 
 class Variation(NamedTuple):
@@ -23,17 +41,37 @@ class Variation(NamedTuple):
     offset: Array | None = None  # [C]
     scale: float = 1.0
     on_target: bool = False
+    noise: int = 0
+    sigma: float = 0.0
+    seed: int = 0
 
     def logits(self, logits: Array, index: Array) -> Array:
         """[N, C, P], those that the loss is of."""
         if self.offset is None:
             return logits
         offset = self.offset.astype(np.float64)[None, :, None]
+        if self.noise:
+            return logits + offset * self._noise(logits.shape)
         if self.on_target:
             offset = np.where(
                 np.arange(logits.shape[1])[None, :, None] == index[:, None], offset, 0
             )
         return self.scale * logits + offset
+
+    def _noise(self, shape: tuple[int, ...]) -> Array:
+        """|delta|, [N, C, P]."""
+        images, classes, pixels = shape
+        index = np.arange(images * pixels, dtype=np.uint64)
+        groups = np.arange((classes + 3) // 4, dtype=np.uint64)[:, None]
+        low = index & np.uint64(0xFFFFFFFF)
+        words = philox([low, index >> np.uint64(32), groups, np.uint64(0)], self.seed)
+        words = words.reshape(-1, images, pixels).swapaxes(0, 1)
+        size = (words >> np.uint64(8)).astype(np.float64) * 2.0**-24
+        if self.noise == NORMAL:
+            radius, angle = np.sqrt(-2 * np.log(1 - size[:, ::2])), np.pi / 2 * size[:, 1::2]
+            size = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 2)
+            size = size.reshape(words.shape)
+        return np.minimum(self.sigma * size[:, :classes], 1)
 
     def factor(self, p: Array) -> tuple[Array, Array]:
         """Of pixels whose class has probability p, and its derivative by p."""

@@ -1,12 +1,15 @@
 // The formulas of csrc/math and the elements of csrc/common/element.h.
 #include "binding.h"
 
+#include <array>
+
 #include "math/counts.h"
 #include "math/cross_entropy.h"
 #include "math/exp_log.h"
 #include "math/interpolate.h"
 #include "math/modulation.h"
 #include "math/moments.h"
+#include "math/philox.h"
 
 namespace segunc {
 namespace {
@@ -43,6 +46,8 @@ void define_formulas(py::module_& m) {
     const auto modulated = math::modulated(ModulationKind(kind), log_p, rate, peak);
     return py::make_tuple(modulated.factor, modulated.slope);
   });
+  m.def("quarter_cos", py::vectorize([](A v) { return math::quarter_cos(v); }));
+  m.def("quarter_sin", py::vectorize([](A v) { return math::quarter_sin(v); }));
   m.def("complement_of",
         py::vectorize([](A q) { return math::complement_of(q, math::exp_nonpositive(q)); }));
   m.def("accumulate_moments", [](A value, int64_t count, A mean, A squared_deviations) {
@@ -78,6 +83,14 @@ void define_formulas(py::module_& m) {
   });
 }
 
+void define_random(py::module_& m) {
+  m.def("philox", [](std::array<uint32_t, 4> counter, uint64_t key) {
+    uint32_t words[4] = {counter[0], counter[1], counter[2], counter[3]};
+    math::philox(words, key);
+    return std::array<uint32_t, 4>{words[0], words[1], words[2], words[3]};
+  });
+}
+
 void define_elements(py::module_& m) {
   m.def("bfloat16_to_float",
         py::vectorize([](uint16_t bits) { return to_accumulate(bfloat16{bits}); }));
@@ -91,6 +104,7 @@ void define_elements(py::module_& m) {
 
 const Binding binding_of_formulas([](py::module_& m) {
   define_elements(m);
+  define_random(m);
   py::module_ f32 = m.def_submodule("f32");
   define_formulas<float>(f32);
   py::module_ f64 = m.def_submodule("f64");

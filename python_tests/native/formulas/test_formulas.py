@@ -323,3 +323,31 @@ def test_modulation_and_its_slope(
         h = 1e-6 * abs(q)
         difference = (value(np.exp(q + h)) - value(np.exp(q - h))) / (2 * h)
         assert slope == pytest.approx(difference, rel=1e-5, abs=1e-7)
+
+
+@precisions
+def test_cosine_and_sine_of_a_quadrant(
+    host: ModuleType, name: str, dtype: type, ulp: float
+) -> None:
+    v = np.linspace(0, 1, 100_001, dtype=dtype)
+    angle = np.pi / 2 * v.astype(np.float64)
+    f = formulas(host, name)
+    assert np.abs(f.quarter_cos(v) - np.cos(angle)).max() < 3 * ulp
+    assert np.abs(f.quarter_sin(v) - np.sin(angle)).max() < 3 * ulp
+
+
+# Of Random123's own tests.
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ([0] * 4, 0, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([2**32 - 1] * 4, 2**64 - 1, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            0x299F31D0A4093822,
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox(host: ModuleType, counter: list[int], key: int, words: list[int]) -> None:
+    assert host.philox(counter, key) == words

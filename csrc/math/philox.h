@@ -1,0 +1,109 @@
+// Random numbers that follow from where they are used: Philox4x32-10 (Salmon et al. 2011), so that
+// a backward pass draws again what the forward pass has drawn, whoever computes which pixel.
+#pragma once
+#include <cmath>
+
+#include "exp_log.h"
+
+namespace segunc {
+
+// delta of a normal distribution, or of a uniform one on [-sigma, sigma]; both within [-1, 1].
+enum class NoiseKind : int { none, normal, uniform };
+
+inline namespace SEGUNC_VARIANT {
+namespace math {
+
+SEGUNC_HD uint32_t high_product(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  return __umulhi(a, b);
+#else
+  return uint32_t((uint64_t(a) * b) >> 32);
+#endif
+}
+
+// Four words of a counter and a key.
+SEGUNC_HD void philox(uint32_t (&counter)[4], uint64_t key) {
+  constexpr uint32_t kMultiplier[2] = {0xd2511f53u, 0xcd9e8d57u};
+  constexpr uint32_t kWeyl[2] = {0x9e3779b9u, 0xbb67ae85u};
+  constexpr int kRounds = 10;
+  uint32_t low = uint32_t(key), high = uint32_t(key >> 32);
+#if defined(__CUDA_ARCH__)
+#pragma unroll 2
+#elif defined(__GNUC__)
+#pragma GCC unroll 10
+#endif
+  for (int round = 0; round < kRounds; ++round) {
+    const uint32_t h0 = high_product(kMultiplier[0], counter[0]), l0 = kMultiplier[0] * counter[0];
+    const uint32_t h1 = high_product(kMultiplier[1], counter[2]), l1 = kMultiplier[1] * counter[2];
+    counter[0] = h1 ^ counter[1] ^ low;
+    counter[1] = l1;
+    counter[2] = h0 ^ counter[3] ^ high;
+    counter[3] = l0;
+    low += kWeyl[0];
+    high += kWeyl[1];
+  }
+}
+
+// The words of four classes of a pixel, of which class 4 group is the first.
+SEGUNC_HD void words_of(int64_t pixel, int group, uint64_t seed, uint32_t (&words)[4]) {
+  words[0] = uint32_t(pixel);
+  words[1] = uint32_t(uint64_t(pixel) >> 32);
+  words[2] = uint32_t(group);
+  words[3] = 0;
+  philox(words, seed);
+}
+
+// In [0, 1), in steps of 2^-24.
+template <class A>
+SEGUNC_HD A uniform(uint32_t word) {
+  return A(float(int32_t(word >> 8)) * 0x1p-24f);
+}
+
+// cos and sin of v quarters of a turn, 0 <= v <= 1, within 3e-7.
+SEGUNC_HD float quarter_cos(float v) {
+  const float w = v * v;
+  float p = 4.7108749e-07f;
+  p = p * w - 2.5202042e-05f;
+  p = p * w + 9.1926027e-04f;
+  p = p * w - 2.0863481e-02f;
+  p = p * w + 2.5366951e-01f;
+  p = p * w - 1.2337005f;
+  return p * w + 1.f;
+}
+SEGUNC_HD float quarter_sin(float v) {
+  const float w = v * v;
+  float p = -3.5988432e-06f;
+  p = p * w + 1.6044118e-04f;
+  p = p * w - 4.6817541e-03f;
+  p = p * w + 7.9692626e-02f;
+  p = p * w - 6.4596410e-01f;
+  return (p * w + 1.5707963f) * v;
+}
+SEGUNC_HD double quarter_cos(double v) { return ::cos(1.5707963267948966 * v); }
+SEGUNC_HD double quarter_sin(double v) { return ::sin(1.5707963267948966 * v); }
+
+SEGUNC_HD float root(float x) { return sqrtf(x); }
+SEGUNC_HD double root(double x) { return ::sqrt(x); }
+
+// |delta| of two classes by two words: of a normal distribution by Box and Muller's way, from a
+// quarter of the turn.
+template <class A>
+struct NoisePair {
+  A first, second;
+};
+template <class A>
+SEGUNC_HD NoisePair<A> noise_of(NoiseKind kind, A sigma, uint32_t word, uint32_t next) {
+  const A u = uniform<A>(word), v = uniform<A>(next);
+  A first = u, second = v;
+  if (kind == NoiseKind::normal) {
+    const A logarithm = log_positive(A(1) - u);
+    const A radius = root(logarithm < A(0) ? A(-2) * logarithm : A(0));
+    first = radius * quarter_cos(v), second = radius * quarter_sin(v);
+  }
+  first *= sigma, second *= sigma;
+  return {first < A(1) ? first : A(1), second < A(1) ? second : A(1)};
+}
+
+}  // namespace math
+}  // namespace SEGUNC_VARIANT
+}  // namespace segunc
