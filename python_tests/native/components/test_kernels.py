@@ -370,6 +370,17 @@ def test_components_of_nan_and_infinity_are_nan(host: ModuleType, dtype: str, bo
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_a_single_nan_is_found_anywhere(host: ModuleType, dtype: str) -> None:
+    """At each column of a row, as the last pixel of a run and as the first."""
+    row, column = np.indices((64, 64))
+    labels = np.stack([2 * row + (column > row), 2 * row + (column >= row)]).astype(np.uint8)
+    ids, _ = references.components(labels, True, None)
+    values = np.random.default_rng(4).random(labels.shape)
+    values[:, row == column] = np.nan
+    check_mean(host, labels, values, ids, dtype, bound=1.0)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
 def test_values_beyond_the_bound_are_never_wrong(host: ModuleType, dtype: str) -> None:
     """Up to twice the bound they are added; from four times on their component's mean is NaN."""
     labels = blobs(40, 130)[None]
