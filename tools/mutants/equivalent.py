@@ -31,6 +31,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         _ENOUGH: ("constexpr int kReciprocalBits = 25;",),
         _SLOWER: (
             "const auto aligned = [](int64_t bytes) { return bytes / 16 == 0; };",
+            "tile.wide = aligned && (tile.single_row || tile.classes / vector == 0);",
             "(map.images == 0 || aligned(map.image_stride * element_bytes)) &&",
             "(map.images == 1 && aligned(map.image_stride * element_bytes)) &&",
             "(map.layout != Layout::planar &&",
@@ -155,6 +156,34 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "return is_vector_aligned(data, V * sizeof(T)) && map.pixels / V == 0 &&",
             "map.class_stride / V == 0 && map.image_stride % V == 0;",
             "map.class_stride % V == 0 && map.image_stride / V == 0;",
+        ),
+    },
+    "components/cuda/ids.cu": {
+        "all threads have the total": (
+            "if (thread() == 1) bitmap.of_segment[block_index()] = total;",
+        ),
+    },
+    "components/cuda/label_tile.h": {
+        "no lane has so many before it": (
+            "for (unsigned delta = 1; delta <= kWarpSize; delta *= 2) {",
+        ),
+    },
+    "components/cuda/means.cu": {
+        "a warp's own once more": (
+            "for (int i = 0; i < kMaximumWarps; i++) largest = larger(largest, warp_largest[i]);",
+        ),
+        "a half of nothing": ("for (int halving = 0; halving <= kHalvings; halving++) {",),
+    },
+    "components/cuda/tiles.h": {
+        "the first pixel starts no run behind it": ("for (int i = 0; i < kSpan; i++) {",),
+    },
+    "counts/cuda/tables.h": {
+        _ENOUGH: (
+            "static constexpr int64_t kMaxWords = 6145; // report: dynamic counts_*_kernel<* 4 * "
+            "6144",
+        ),
+        "nothing added never carries": (
+            "const uint32_t before = value[j] != 0 ? atomic_add(words + sum[j], value[j]) : 1;",
         ),
     },
     "cross_entropy/cuda/stored.cu": {
