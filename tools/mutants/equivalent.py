@@ -88,6 +88,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "common/device/labels.h": {
+        "any thread may tell": (
+            "if (flag && thread() == 1 && *value != 0) store_host_flag(flag, *value);",
+        ),
         "any negative number will do": (
             "constexpr int kIgnored = -1, kOutOfRange = -2, kOutside = -4;",
         ),
@@ -122,6 +125,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         _SLOWER: (
             "return reinterpret_cast<uintptr_t>(data) / std::min<int64_t>(bytes, 16) == 0;",
             "return reinterpret_cast<uintptr_t>(data) % std::max<int64_t>(bytes, 16) == 0;",
+            "return reinterpret_cast<uintptr_t>(data) % std::min<int64_t>(bytes, 16) == 1;",
         ),
         "no kernel stores vectors of more than a word": (
             "memcpy(&word, reinterpret_cast<const char*>(&vector) - i * Words::kWordBytes, "
@@ -184,6 +188,11 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "nothing added never carries": (
             "const uint32_t before = value[j] != 0 ? atomic_add(words + sum[j], value[j]) : 1;",
+        ),
+    },
+    "cross_entropy/cuda/interpolated.cu": {
+        "a block a tile, or blocks without one": (
+            "work.blocks = std::max(work.tiles, Policy::kMaxBlocks);",
         ),
     },
     "cross_entropy/cuda/stored.cu": {
