@@ -196,6 +196,21 @@ def test_unaligned_maps(host: ModuleType, dtype: type) -> None:
             assert np.array_equal(actual, expected[name])
 
 
+def test_maps_at_any_address(host: ModuleType) -> None:
+    """Vectors move where an address is a multiple of 16 bytes, and of nothing else."""
+    labels = noise((1, 4, 8), 2)
+    ids, _ = references.components(labels, True, None)
+    arguments = {"labels": labels, "diagonal": True, "ignored": None}
+    scratch = np.empty(host.components_scratch_bytes(**arguments), np.uint8)
+    buffer, counts = np.empty(100, np.int32), np.empty(1, np.int64)
+    for first in range(buffer.size - labels.size):
+        components = buffer[first : first + labels.size].reshape(labels.shape)
+        host.connected_components(
+            **arguments, scratch=scratch, components=components, counts=counts
+        )
+        assert np.array_equal(components, ids)
+
+
 # On the host a chunk has 8 tiles: several images each, one each, and images that are larger.
 @pytest.mark.parametrize("shape", [(19, 9, 21), (5, 40, 70), (2, 100, 130)])
 def test_batches_go_through_in_chunks(host: ModuleType, shape: tuple[int, ...]) -> None:
