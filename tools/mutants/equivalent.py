@@ -195,6 +195,11 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "work.blocks = std::max(work.tiles, Policy::kMaxBlocks);",
         ),
     },
+    "cross_entropy/cuda/pixel.h": {
+        "kernels of losses that vary compute the others, too": (
+            "return p.label_smoothing >= 0 || p.modulation.used() || p.adjustment.offset;",
+        ),
+    },
     "cross_entropy/cuda/stored.cu": {
         _APART: ("if (is_one_image(p.map) && (!p.grad_input && is_one_image(p.grad_map))) {",),
         "one of the buckets is always found": ("int width = 1;",),
@@ -207,7 +212,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "map.pixels > kMinTiledPixels && has_short_strides(map) &&",
             "(!p.grad_input && has_short_strides(p.grad_map));",
             "if (tiled && map.layout == Layout::planar && map.classes < kMaxClassesOfThread) {",
-            "if (tiled && map.classes < kMaxTileClasses) {",
+            "if (tiled && map.classes < kMaxTileClasses && !is_noisy(p)) {",
         ),
         "the strided kernel has no bucket": ("Strategy::strided, 1};",),
         "a tile more, none of whose pixels there is": (
@@ -215,21 +220,17 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         _NO_CLASS: (
             "? A(1)",
-            "label[0] < 0 ? A(1) : to_accumulate(classes[label[0] * shape.class_pitch]) - "
-            "maximum[0];",
+            "const A exponential = valid ? math::exp_nonpositive(logit_of(c) - maximum) : A(1);",
             "A maximum = 1, pixel_weight = 1, upstream = 1;",
             "A maximum = 0, pixel_weight = 0, upstream = 1;",
             "A maximum = 0, pixel_weight = 1, upstream = 0;",
-            ": A(1);",
         ),
         _SMOOTHS_BY_ZERO: (
             "const Constants<A> constants(p, Variant::kSmooths ? work.shares : "
             "TargetShares{1, 1});",
             "static constexpr bool kExact = true, kSmooths = true;",
-            "if (p.label_smoothing >= 0) {",
-            "run(PlanarVariant<Spaced, K, kLeast, true>());",
-            "run(PlanarVariant<Adjacent, K, kLeast, true>());",
-            "run(GeneralStaged<K, kLeast, true>());",
+            "run(PlanarVariant<Spaced, K, kLeast, kPlain, true>());",
+            "run(PlanarVariant<Adjacent, K, kLeast, kPlain, true>());",
         ),
         _SLOWER: (
             "(!p.grad_input && fits_vectors<T, V>(p.grad_input, p.grad_map)) &&",
@@ -237,17 +238,16 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "(!p.grad_input && vectors_are_aligned(p.grad_input, p.grad_map, sizeof(T)));",
         ),
         _ASKED_FOR: (
-            "constexpr int K = bucket(), kLeast = largest_bucket_below(K, SmoothedBuckets()) - 1;",
-            "constexpr int K = bucket(), kLeast = largest_bucket_below(K, SmoothedBuckets()) ;",
+            "constexpr int K = bucket(), kLeast = largest_bucket_below(K, VariedBuckets()) - 1;",
+            "constexpr int K = bucket(), kLeast = largest_bucket_below(K, VariedBuckets()) ;",
             "constexpr int K = bucket(), kLeast = largest_bucket_below(K, PlanarBuckets()) - 1;",
             "constexpr int K = bucket(), kLeast = largest_bucket_below(K, PlanarBuckets()) ;",
         ),
         "the general kernel computes the same once more": (
-            "if (aligned && p.label_smoothing == 0 && (run_exact(Planar()) && "
-            "run_exact(ChannelsLast()))) {",
+            "return run_exact(Planar(), exact_classes, loss_varies) &&",
         ),
         "another number of resident blocks": (
-            "static constexpr bool kExact = true, kSmooths = Smooths;",
+            "static constexpr bool kExact = true, kSmooths = kVariation != kPlain;",
             "static constexpr bool kExact = false, kSmooths = false;",
         ),
         _BY_ITSELF: ("bool done = true;",),

@@ -523,12 +523,12 @@ bool launch_planar_registers(const CrossEntropyParams& p, const StoredWork& work
            });
   };
   if (varies(p)) {
-    bool done = false;
+    bool launched = false;
     if (p.label_smoothing == 0 && !is_noisy(p)) {
       with_bucket(work.bucket, PlanarBuckets(),
-                  [&](auto bucket) { done = run_exact(bucket, Variation<kVaried>()); });
+                  [&](auto bucket) { launched = run_exact(bucket, Variation<kVaried>()); });
     }
-    return done || with_bucket(p.map.classes, VariedBuckets(), [&](auto bucket) {
+    return launched || with_bucket(p.map.classes, VariedBuckets(), [&](auto bucket) {
              constexpr int K = bucket(), kLeast = largest_bucket_below(K, VariedBuckets()) + 1;
              using Spaced = SpacedPixels<kPlanarWidth<K>, Policy::kPlanarThreads>;
              if (is_noisy(p)) {
