@@ -27,7 +27,7 @@ SEGUNC_HD void philox(uint32_t (&counter)[4], uint64_t key) {
   constexpr uint32_t kWeyl[2] = {0x9e3779b9u, 0xbb67ae85u};
   constexpr int kRounds = 10;
   uint32_t low = uint32_t(key), high = uint32_t(key >> 32);
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDACC__)
 #pragma unroll 2
 #elif defined(__GNUC__)
 #pragma GCC unroll 10

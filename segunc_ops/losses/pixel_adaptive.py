@@ -27,9 +27,9 @@ class PixelAdaptiveCrossEntropyLoss(ClassWeightedLoss):
         L = \frac{1}{B} \sum_i \sum_j \frac{\beta_{ij}}{S_i^{y_{ij}}}\, \mathrm{CE}_{ij}, \qquad
         \beta = \exp\frac{1 - p_y - \epsilon}{T}
 
-    S_i^l is the number of pixels of class l in image i: every class of every image counts alike,
-    however few its pixels, so a batch of B images with K classes each has about B K times the loss
-    of a pixel. Learning rates that were found for a mean over pixels may need to be lower.
+    S_i^l is the number of pixels of class l in image i: every class of an image counts alike,
+    however few its pixels, so images that show K classes have about K times the loss of a pixel.
+    Learning rates that were found for a mean over pixels may need to be lower.
 
     Args:
         temperature: T, above 0.
