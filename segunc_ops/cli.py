@@ -1,4 +1,4 @@
-"""The ``segunc`` command: ``demo``, ``train``, ``masks``, ``predict``, ``eval`` and ``info``."""
+"""The ``segunc`` command: ``demo``, ``train``, ``stats``, ``masks``, ``predict``, ``eval`` ..."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ import torch
 from . import build_info
 from .experiments import MAX_CLASSES
 from .experiments.losses import (
+    BETA,
     COMPONENT_PARAMETERS,
+    CONNECTIVITY,
+    COUNTING_LOSSES,
     DEFAULT,
     DEMO,
     ENSEMBLE_LOSSES,
     LOSSES,
+    MAX_MARGIN,
     Parameter,
 )
 
 if TYPE_CHECKING:
+    from .experiments.class_counts import ClassCounts
     from .experiments.datasets import FolderDataset, SegmentationDataset
     from .experiments.experiment import Experiment
     from .experiments.label_mapping import LabelMapping
@@ -109,15 +114,38 @@ def _run_name(text: str) -> str:
 def _parameter_options(group: argparse._ArgumentGroup, parameters: Sequence[Parameter]) -> None:
     """An option for each parameter of a loss."""
     for each in parameters:
-        kind = type(each.default)
-        default = f"{each.default:g}" if kind is float else each.default
+        option, kind, default = each.name.replace("_", "-"), each.type, each.default
+        if kind is bool:
+            group.add_argument(
+                f"--no-{option}" if default else f"--{option}",
+                dest=each.name,
+                action="store_false" if default else "store_true",
+                help=each.help,
+            )
+            continue
+        if default is None:
+            default = each.unset
+        elif kind is float:
+            default = f"{default:g}"
         group.add_argument(
-            f"--{each.name.replace('_', '-')}",
-            type=_real(each.minimum) if kind is float else kind,
+            f"--{option}",
+            type=_real(each.minimum, each.maximum) if kind is float else kind,
             choices=each.choices,
             default=each.default,
             help=f"{each.help} (default: {default})",
         )
+
+
+def _loss_options(parser: argparse.ArgumentParser) -> None:
+    """A group of options for each loss; those of parameters that losses share stand once."""
+    told: set[Parameter] = set()
+    for loss in LOSSES.values():
+        parameters = [each for each in loss.parameters if each not in told]
+        if parameters:
+            takers = [name for name in LOSSES if set(parameters) & set(LOSSES[name].parameters)]
+            group = parser.add_argument_group(f"{loss.about} ({', '.join(takers)})")
+            _parameter_options(group, parameters)
+            told.update(parameters)
 
 
 def _device_option(group: argparse._ArgumentGroup) -> None:
@@ -137,20 +165,28 @@ def _samples_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _data_options(
-    parser: argparse.ArgumentParser, *, required: bool = True, of_networks: bool = False
+    parser: argparse.ArgumentParser,
+    *,
+    required: bool = True,
+    of_networks: bool = False,
+    positional: bool = False,
 ) -> argparse._ArgumentGroup:
     """Where images and label maps are, and how labels are read; for networks, as in training."""
     trained = "as in training, else " if of_networks else ""
+    parser.set_defaults(data_argument="DIR" if positional else "--data")
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        type=Path,
-        required=required,
-        metavar="DIR",
-        help="the data set's folder (required)"
-        if required
-        else "the data set's folder (default: generated scenes, for networks of the demo)",
-    )
+    if positional:
+        data.add_argument("data", type=Path, metavar="DIR", help="the data set's folder")
+    else:
+        data.add_argument(
+            "--data",
+            type=Path,
+            required=required,
+            metavar="DIR",
+            help="the data set's folder (required)"
+            if required
+            else "the data set's folder (default: generated scenes, for networks of the demo)",
+        )
     data.add_argument(
         "--ignore-index",
         type=_whole(-_MAX_WHOLE),
@@ -190,6 +226,14 @@ def _data_options(
         f"{_HELD_OUT:g})",
     )
     return data
+
+
+def _class_options(data: argparse._ArgumentGroup) -> None:
+    """How many classes there are and what they are called."""
+    data.add_argument(
+        "--classes", type=_whole(1, MAX_CLASSES), metavar="C", help="default: as labelled"
+    )
+    data.add_argument("--class-names", nargs="+", metavar="NAME", help="of classes 0, 1, ...")
 
 
 def _training_options(
@@ -269,10 +313,7 @@ def _training_options(
         help=f"networks that train together ({', '.join(ENSEMBLE_LOSSES)}); torchrun deals them "
         "to its ranks (default: 3)",
     )
-    for name, loss in LOSSES.items():
-        if loss.parameters:
-            group = parser.add_argument_group(f"{loss.about} ({name})")
-            _parameter_options(group, loss.parameters)
+    _loss_options(parser)
     machine = parser.add_argument_group("machine")
     _device_option(machine)
     machine.add_argument(
@@ -339,6 +380,40 @@ def _predict_options(predict: argparse.ArgumentParser) -> None:
     _device_option(predict.add_argument_group("machine"))
 
 
+def _stats_options(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    stats = commands.add_parser(
+        "stats",
+        usage="%(prog)s DIR [OPTION ...]",
+        help="pixels, images and instances of each class; weights, margins and priors that follow",
+        description="Counts the label maps of DIR, laid out as for `segunc train`: pixels, images "
+        "and instances (connected components) of each class. Shows them with the class weights, "
+        "margins and priors that losses for long tails make of them, and writes stats.md, "
+        "stats.json, which `segunc train --counts` reads, and stats.png.",
+    )
+    stats.set_defaults(parser=stats)
+    data = _data_options(stats, positional=True)
+    _class_options(data)
+    data.add_argument(
+        "--split",
+        choices=("train", "val", "all"),
+        default="train",
+        help="of DIR; all of its images if it has no train and val (default: train)",
+    )
+    _parameter_options(stats.add_argument_group("instances"), [CONNECTIVITY])
+    _parameter_options(stats.add_argument_group("what follows"), [BETA, MAX_MARGIN])
+    output = stats.add_argument_group("output")
+    output.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs") / "stats",
+        metavar="DIR",
+        help="default: runs/stats",
+    )
+    output.add_argument(
+        "--overwrite", action="store_true", help="replace statistics that are in --output"
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command's argument parser."""
     parser = argparse.ArgumentParser(
@@ -365,10 +440,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(parser=train)
     data = _data_options(train)
-    data.add_argument(
-        "--classes", type=_whole(1, MAX_CLASSES), metavar="C", help="default: as labelled"
-    )
-    data.add_argument("--class-names", nargs="+", metavar="NAME", help="of classes 0, 1, ...")
+    _class_options(data)
     data.add_argument(
         "--masks",
         type=Path,
@@ -376,10 +448,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="iu: weight a single network by these, as `segunc masks` wrote them, in place of "
         "members that train together",
     )
+    data.add_argument(
+        "--counts",
+        type=Path,
+        metavar="FILE",
+        help=f"{', '.join(COUNTING_LOSSES)}: how often each class occurs, a stats.json of `segunc "
+        "stats` (default: counted in the training images)",
+    )
     output = _training_options(train, DEFAULT, steps=4000, crop=(256, 256))
     output.add_argument(
         "--overwrite", action="store_true", help="start again where a run left a checkpoint"
     )
+    _stats_options(commands)
     masks = commands.add_parser(
         "masks",
         usage="%(prog)s --data DIR --members CHECKPOINT [CHECKPOINT ...] --output DIR [OPTION ...]",
@@ -506,6 +586,7 @@ def _config(
     num_images: int,
     checkpoints: Mapping[str, dict[str, Any]] | None,
     masks: str | None = None,
+    counts: ClassCounts | None = None,
 ) -> TrainingConfig:
     from .experiments.experiment import recorded_steps
     from .experiments.training import TrainingConfig
@@ -533,6 +614,7 @@ def _config(
             for each in loss.parameters
         },
         masks=masks,
+        counts=counts,
         seed=arguments.seed,
         device=arguments.device,
         amp=arguments.amp,
@@ -676,7 +758,7 @@ def _folder_dataset(
             part=None if divided or split == "all" else (split, held_out),
         )
     except DatasetError as problem:
-        arguments.parser.error(f"argument --data: {problem}")
+        arguments.parser.error(f"argument {arguments.data_argument}: {problem}")
     try:
         with tqdm(
             total=len(dataset), desc=f"check {split}", unit="image", disable=not ranks.first
@@ -724,17 +806,56 @@ def _masked_dataset(
     return masked
 
 
-def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
-    from .experiments.experiment import Experiment
-
+def _class_names(arguments: argparse.Namespace) -> list[str] | None:
+    """Those of --class-names."""
     error = arguments.parser.error
-    names = arguments.class_names
+    names: list[str] | None = arguments.class_names
     if names and len(names) == 1 and Path(names[0]).is_file():
         error(
             f"argument --class-names: expected names, got the file {names[0]}; pass what it holds"
         )
     if names and arguments.classes and len(names) != arguments.classes:
         error(f"argument --class-names: expected {arguments.classes} names, got {len(names)}")
+    return names
+
+
+def _given_counts(arguments: argparse.Namespace) -> ClassCounts | None:
+    """Those of --counts."""
+    from .experiments.class_counts import CountsError, read_counts
+
+    error = arguments.parser.error
+    if arguments.counts is None:
+        return None
+    if not set(COUNTING_LOSSES) & set(arguments.loss):
+        known = " or ".join(COUNTING_LOSSES)
+        error(f"argument --counts: expected --loss {known}, which alone use them")
+    try:
+        counts = read_counts(arguments.counts)
+    except CountsError as problem:
+        error(f"argument --counts: {problem}")
+    return counts
+
+
+def _check_given_counts(
+    arguments: argparse.Namespace, counts: ClassCounts, dataset: FolderDataset, ranks: Ranks
+) -> None:
+    """Refuses counts of other classes; tells those of other label maps."""
+    from .experiments.class_counts import CountsError, check_classes, source_of
+
+    try:
+        check_classes(counts, dataset)
+    except CountsError as problem:
+        arguments.parser.error(f"argument --counts: {arguments.counts}: {problem}")
+    if counts.source != source_of(dataset) and ranks.first:
+        _note(f"{arguments.counts} was counted in other label maps than those of the training")
+
+
+def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
+    from .experiments.experiment import Experiment
+
+    error = arguments.parser.error
+    names = _class_names(arguments)
+    counts = _given_counts(arguments)
     splits: list[FolderDataset] = []
     for split in ("train", "val"):
         # Validation labels must be classes that training knows.
@@ -753,6 +874,8 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
             f"{len(splits[1])} validation images in {arguments.data}",
             file=sys.stderr,
         )
+    if counts is not None:
+        _check_given_counts(arguments, counts, splits[0], ranks)
     train: SegmentationDataset = splits[0]
     masks = None
     if arguments.masks is not None:
@@ -763,7 +886,13 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
         masks = masked.fingerprint
     checkpoints = _checkpoints(arguments)
     experiment = Experiment(
-        config=_config(arguments, num_images=len(train), checkpoints=checkpoints, masks=masks),
+        config=_config(
+            arguments,
+            num_images=len(train),
+            checkpoints=checkpoints,
+            masks=masks,
+            counts=counts,
+        ),
         losses=list(dict.fromkeys(arguments.loss)),
         train=train,
         validation=splits[1],
@@ -801,7 +930,8 @@ def _check_ranks(arguments: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .experiments.experiment import run, run_files
+    from .experiments.class_counts import CountsError
+    from .experiments.experiment import count_warnings, run, run_files, with_counts
     from .experiments.output_files import try_output
     from .experiments.ranks import RankError, process_group, ranks_of_environment
     from .experiments.training import CheckpointError, DivergedError
@@ -822,11 +952,14 @@ def _run(arguments: argparse.Namespace) -> int:
             try_output(_run_folder(arguments), run_files(arguments.loss))
         make = _demo if arguments.command == "demo" else _train
         experiment = make(arguments, ranks)
+        experiment = with_counts(experiment)
+        for warning in count_warnings(experiment) if ranks.first else ():
+            _note(f"warning: {warning}")
         with process_group(ranks, device):
             table = run(experiment)
     except CheckpointError as problem:
         arguments.parser.error(f"argument --resume: {problem}")
-    except (DivergedError, RankError) as problem:
+    except (CountsError, DivergedError, RankError) as problem:
         return _fail(problem)
     if not ranks.first:
         return 0
@@ -835,6 +968,40 @@ def _run(arguments: argparse.Namespace) -> int:
     checkpoints = [experiment.checkpoint(loss).name for loss in experiment.losses]
     files = ", ".join(["table.md", "table.json", *pictures, *checkpoints])
     _say(f"Written to {experiment.folder}: {files} ({time.perf_counter() - started:.0f} s).")
+    return 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from tqdm.auto import tqdm
+
+    from .experiments.class_counts import count_classes
+    from .experiments.class_statistics import STATISTICS_FILES, derive, write_statistics
+    from .experiments.output_files import try_output
+    from .experiments.ranks import ALONE
+
+    folder = arguments.output
+    try_output(folder, STATISTICS_FILES)
+    if any((folder / name).exists() for name in STATISTICS_FILES) and not arguments.overwrite:
+        arguments.parser.error(
+            f"{folder} holds statistics already; pass --overwrite or another --output"
+        )
+    names = _class_names(arguments)
+    dataset = _folder_dataset(arguments, arguments.split, arguments.classes, ALONE, names)
+    _say_notes(dataset)
+    with tqdm(
+        total=len(dataset), desc=f"count {arguments.split}", unit="image", dynamic_ncols=True
+    ) as bar:
+        counts = count_classes(dataset, connectivity=arguments.connectivity, progress=bar.update)
+    settings = {"beta": arguments.beta, "max_margin": arguments.max_margin}
+    derived = derive(counts, **settings)
+    split = "" if arguments.split == "all" else f", {arguments.split}"
+    table = write_statistics(counts, derived, folder, **settings, title=f"{arguments.data}{split}")
+    _say(f"\n{table}")
+    for each in derived:
+        if each.problem is not None:
+            absent = each.values is None
+            _note(f"warning: {each.problem if absent else f'{each.title}: {each.problem}'}")
+    _say(f"Written to {folder}: {', '.join(STATISTICS_FILES)}.")
     return 0
 
 
@@ -1051,7 +1218,7 @@ def _command(arguments: argparse.Namespace) -> int:
     from .experiments.interruption import interrupting_signals
 
     # Those that need no option to continue.
-    going_on = {"masks": _masks, "predict": _predict, "eval": _eval}
+    going_on = {"stats": _stats, "masks": _masks, "predict": _predict, "eval": _eval}
     try:
         with interrupting_signals():
             return going_on.get(arguments.command, _run)(arguments)

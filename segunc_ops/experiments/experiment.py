@@ -18,6 +18,16 @@ from tqdm.auto import tqdm
 
 from .. import build_info
 from ..functional import component_mean, connected_components
+from .class_counts import (
+    ClassCounts,
+    CountsError,
+    check_classes,
+    count_classes,
+    counts_apply,
+    counts_from_dict,
+    read_counts,
+)
+from .class_statistics import describe_no_effect, write_counts
 from .datasets import EvenlySpaced, SegmentationDataset, class_shares, collate, normalize
 from .evaluation import (
     Autocast,
@@ -28,7 +38,7 @@ from .evaluation import (
     predict_by_ensemble,
     seeded,
 )
-from .losses import loss_title
+from .losses import LOSSES, build_loss, loss_title
 from .output_files import remove_partial_files, try_output, try_room
 from .plots import (
     Panel,
@@ -66,6 +76,14 @@ def checkpoint_path(folder: Path, loss: str) -> Path:
 
 def _panels_path(folder: Path, loss: str) -> Path:
     return folder / f"panels-{loss}.png"
+
+
+def counts_path(folder: Path) -> Path:
+    """Where an experiment in `folder` keeps how often classes occur, if one of its losses needs it.
+
+    No result: it stays for further losses on the same label maps.
+    """
+    return folder / "class-counts.json"
 
 
 def run_files(losses: Sequence[str]) -> list[str]:
@@ -130,6 +148,84 @@ def recorded_steps(folder: Path, checkpoints: Mapping[str, dict[str, Any]]) -> i
             "--steps, or one --loss"
         )
     return next(iter(steps.values()), None)
+
+
+def _known_counts(
+    experiment: Experiment, checkpoints: Mapping[str, dict[str, Any]]
+) -> ClassCounts | None:
+    """Counts that need not be made again: those of a run that goes on, else of the same data."""
+    for loss in experiment.losses:
+        written = checkpoints.get(loss, {"config": {}})["config"].get("counts")
+        if written is not None and LOSSES[loss].needs is not None:
+            return counts_from_dict(written)
+    path, connectivity = counts_path(experiment.folder), experiment.config.connectivity
+    if path.is_file():
+        try:
+            counts = read_counts(path)
+        except CountsError:
+            return None
+        if counts_apply(counts, experiment.train, connectivity):
+            return counts
+    return None
+
+
+def with_counts(experiment: Experiment) -> Experiment:
+    """The experiment with how often classes occur, where one of its losses needs it.
+
+    Unless they are given, they are those of the run that is resumed, or those that an earlier one
+    in the same folder has left of the same label maps, or are counted there and left.
+
+    Raises:
+        CheckpointError: a checkpoint that is to be resumed cannot be read.
+        CountsError: a class has none of what a loss needs, or counts are of other classes.
+        DatasetError: a label map cannot be used.
+        OutputError: the folder cannot be written to.
+    """
+    configs = [replace(experiment.config, loss=loss) for loss in experiment.losses]
+    if all(config.counted is None for config in configs):
+        return experiment
+    counts, train = experiment.config.counts, experiment.train
+    if counts is None:
+        checkpoints = experiment.checkpoints or {}
+        if experiment.resume and experiment.checkpoints is None:
+            checkpoints = read_checkpoints(experiment.folder, experiment.losses)
+            experiment = replace(experiment, checkpoints=checkpoints)
+        counts = _known_counts(experiment, checkpoints)
+    if counts is None:
+        first = not (dist.is_available() and dist.is_initialized() and dist.get_rank() > 0)
+        with tqdm(
+            total=len(train),
+            desc="count classes",
+            unit="image",
+            disable=not (experiment.progress and first),
+            dynamic_ncols=True,
+        ) as bar:
+            counts = count_classes(
+                train, connectivity=experiment.config.connectivity, progress=bar.update
+            )
+        if first:
+            path = counts_path(experiment.folder)
+            try_output(path.parent, [path.name])
+            remove_partial_files(path.parent, [path.name])
+            write_counts(counts, path)
+    check_classes(counts, train)
+    for config in configs:
+        build_loss(config.loss, config, train.ignore_index, counts)
+    return replace(experiment, config=replace(experiment.config, counts=counts))
+
+
+def count_warnings(experiment: Experiment) -> list[str]:
+    """What a user should know of losses that counts change nothing of."""
+    warnings = []
+    for loss in experiment.losses:
+        config = replace(experiment.config, loss=loss)
+        if config.counted is None or config.counts is None:
+            continue
+        weight = build_loss(loss, config, experiment.train.ignore_index, config.counts).weight
+        if isinstance(weight, torch.Tensor):
+            problem = describe_no_effect(weight, config.counts.of(config.counted), config.counted)
+            warnings += [f"{loss}: {problem}"] if problem else []
+    return warnings
 
 
 def _resumed(experiment: Experiment) -> Mapping[str, dict[str, Any]]:
@@ -363,10 +459,12 @@ def run(experiment: Experiment) -> str:
     Raises:
         KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP; what was trained is in the checkpoints.
         CheckpointError: `resume` met a checkpoint of another experiment or other data.
+        CountsError: a class has none of what a loss needs, or counts are of other classes.
         DatasetError: an image or label map cannot be used, or no batch had a labelled pixel.
         DivergedError: a loss is no longer finite.
         OutputError: the folder cannot be written to, which is tried first.
     """
+    experiment = with_counts(experiment)
     resumed = _resumed(experiment)
     if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
         for loss in experiment.losses:

@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from ..metrics import SegmentationMetrics
-from .losses import LOSSES, loss_title
+from .losses import Unit, loss_title
 from .output_files import whole_file
 from .training import History
 
@@ -256,6 +256,64 @@ def plot_curves(metrics: SegmentationMetrics, path: Path, title: str = "") -> No
     save(figure, path)
 
 
+_SHOWN_NAMES = 250
+_ROW = 0.21
+
+
+def plot_class_counts(
+    counts: Mapping[Unit, Sequence[int]], class_names: Sequence[str], path: Path, title: str = ""
+) -> None:
+    """Writes a histogram over the classes of each kind of count, on a logarithmic scale.
+
+    Args:
+        counts: ``(C,)`` of each kind; classes are drawn in the order of the first, the most
+            frequent on top.
+        class_names: C.
+        path: PNG to write.
+        title: heading.
+    """
+    order = np.argsort(-np.asarray(next(iter(counts.values())), np.float64), kind="stable")
+    colours = np.array(class_colours(class_names))[order]
+    named = len(order) <= _SHOWN_NAMES
+    rows = len(order) if named else _SHOWN_NAMES
+    figure = Figure(figsize=(10.5, 1.5 + _ROW * max(rows, 4)), layout="constrained")
+    every = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    places = np.arange(len(order))
+    for axes, (unit, values) in zip(every, counts.items(), strict=True):
+        ordered = np.asarray(values, np.float64)[order]
+        # A bar of one would have no length from 1 on; that of none has none.
+        axes.barh(places, np.where(ordered > 0, ordered, np.nan), color=colours, height=0.8)
+        axes.set_xscale("log")
+        axes.set_xlim(0.5, 2 * max(ordered.max(), 2.0))
+        for place in places[ordered == 0] if named else ():
+            axes.text(0.6, place, "none", va="center", fontsize=7, color=_WRONG)
+        axes.set_title(f"{unit} (log scale)", fontsize=10)
+        axes.grid(axis="x", alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    first = every[0]
+    first.set_ylim(len(order) - 0.4, -0.6)
+    first.tick_params(axis="y", length=0)
+    # Sharing the axis, each would show what the others do.
+    if named:
+        first.set_yticks(places, labels=[""] * len(order))
+        for place, index in zip(places, order, strict=True):
+            name = first.text(
+                -0.02,
+                place,
+                "",
+                transform=first.get_yaxis_transform(),
+                ha="right",
+                va="center",
+                fontsize=8,
+            )
+            _as_written(name, class_names[index])
+    else:
+        first.set_ylabel(f"{len(order)} classes, by {next(iter(counts))}")
+    _as_written(figure.suptitle("", fontsize=11), title)
+    save(figure, path)
+
+
 def plot_learning_curves(histories: Mapping[str, History], path: Path) -> None:
     """Writes training loss and mIoU over the steps, a line per loss.
 
@@ -282,8 +340,8 @@ def plot_learning_curves(histories: Mapping[str, History], path: Path) -> None:
             markersize=3.5,
             label=title,
         )
-    weighted = [f"{loss.title}'s" for loss in LOSSES.values() if loss.weighted_by]
-    loss_axes.set_title(f"training loss ({' and '.join(weighted)} are weighted)", fontsize=10)
+    scales = " (each on a scale of its own)" if len(histories) > 1 else ""
+    loss_axes.set_title(f"training loss{scales}", fontsize=10)
     if any(max(history.loss, default=0) > 0 for history in histories.values()):
         loss_axes.set_yscale("log")  # not for one class, whose loss is 0
     loss_axes.yaxis.set_major_formatter("{x:g}")

@@ -30,7 +30,7 @@ class LossResult:
     time: LossTime
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """Aligned rows; the first is the heading, its first column left and the others right."""
     rows = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -90,7 +90,7 @@ def evaluation_table(evaluation: Evaluation) -> str:
         "probability, by true class. PAvPU's uncertainty threshold: "
         f"{'none was given' if threshold is None else _number(threshold)}."
     )
-    blocks = [_markdown(classes), _markdown(summary), [note]]
+    blocks = [markdown(classes), markdown(summary), [note]]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
@@ -112,6 +112,15 @@ def _about_members(results: Mapping[str, LossResult]) -> str:
             )
         elif config.num_models > 1:
             notes.append(f"{title}: the first of {config.members} members trained together. ")
+    return "".join(notes)
+
+
+def _about_counts(results: Mapping[str, LossResult]) -> str:
+    """What losses were made of that follow from how often classes occur."""
+    notes = []
+    for name, result in results.items():
+        if (unit := result.config.counted) is not None:
+            notes.append(f"{loss_title(name)}: by the {unit} of each class. ")
     return "".join(notes)
 
 
@@ -197,11 +206,11 @@ def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float
         f"{first.evaluation.num_samples} Monte-Carlo dropout samples over "
         f"{first.evaluation.num_pixels:,} labelled pixels; uncertainty: standard deviation of the "
         f"predicted class's probability, by true class; PAvPU by its mean over training images. "
-        f"{_about_members(results)}{_about_runs(results)}"
+        f"{_about_members(results)}{_about_counts(results)}{_about_runs(results)}"
         f"{device_name(config.device)}, torch {torch.__version__}, kernels: {kernels}; "
         "times are medians."
     )
-    blocks = [_markdown(per_class), _markdown(summary), _markdown(timing), [note]]
+    blocks = [markdown(per_class), markdown(summary), markdown(timing), [note]]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 

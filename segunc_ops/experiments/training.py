@@ -29,11 +29,21 @@ from ..functional import PredictiveStatistics
 from ..losses.instance_uncertainty import instance_uncertainty
 from ..metrics import MeanIoU
 from ..sampling import PredictiveAccumulator, sample_statistics
+from .class_counts import ClassCounts, check_classes
 from .datasets import Batch, DatasetError, SegmentationDataset, Size, TrainingBatches, normalize
 from .evaluation import deterministic_miou
 from .identity import Identity, difference, identify
 from .interruption import Interrupted, deferred_interrupt
-from .losses import COMPONENT_PARAMETERS, LOSSES, LossParameters, Parameter, TrainedLoss, build_loss
+from .losses import (
+    COMPONENT_PARAMETERS,
+    CONNECTIVITY,
+    LOSSES,
+    LossParameters,
+    Parameter,
+    TrainedLoss,
+    Unit,
+    build_loss,
+)
 from .mask_files import MaskedDataset
 from .models import EncoderDecoder
 from .output_files import whole_file
@@ -73,7 +83,8 @@ class TrainingConfig(LossParameters):
     ``"bf16"`` or ``"fp16"`` (CUDA only, with gradient scaling); ``validate_every`` counts steps,
     as do ``steps`` and ``report_every``. ``samples`` is S of losses weighted by samples; of those
     weighted by members, ``members`` train together; unless ``masks``, the fingerprint of a
-    :class:`MaskedDataset`, says that the uncertainty comes with the images.
+    :class:`MaskedDataset`, says that the uncertainty comes with the images. ``counts`` are what
+    losses are made of that need some, such as balanced softmax.
     """
 
     loss: str
@@ -88,6 +99,7 @@ class TrainingConfig(LossParameters):
     samples: int = 10
     members: int = 3
     masks: str | None = None
+    counts: ClassCounts | None = None
     seed: int = 0
     device: str = "cpu"
     amp: str | None = None
@@ -115,6 +127,11 @@ class TrainingConfig(LossParameters):
         return LOSSES[self.loss]
 
     @property
+    def counted(self) -> Unit | None:
+        """What of :attr:`counts` the loss is made of."""
+        return self.trained_loss.counted(self)
+
+    @property
     def takes_masks(self) -> bool:
         """Whether the uncertainty comes with the images."""
         return self.trained_loss.weighted_by == "members" and self.masks is not None
@@ -127,10 +144,15 @@ class TrainingConfig(LossParameters):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The fields that tell a run from another of this loss, which not all of them matter to."""
+        """The fields that tell a run from another of this loss, which not all of them matter to.
+
+        Counts do, too, where there are some; they are compared class by class.
+        """
         loss = self.trained_loss
         free = _names(each.parameters for each in LOSSES.values()) - _names([loss.parameters])
-        free |= _FREE_FIELDS
+        free |= _FREE_FIELDS | {"counts"}
+        if self.counted == "instances":
+            free -= {CONNECTIVITY.name}
         if loss.weighted_by != "samples":
             free |= {"samples"}
         if loss.weighted_by != "members":
@@ -242,8 +264,24 @@ def _differences(
     for name, value in config.identity.items():
         if written.get(name) != value:
             yield f"was trained with {name} = {written.get(name)}, not {value}"
+    yield from _count_differences(written.get("counts"), config)
     if config.steps < steps:
         yield f"was trained with steps = {steps}, not {config.steps}; it can only be extended"
+
+
+def _count_differences(written: dict[str, Any] | None, config: TrainingConfig) -> Iterator[str]:
+    """The first class whose count is another than a loss that needs it was trained with."""
+    unit, counts = config.counted, config.counts
+    if unit is None or counts is None:
+        return
+    before = () if written is None else written[unit]
+    if len(before) != len(counts.of(unit)):
+        yield f"was trained with the {unit} of {len(before)} classes, not {len(counts.of(unit))}"
+        return
+    for index, (old, new) in enumerate(zip(before, counts.of(unit), strict=True)):
+        if old != new:
+            yield f"was trained with {old} {unit} of {counts.called(index)}, not {new}"
+            return
 
 
 def check_resumable(
@@ -312,8 +350,9 @@ class Trainer:
 
     Raises:
         DatasetError: a file of the data, whose digests go into the checkpoint, cannot be read.
-        ValueError: there are more ranks than members, or the dataset's masks are not those of
-            the configuration.
+        CountsError: a class has none of what the loss needs, or counts are of other classes.
+        ValueError: there are more ranks than members, the dataset's masks are not those of the
+            configuration, or it has no counts and the loss needs some.
     """
 
     def __init__(
@@ -342,7 +381,10 @@ class Trainer:
             )
         self._numbers = range(self.rank, config.num_models, self.num_ranks)
         self.models = [self._build_model(number) for number in self._numbers]
-        self.criterion = build_loss(config.loss, config, self.ignore_index).to(self.device)
+        if config.counted is not None and config.counts is not None:
+            check_classes(config.counts, train)
+        self.criterion = build_loss(config.loss, config, self.ignore_index, config.counts)
+        self.criterion.to(self.device)
         self.optimizer = torch.optim.SGD(
             [
                 group
