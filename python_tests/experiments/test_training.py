@@ -125,7 +125,7 @@ def test_resume_refuses_another_recipe_and_broken_files(tmp_path, train_scenes, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "focal"}, "loss"),
+        ({"loss": "lovasz"}, "loss"),
         ({"amp": "fp8"}, "amp"),
         ({"amp": "fp16"}, "amp"),
         ({"loss": "uce", "samples": 1}, "samples"),

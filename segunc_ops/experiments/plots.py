@@ -14,6 +14,7 @@ from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.text import Text
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from ..metrics import SegmentationMetrics
@@ -256,8 +257,13 @@ def plot_curves(metrics: SegmentationMetrics, path: Path, title: str = "") -> No
     save(figure, path)
 
 
-_SHOWN_NAMES = 250
-_ROW = 0.21
+# More classes than that are a curve without names.
+_NAMED_CLASSES = 250
+_NAME_LENGTH = 40
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."
 
 
 def plot_class_counts(
@@ -272,44 +278,48 @@ def plot_class_counts(
         path: PNG to write.
         title: heading.
     """
-    order = np.argsort(-np.asarray(next(iter(counts.values())), np.float64), kind="stable")
-    colours = np.array(class_colours(class_names))[order]
-    named = len(order) <= _SHOWN_NAMES
-    rows = len(order) if named else _SHOWN_NAMES
-    figure = Figure(figsize=(10.5, 1.5 + _ROW * max(rows, 4)), layout="constrained")
-    every = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    first_kind = next(iter(counts))
+    order = np.argsort(-np.asarray(counts[first_kind], np.float64), kind="stable")
     places = np.arange(len(order))
+    named = len(order) <= _NAMED_CLASSES
+    unordered = class_colours(class_names)
+    colours = [unordered[index] for index in order]
+    height = 1.5 + 0.21 * max(len(order), 4) if named else 6.0
+    figure = Figure(figsize=(10.5, height), layout="constrained")
+    every = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for axes, (unit, values) in zip(every, counts.items(), strict=True):
         ordered = np.asarray(values, np.float64)[order]
-        # A bar of one would have no length from 1 on; that of none has none.
-        axes.barh(places, np.where(ordered > 0, ordered, np.nan), color=colours, height=0.8)
+        # From a half, so that a count of one has a length.
+        lengths = np.maximum(ordered, 0.5)
+        if named:
+            axes.barh(places, lengths - 0.5, left=0.5, color=colours, height=0.8)
+            for place in places[ordered == 0]:
+                axes.text(0.6, place, "none", va="center", fontsize=7, color=_WRONG)
+        else:
+            axes.fill_betweenx(places, 0.5, lengths, step="mid")
         axes.set_xscale("log")
-        axes.set_xlim(0.5, 2 * max(ordered.max(), 2.0))
-        for place in places[ordered == 0] if named else ():
-            axes.text(0.6, place, "none", va="center", fontsize=7, color=_WRONG)
+        axes.set_xlim(0.5, 2 * max(ordered.max(), 10.0))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(f"{unit} (log scale)", fontsize=10)
         axes.grid(axis="x", alpha=0.25)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    first = every[0]
-    first.set_ylim(len(order) - 0.4, -0.6)
-    first.tick_params(axis="y", length=0)
-    # Sharing the axis, each would show what the others do.
-    if named:
-        first.set_yticks(places, labels=[""] * len(order))
-        for place, index in zip(places, order, strict=True):
-            name = first.text(
-                -0.02,
-                place,
-                "",
-                transform=first.get_yaxis_transform(),
-                ha="right",
-                va="center",
-                fontsize=8,
-            )
-            _as_written(name, class_names[index])
-    else:
-        first.set_ylabel(f"{len(order)} classes, by {next(iter(counts))}")
+        if named:
+            axes.tick_params(axis="y", length=0, labelleft=False)
+    every[0].set_ylim(len(order) - 0.4, -0.6)
+    for place, index in zip(places, order, strict=True) if named else ():
+        name = every[0].text(
+            -0.02,
+            place,
+            "",
+            transform=every[0].get_yaxis_transform(),
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
+        _as_written(name, _shortened(class_names[index]))
+    if not named:
+        every[0].set_ylabel(f"classes, by {first_kind}")
     _as_written(figure.suptitle("", fontsize=11), title)
     save(figure, path)
 
