@@ -590,6 +590,11 @@ def test_command_trains_by_counts_and_resumes_by_no_others(folder, capsys):
     assert not counts_path(folder / "runs" / "train").exists()
     # Without the file, by those it has.
     assert exit_code([*command, "--balanced-by", "pixels", "--beta", "0.5", "--resume"]) == 0
+    capsys.readouterr()
+    assert exit_code([*command, "--resume", "--class-names", *"abc"]) == 2
+    shown = capsys.readouterr().err
+    assert "argument --resume" in shown
+    assert "was trained with other counts (class 0 is called 'class 0'" in shown
     record = json.loads(file.read_text())
     record["pixels"][1] = 17
     record["source"] = {}

@@ -56,8 +56,8 @@ def describe_no_effect(weights: Tensor, counts: Sequence[int], unit: Unit) -> st
     least, most = min(counts), max(counts)
     return (
         f"the weights of all classes are 1 for {least:,} to {most:,} {unit} and change nothing: "
-        "beta^n is 0, or 1 - beta next to nothing, for all of them. Leave --beta out, or count "
-        "what is rarer (--balanced-by images or instances)"
+        "beta^n is 0 for all of them. Leave --beta out, or count what is rarer (--balanced-by "
+        "images or instances)"
     )
 
 

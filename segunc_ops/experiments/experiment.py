@@ -153,11 +153,22 @@ def recorded_steps(folder: Path, checkpoints: Mapping[str, dict[str, Any]]) -> i
 def _known_counts(
     experiment: Experiment, checkpoints: Mapping[str, dict[str, Any]]
 ) -> ClassCounts | None:
-    """Counts that need not be made again: those of a run that goes on, else of the same data."""
+    """Counts that need not be made again: those of a run that goes on, else of the same data.
+
+    Raises:
+        CheckpointError: the run that goes on has counts of other classes.
+    """
     for loss in experiment.losses:
         written = checkpoints.get(loss, {"config": {}})["config"].get("counts")
         if written is not None and LOSSES[loss].needs is not None:
-            return counts_from_dict(written)
+            try:
+                counts = counts_from_dict(written)
+                check_classes(counts, experiment.train)
+            except CountsError as problem:
+                raise CheckpointError(
+                    f"{experiment.checkpoint(loss)}: was trained with other counts ({problem})"
+                ) from None
+            return counts
     path, connectivity = counts_path(experiment.folder), experiment.config.connectivity
     if path.is_file():
         try:
@@ -176,7 +187,8 @@ def with_counts(experiment: Experiment) -> Experiment:
     in the same folder has left of the same label maps, or are counted there and left.
 
     Raises:
-        CheckpointError: a checkpoint that is to be resumed cannot be read.
+        CheckpointError: a checkpoint that is to be resumed cannot be read, or its counts are of
+            other classes.
         CountsError: a class has none of what a loss needs, or counts are of other classes.
         DatasetError: a label map cannot be used.
         OutputError: the folder cannot be written to.
