@@ -23,7 +23,7 @@ from segunc_ops.experiments.experiment import Experiment, counts_path, run, with
 from segunc_ops.experiments.layouts import find_split
 from segunc_ops.experiments.losses import COUNTING_LOSSES, LOSSES, build_loss
 
-LONG_TAIL = ("pat", "focal", "cb", "cbfocal", "bms", "ldam")
+LONG_TAIL = ("pat", "focal", "cb", "cbfocal", "bms", "ldam", "blv")
 IGNORED = 11
 
 
@@ -394,7 +394,7 @@ def test_losses_of_the_registry_share_parameters_of_one_name():
             assert every.setdefault(parameter.name, parameter) is parameter
     fields = set(training.TrainingConfig.__annotations__) - {"counts"}
     assert not fields & {*every}
-    assert COUNTING_LOSSES == ("cb", "cbfocal", "bms", "ldam")
+    assert COUNTING_LOSSES == ("cb", "cbfocal", "bms", "ldam", "blv")
 
 
 SCENE_COUNTS = ClassCounts(
@@ -419,6 +419,7 @@ def test_criteria_are_made_of_their_parameters_and_counts():
     settings = config(
         gamma=1.5, temperature=3.0, curve="table", size_normalized=False, detach_weight=True,
         beta=0.9, balanced_by="images", max_margin=0.3, logit_scale=4.0, margin_on="all",
+        sigma=0.2, distribution="uniform",
     )  # fmt: skip
     made = {loss: build_loss(loss, settings, 255, counts) for loss in LONG_TAIL}
     assert made["focal"].gamma == made["cbfocal"].gamma == 1.5
@@ -432,6 +433,9 @@ def test_criteria_are_made_of_their_parameters_and_counts():
     margins = 0.3 * (25 / np.array(counts.pixels)) ** 0.25
     np.testing.assert_allclose(ldam.offset, -4.0 * margins, rtol=1e-6)
     np.testing.assert_allclose(made["bms"].offset, np.log(np.array(counts.pixels) / 400), rtol=1e-6)
+    blv, rarity = made["blv"], np.log(525 / np.array(counts.pixels))
+    assert (blv.sigma, blv.distribution) == (0.2, "uniform")
+    np.testing.assert_allclose(blv.offset, rarity / rarity.max(), rtol=1e-6)
     weights = 0.1 / (1 - 0.9 ** np.array(counts.images))
     for loss in ("cb", "cbfocal"):
         np.testing.assert_allclose(made[loss].weight, 3 * weights / weights.sum(), rtol=1e-5)

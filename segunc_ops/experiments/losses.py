@@ -20,6 +20,7 @@ from ..losses import (
     FocalCrossEntropyLoss,
     InstanceUncertaintyCrossEntropyLoss,
     LDAMCrossEntropyLoss,
+    LogitVariationCrossEntropyLoss,
     PixelAdaptiveCrossEntropyLoss,
     UncertaintyAwareCrossEntropyLoss,
 )
@@ -189,6 +190,21 @@ LOSSES = {
                 "target",
                 "margins off the labelled class's logit, or off all",
                 choices=("target", "all"),
+            ),
+        ),
+        needs="pixels",
+    ),
+    "blv": TrainedLoss(
+        "BLV",
+        "balancing logit variation",
+        LogitVariationCrossEntropyLoss,
+        parameters=(
+            Parameter("sigma", 0.5, "of the noise on logits, before it is clamped to 1"),
+            Parameter(
+                "distribution",
+                "normal",
+                "of the noise; uniform on [-sigma, sigma]",
+                choices=("normal", "uniform"),
             ),
         ),
         needs="pixels",

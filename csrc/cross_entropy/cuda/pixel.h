@@ -124,12 +124,15 @@ SEGUNC_DEVICE A noise_at(const Adjustment& adjustment, int64_t pixel, int c) {
 template <int variation, class A>
 SEGUNC_DEVICE A adjusted(const Adjustment& adjustment, const Constants<A>& constants, A logit,
                          int c, int label, int64_t pixel) {
-  if (variation == kPlain || !adjustment.offset) return logit;
-  const A offset = load_read_only(static_cast<const A*>(adjustment.offset) + c);
-  if (variation == kNoisy && adjustment.noise != NoiseKind::none) {
-    return logit + offset * noise_at<A>(adjustment, pixel, c);
+  if constexpr (variation != kPlain) {
+    if (!adjustment.offset) return logit;
+    const A offset = load_read_only(static_cast<const A*>(adjustment.offset) + c);
+    if (variation == kNoisy && adjustment.noise != NoiseKind::none) {
+      return logit + offset * noise_at<A>(adjustment, pixel, c);
+    }
+    logit = constants.logit_scale * logit + (adjustment.on_target && c != label ? A(0) : offset);
   }
-  return constants.logit_scale * logit + (adjustment.on_target && c != label ? A(0) : offset);
+  return logit;
 }
 
 // Adds offset_c |delta|. Where a thread has all classes, four are of the same draw: K is a
@@ -173,22 +176,27 @@ template <int variation, int K, int V, class A, class Owner>
 SEGUNC_DEVICE void adjust_logits(const Adjustment& adjustment, const Constants<A>& constants,
                                  const Owner& owner, const int (&label)[V],
                                  const int64_t (&pixel)[V], A (&value)[K][V]) {
-  if (variation == kPlain || !adjustment.offset) return;
-  // report: begin rare
-  if constexpr (variation == kNoisy) return add_noise(adjustment, owner, pixel, value);
+  if constexpr (variation != kPlain) {
+    if (!adjustment.offset) return;
+    // report: begin rare
+    if constexpr (variation == kNoisy) {
+      add_noise(adjustment, owner, pixel, value);
+    } else {
 #pragma unroll
-  for (int i = 0; i < K; i++) {
-    if (i < owner.owned) {
-      const int c = owner.class_of(i);
-      const A offset = load_read_only(static_cast<const A*>(adjustment.offset) + c);
+      for (int i = 0; i < K; i++) {
+        if (i < owner.owned) {
+          const int c = owner.class_of(i);
+          const A offset = load_read_only(static_cast<const A*>(adjustment.offset) + c);
 #pragma unroll
-      for (int j = 0; j < V; j++) {
-        value[i][j] = constants.logit_scale * value[i][j] +
-                      (adjustment.on_target && c != label[j] ? A(0) : offset);
+          for (int j = 0; j < V; j++) {
+            value[i][j] = constants.logit_scale * value[i][j] +
+                          (adjustment.on_target && c != label[j] ? A(0) : offset);
+          }
+        }
       }
     }
+    // report: end
   }
-  // report: end
 }
 
 // What is written for a pixel, and the factors of its logits' gradient
