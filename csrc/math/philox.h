@@ -27,9 +27,9 @@ SEGUNC_HD void philox(uint32_t (&counter)[4], uint64_t key) {
   constexpr uint32_t kWeyl[2] = {0x9e3779b9u, 0xbb67ae85u};
   constexpr int kRounds = 10;
   uint32_t low = uint32_t(key), high = uint32_t(key >> 32);
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll 2
-#elif defined(__GNUC__)
+#elif !defined(__CUDACC__)
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < kRounds; ++round) {

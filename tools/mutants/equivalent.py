@@ -209,10 +209,10 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         _ANOTHER_KERNEL: (
             "const bool same_layout = !p.grad_input && p.grad_map.layout == map.layout;",
             "const bool same_layout = !p.grad_input || p.grad_map.layout != map.layout;",
-            "map.pixels > kMinTiledPixels && has_short_strides(map) &&",
+            "!is_noisy(p) && map.pixels > kMinTiledPixels && has_short_strides(map) &&",
             "(!p.grad_input && has_short_strides(p.grad_map));",
             "if (tiled && map.layout == Layout::planar && map.classes < kMaxClassesOfThread) {",
-            "if (tiled && map.classes < kMaxTileClasses && !is_noisy(p)) {",
+            "if (tiled && map.classes < kMaxTileClasses) {",
         ),
         "the strided kernel has no bucket": ("Strategy::strided, 1};",),
         "a tile more, none of whose pixels there is": (

@@ -36,7 +36,6 @@ SEGUNC_DEVICE double inverse(double x) { return 1.0 / x; }
 
 // A thread that holds every class of its pixels: register i is class i.
 struct Alone {
-  static constexpr bool kOwnsAll = true;
   int owned;
 
   SEGUNC_DEVICE explicit Alone(int classes) : owned(classes) {}
@@ -61,7 +60,6 @@ SEGUNC_HD constexpr int team_shift_of(int64_t classes, int64_t most) {
 // `size` neighbouring threads of a warp, a power of two, share a pixel: register i of thread `part`
 // is class part + i * size. The reductions need the whole warp and give every thread the same bits.
 struct Team {
-  static constexpr bool kOwnsAll = false;
   int size, part, owned;
 
   SEGUNC_DEVICE Team(int classes, int size_log2, int part)

@@ -68,15 +68,12 @@ constexpr int64_t kMaxTileClasses = kMaxClassesOfTileThread * kWarpSize;
 
 // Resident blocks that the compiler has to leave registers for: a thread keeps five numbers a
 // class, as many blocks as that allows without spilling.
-template <int K, int variation>
-constexpr int kTileBlocks = variation == kNoisy ? (K <= 7    ? 4
-                                                   : K <= 15 ? 3
-                                                             : 2)  // tuning
-                            : K <= 3            ? 8
-                            : K <= 7            ? 6
-                            : K <= 11           ? 5
-                            : K <= 19           ? 4
-                                                : 3;
+template <int K>
+constexpr int kTileBlocks = K <= 3    ? 8  // tuning
+                            : K <= 7  ? 6
+                            : K <= 11 ? 5
+                            : K <= 19 ? 4
+                                      : 3;
 
 // The source positions that `count` target positions from `first` on blend.
 struct Span {
@@ -166,7 +163,8 @@ constexpr int kBeyondClasses = kStrands * classes_of_strand(kMaxClassesOfTileThr
 // Nothing where tiles cannot be used: no registers for the classes, or rows of logits that do not
 // fit into shared memory, because they are reduced rather than enlarged.
 std::optional<TileWork> make_tile_work(const CrossEntropyParams& p, const Axes<float>& axes) {
-  if (p.dtype == Dtype::f64 || p.map.classes > kMaxTileClasses || !has_short_rows(p.map)) {
+  if (p.dtype == Dtype::f64 || is_noisy(p) || p.map.classes > kMaxTileClasses ||
+      !has_short_rows(p.map)) {
     return std::nullopt;
   }
   TileWork work{};
@@ -455,8 +453,7 @@ struct TileVariant {
 };
 
 template <class Variant>
-__global__ void __launch_bounds__(Policy::kTileThreads,
-                                  kTileBlocks<Variant::kClasses, Variant::kVariation>)
+__global__ void __launch_bounds__(Policy::kTileThreads, kTileBlocks<Variant::kClasses>)
     cross_entropy_interpolated_tiles_kernel(const CrossEntropyParams p, const TileWork work,
                                             const Axes<float> axes) {
   constexpr int K = Variant::kClasses;
@@ -563,7 +560,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads,
 #pragma unroll
           for (int i = 0; i < K; i++) value[i][0] = odd_weight * odd.logit[i];
         }
-        adjust_logits<Variant::kVariation>(p.adjustment, constants, owner, label, {pixel}, value);
+        adjust_logits<Variant::kVariation>(p.adjustment, constants, owner, label, value);
         largest_logit(owner, value, maximum);
         SoftmaxTerms<float> softmax[1];
         const float* const labelled_logit = before + widening.left + (label[0] < 0 ? 0 : label[0]);
@@ -573,8 +570,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads,
           logit = math::interpolate(logit, next, weight);
         }
         if (label[0] >= 0)
-          logit = adjusted<Variant::kVariation>(p.adjustment, constants, logit, label[0], label[0],
-                                                pixel);
+          logit = adjusted<Variant::kVariation>(p.adjustment, constants, logit, label[0], label[0]);
         softmax[0].target_shifted = logit - maximum[0];
         softmax_in_place(constants, owner, maximum, value, softmax);
 
@@ -858,10 +854,9 @@ bool launch_tile_bucket(const CrossEntropyParams& p, const TileWork& work, const
 template <class T>
 void launch_tiles(const CrossEntropyParams& p, const TileWork& work, const Axes<float>& axes,
                   Stream stream) {
-  const bool done =
-      is_noisy(p) ? launch_tile_bucket<kNoisy>(p, work, axes, stream, VariedTileBuckets())
-      : varies(p) ? launch_tile_bucket<kVaried>(p, work, axes, stream, VariedTileBuckets())
-                  : launch_tile_bucket<kPlain>(p, work, axes, stream, TileBuckets());
+  const bool done = varies(p)
+                        ? launch_tile_bucket<kVaried>(p, work, axes, stream, VariedTileBuckets())
+                        : launch_tile_bucket<kPlain>(p, work, axes, stream, TileBuckets());
   if (!done) no_kernel("cross_entropy_interpolated_tiles", p.dtype, p.map.classes);
   if (p.grad_input) {
     const SourceItems items = make_source_items(p, kCollectedClasses);

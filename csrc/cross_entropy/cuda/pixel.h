@@ -24,7 +24,8 @@ inline TargetShares target_shares(const CrossEntropyParams& p) {
 
 // What kernels know that a loss may have: a weighted target alone; smoothed labels, a factor or
 // adjusted logits; or logits with noise as well. What it has not, they are spared the instructions
-// and the registers of.
+// and the registers of. Noise is drawn by kernels that take a class at a time: unrolled for every
+// class of a thread's pixels it would be most of the library.
 constexpr int kPlain = 0, kVaried = 1, kNoisy = 2;
 template <int variation>
 using Variation = std::integral_constant<int, variation>;
@@ -120,10 +121,10 @@ SEGUNC_DEVICE A noise_at(const Adjustment& adjustment, int64_t pixel, int c) {
   return c & 1 ? noise.second : noise.first;
 }
 
-// A logit to the one that the loss is of.
+// A logit to the one that the loss is of. pixel: for noise alone.
 template <int variation, class A>
 SEGUNC_DEVICE A adjusted(const Adjustment& adjustment, const Constants<A>& constants, A logit,
-                         int c, int label, int64_t pixel) {
+                         int c, int label, int64_t pixel = 0) {
   if constexpr (variation != kPlain) {
     if (!adjustment.offset) return logit;
     const A offset = load_read_only(static_cast<const A*>(adjustment.offset) + c);
@@ -135,63 +136,22 @@ SEGUNC_DEVICE A adjusted(const Adjustment& adjustment, const Constants<A>& const
   return logit;
 }
 
-// Adds offset_c |delta|. Where a thread has all classes, four are of the same draw: K is a
-// multiple.
-template <int K, int V, class A, class Owner>
-SEGUNC_DEVICE void add_noise(const Adjustment& adjustment, const Owner& owner,
-                             const int64_t (&pixel)[V], A (&value)[K][V]) {
-  const A* const offset = static_cast<const A*>(adjustment.offset);
-#pragma unroll
-  for (int j = 0; j < V; j++) {
-    if constexpr (Owner::kOwnsAll) {
-      static_assert(K % 4 == 0);
-      const uint64_t seed = uint64_t(load_read_only(adjustment.seed));
-#pragma unroll
-      for (int first = 0; first < K; first += 4) {
-        uint32_t words[4];
-        math::words_of(pixel[j], first / 4, seed, words);
-#pragma unroll
-        for (int k = 0; k < 4; k += 2) {
-          const auto noise =
-              math::noise_of(adjustment.noise, A(adjustment.sigma), words[k], words[k + 1]);
-          const int i = first + k;
-          if (i < owner.owned) value[i][j] += load_read_only(offset + i) * noise.first;
-          if (i + 1 < owner.owned) value[i + 1][j] += load_read_only(offset + i + 1) * noise.second;
-        }
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < K; i++) {
-        if (i < owner.owned) {
-          const int c = owner.class_of(i);
-          value[i][j] += load_read_only(offset + c) * noise_at<A>(adjustment, pixel[j], c);
-        }
-      }
-    }
-  }
-}
-
-// Those of V pixels, as they are owned. pixel: their indices in the target.
+// Those of V pixels, as they are owned; without noise.
 template <int variation, int K, int V, class A, class Owner>
 SEGUNC_DEVICE void adjust_logits(const Adjustment& adjustment, const Constants<A>& constants,
-                                 const Owner& owner, const int (&label)[V],
-                                 const int64_t (&pixel)[V], A (&value)[K][V]) {
+                                 const Owner& owner, const int (&label)[V], A (&value)[K][V]) {
   if constexpr (variation != kPlain) {
     if (!adjustment.offset) return;
     // report: begin rare
-    if constexpr (variation == kNoisy) {
-      add_noise(adjustment, owner, pixel, value);
-    } else {
 #pragma unroll
-      for (int i = 0; i < K; i++) {
-        if (i < owner.owned) {
-          const int c = owner.class_of(i);
-          const A offset = load_read_only(static_cast<const A*>(adjustment.offset) + c);
+    for (int i = 0; i < K; i++) {
+      if (i < owner.owned) {
+        const int c = owner.class_of(i);
+        const A offset = load_read_only(static_cast<const A*>(adjustment.offset) + c);
 #pragma unroll
-          for (int j = 0; j < V; j++) {
-            value[i][j] = constants.logit_scale * value[i][j] +
-                          (adjustment.on_target && c != label[j] ? A(0) : offset);
-          }
+        for (int j = 0; j < V; j++) {
+          value[i][j] = constants.logit_scale * value[i][j] +
+                        (adjustment.on_target && c != label[j] ? A(0) : offset);
         }
       }
     }

@@ -9,7 +9,7 @@
 //   staged            a tile goes through shared memory; up to 16 threads share a pixel's classes
 //   strided           a thread a pixel, the logits read twice: whatever the others do not take
 // A loss that has more than a weighted target (pixel.h) has variants of its own, general ones and
-// some for popular numbers of classes; with noise, those of planar logits and the strided kernel.
+// some for popular numbers of classes; with noise it takes the strided kernel.
 // What counts in an inner loop and is the same for a launch is known to the compiler: whether
 // labels are smoothed, how pixels move and, where many networks have it, the number of classes. All
 // else costs an instruction a pixel at most and is tested at run time. The labelled class takes
@@ -133,7 +133,7 @@ StoredWork make_stored_work(const CrossEntropyParams& p) {
   const ClassMap& map = p.map;
   const bool same_layout = !p.grad_input || p.grad_map.layout == map.layout;
   const bool tiled = same_layout && p.dtype != Dtype::f64 && map.layout != Layout::strided &&
-                     map.pixels >= kMinTiledPixels && has_short_strides(map) &&
+                     !is_noisy(p) && map.pixels >= kMinTiledPixels && has_short_strides(map) &&
                      (!p.grad_input || has_short_strides(p.grad_map));
   if (tiled && map.layout == Layout::planar && map.classes <= kMaxClassesOfThread) {
     const int bucket = smallest_bucket(map.classes, PlanarBuckets());
@@ -141,8 +141,7 @@ StoredWork make_stored_work(const CrossEntropyParams& p) {
                            Policy::kMaxBlocks),
             Strategy::planar_registers, bucket};
   }
-  // A team would draw four classes' noise for each of its own.
-  if (tiled && map.classes <= kMaxTileClasses && !is_noisy(p)) {
+  if (tiled && map.classes <= kMaxTileClasses) {
     const int team = 1 << team_shift_of(map.classes, kMaxClassesOfThread);
     return {make_loss_work(p, map.images, map.pixels, Policy::kStagedThreads / team,
                            Policy::kMaxBlocks),
@@ -219,16 +218,13 @@ __global__ void __launch_bounds__(Policy::kPlanarThreads,
 #pragma unroll
       for (int j = 0; j < V; j++) value[c][j] = to_accumulate(raw[c][j]);
     }
-    int64_t index[V];
-#pragma unroll
-    for (int j = 0; j < V; j++) index[j] = first + pixels.distance(j);
-    adjust_logits<Variant::kVariation>(p.adjustment, constants, owner, label, index, value);
+    adjust_logits<Variant::kVariation>(p.adjustment, constants, owner, label, value);
     largest_logit(owner, value, maximum);
 #pragma unroll
     for (int j = 0; j < V; j++) {
       if (label[j] >= 0) {
         target_logit[j] = adjusted<Variant::kVariation>(p.adjustment, constants, target_logit[j],
-                                                        label[j], label[j], index[j]);
+                                                        label[j], label[j]);
       }
       softmax[j].target_shifted = target_logit[j] - maximum[j];
     }
@@ -377,14 +373,14 @@ __global__ void __launch_bounds__(Policy::kStagedThreads,
         if (present(i)) value[i][0] = to_accumulate(mine[i * step]);
       }
     }
-    adjust_logits<Variant::kVariation>(p.adjustment, constants, owner, label, {index}, value);
+    adjust_logits<Variant::kVariation>(p.adjustment, constants, owner, label, value);
     largest_logit(owner, value, maximum);
     softmax[0].target_shifted =
         label[0] < 0
             ? A(0)
             : adjusted<Variant::kVariation>(p.adjustment, constants,
                                             to_accumulate(classes[label[0] * shape.class_pitch]),
-                                            label[0], label[0], index) -
+                                            label[0], label[0]) -
                   maximum[0];
     softmax_in_place(labels, owner, maximum, value, softmax);
 
@@ -524,18 +520,14 @@ bool launch_planar_registers(const CrossEntropyParams& p, const StoredWork& work
   };
   if (varies(p)) {
     bool launched = false;
-    if (p.label_smoothing == 0 && !is_noisy(p)) {
+    if (p.label_smoothing == 0) {
       with_bucket(work.bucket, PlanarBuckets(),
                   [&](auto bucket) { launched = run_exact(bucket, Variation<kVaried>()); });
     }
     return launched || with_bucket(p.map.classes, VariedBuckets(), [&](auto bucket) {
              constexpr int K = bucket(), kLeast = largest_bucket_below(K, VariedBuckets()) + 1;
              using Spaced = SpacedPixels<kPlanarWidth<K>, Policy::kPlanarThreads>;
-             if (is_noisy(p)) {
-               run(PlanarVariant<Spaced, K, kLeast, kNoisy, true>());
-             } else {
-               run(PlanarVariant<Spaced, K, kLeast, kVaried, true>());
-             }
+             run(PlanarVariant<Spaced, K, kLeast, kVaried, true>());
            });
   }
   return with_bucket(work.bucket, PlanarBuckets(), [&](auto bucket) {
