@@ -109,6 +109,8 @@ class Operator(NamedTuple):
 OPERATORS = {
     "cross_entropy": Operator("once, in input and pixel_weight"),
     "cross_entropy(upsample=...)": Operator("once, in input and pixel_weight"),
+    "dice_cross_entropy": Operator("once, in input and pixel_weight"),
+    "dice_cross_entropy(upsample=...)": Operator("once, in input and pixel_weight"),
     "predictive_statistics": Operator("no"),
     "predictive_statistics(size=...)": Operator("no"),
     "accumulate_statistics": Operator("no"),

@@ -11,13 +11,14 @@ from python_tests.comparison import assert_same_bits
 from python_tests.components import cases as components
 from python_tests.counts import cases as counts
 from python_tests.cross_entropy import cases as cross_entropy
+from python_tests.dice import cases as dice
 from python_tests.statistics import cases as statistics
 from segunc_ops import _torch
 
 
 def operator_calls() -> dict[str, list[tuple[object, ...]]]:
     """Arguments for every operator."""
-    families = cross_entropy, statistics, components, counts
+    families = cross_entropy, dice, statistics, components, counts
     return {name: calls for family in families for name, calls in family.operator_calls().items()}
 
 

@@ -8,6 +8,8 @@ from .functional import PredictiveStatistics
 from .losses import (
     BalancedSoftmaxCrossEntropyLoss,
     CrossEntropyLoss,
+    DeepSupervision,
+    DiceCrossEntropyLoss,
     FocalCrossEntropyLoss,
     InstanceUncertaintyCrossEntropyLoss,
     LDAMCrossEntropyLoss,
@@ -26,6 +28,8 @@ from .sampling import (
 __all__ = [
     "BalancedSoftmaxCrossEntropyLoss",
     "CrossEntropyLoss",
+    "DeepSupervision",
+    "DiceCrossEntropyLoss",
     "FocalCrossEntropyLoss",
     "InstanceUncertaintyCrossEntropyLoss",
     "LDAMCrossEntropyLoss",

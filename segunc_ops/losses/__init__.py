@@ -6,6 +6,7 @@ from .class_adjusted import (
     LogitVariationCrossEntropyLoss,
 )
 from .cross_entropy import CrossEntropyLoss
+from .dice import DeepSupervision, DiceCrossEntropyLoss
 from .focal import FocalCrossEntropyLoss
 from .instance_uncertainty import InstanceUncertaintyCrossEntropyLoss
 from .pixel_adaptive import PixelAdaptiveCrossEntropyLoss
@@ -14,6 +15,8 @@ from .uncertainty_aware import UncertaintyAwareCrossEntropyLoss
 __all__ = [
     "BalancedSoftmaxCrossEntropyLoss",
     "CrossEntropyLoss",
+    "DeepSupervision",
+    "DiceCrossEntropyLoss",
     "FocalCrossEntropyLoss",
     "InstanceUncertaintyCrossEntropyLoss",
     "LDAMCrossEntropyLoss",

@@ -1,0 +1,28 @@
+// Dice and cross-entropy: who implements them on a GPU.
+#include "../common/device/backend.h"
+#include "binding.h"
+#include "cuda/kernels.h"
+
+namespace segunc {
+namespace {
+
+struct Cuda : cuda::Backend {
+  using Backend::Backend;
+
+  static cuda::DicePlan plan_sums(const DiceParams& p) { return cuda::plan_dice_sums(p); }
+  static cuda::DicePlan plan_gradient(const DiceParams& p) { return cuda::plan_dice_gradient(p); }
+
+  void launch(const cuda::DicePlan& plan, DiceParams& p) const {
+    report_bad_targets(p);
+    plan.launch(p, stream());
+  }
+};
+
+}  // namespace
+}  // namespace segunc
+
+STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CUDA, m) {
+  using namespace segunc;
+  m.impl("dice_cross_entropy_forward", TORCH_BOX(&dice_cross_entropy_forward<Cuda>));
+  m.impl("dice_cross_entropy_backward", TORCH_BOX(&dice_cross_entropy_backward<Cuda>));
+}

@@ -1,0 +1,146 @@
+"""Batches for Dice and cross-entropy, and the losses of packages by their formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import segunc_ops
+import segunc_ops.functional as sf
+from python_tests.support import IGNORED
+
+
+def batch(
+    dtype: torch.dtype = torch.float32,
+    size: tuple[int, ...] = (5, 7),
+    classes: int = 3,
+    images: int = 2,
+    ignored: float = 0.2,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits and pixel weights that require a gradient, and targets."""
+    x = (3 * torch.randn(images, classes, *size)).to(dtype).requires_grad_()
+    target = torch.randint(0, classes, (images, *size))
+    target[torch.rand(target.shape) < ignored] = IGNORED
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    return x, target, torch.rand(images, *size, dtype=compute).requires_grad_()
+
+
+def loss_of(x: Tensor, target: Tensor, u: Tensor | None = None, **options: Any) -> Tensor:
+    return sf.dice_cross_entropy(x, target, pixel_weight=u, ignore_index=IGNORED, **options)
+
+
+def truth_of(
+    x: Tensor, target: Tensor, u: Tensor | None = None, **options: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The reference's loss in float64 and its gradients."""
+    exact = x.detach().double().requires_grad_()
+    weights = None if u is None else u.detach().double().requires_grad_()
+    with segunc_ops.backend("reference"):
+        loss = loss_of(exact, target, weights, **options)
+    if loss.requires_grad:
+        loss.backward()
+    return loss.detach(), exact.grad, None if weights is None else weights.grad
+
+
+# ---- the packages' own losses, of valid pixels alone ----
+
+
+def _sums(x: Tensor, target: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """P, G and I."""
+    valid = target != IGNORED
+    p = x.softmax(1) * valid.unsqueeze(1)
+    one_hot = F.one_hot(torch.where(valid, target, 0), x.shape[1]).movedim(-1, 1)
+    one_hot = (one_hot * valid.unsqueeze(1)).to(p.dtype)
+    return p.sum(axes), one_hot.sum(axes), (p * one_hot).sum(axes)
+
+
+def _axes(x: Tensor, batch: bool) -> tuple[int, ...]:
+    return (0,) * batch + tuple(range(2, x.dim()))
+
+
+def nnunet(x: Tensor, target: Tensor, batch_dice: bool = False) -> Tensor:
+    """nnU-Net 2.8's DC_and_CE_loss with its MemoryEfficientSoftDiceLoss."""
+    p, g, i = _sums(x, target, _axes(x, batch_dice))
+    p, g, i = p[..., 1:], g[..., 1:], i[..., 1:]
+    dice = (2 * i + 1e-5) / (p + g + 1e-5).clip(1e-8)
+    return F.cross_entropy(x, target, ignore_index=IGNORED) - dice.mean()
+
+
+def monai(
+    x: Tensor,
+    target: Tensor,
+    batch: bool = False,
+    squared_pred: bool = False,
+    jaccard: bool = False,
+    include_background: bool = True,
+) -> Tensor:
+    """MONAI 1.6's DiceCELoss(to_onehot_y=True, softmax=True), which ignores no pixel."""
+    axes = _axes(x, batch)
+    p, one_hot = x.softmax(1), F.one_hot(target, x.shape[1]).movedim(-1, 1).to(x.dtype)
+    first = 0 if include_background else 1
+    p, one_hot = p[:, first:], one_hot[:, first:]
+    i = (p * one_hot).sum(axes)
+    total = (p**2 if squared_pred else p).sum(axes) + one_hot.sum(axes)
+    if jaccard:
+        total = 2 * (total - i)
+    dice = 1 - (2 * i + 1e-5) / (total + 1e-5)
+    return dice.mean() + F.cross_entropy(x, target)
+
+
+def smp(x: Tensor, target: Tensor) -> Tensor:
+    """segmentation_models_pytorch 0.6's DiceLoss("multiclass", ignore_index)."""
+    p, g, i = _sums(x, target, _axes(x, True))
+    loss = 1 - 2 * i / (p + g).clamp_min(1e-7)
+    return (loss * (g > 0)).mean()
+
+
+def ultralytics(x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The formula of Ultralytics 8.4, of one head and one image of the batch size's factor."""
+    p, g, i = _sums(x, target, _axes(x, True))
+    dice = (2 * i + 1) / (p + g + 1)
+    return F.cross_entropy(x, target, weight, ignore_index=IGNORED) + (1 - dice).mean()
+
+
+def operator_calls() -> dict[str, list[tuple[object, ...]]]:
+    """Arguments for every operator of the family, for torch.library.opcheck."""
+    x, target, u = (t.detach() for t in batch())
+    volume = tuple(t.detach() for t in batch(torch.bfloat16, (2, 3, 4)))[:2]
+    weight = torch.rand(3) + 0.5
+    small = torch.randn(2, 3, 3, 4)
+    plain = (IGNORED, 0.0, False, False)
+    smooth = (IGNORED, 0.1, False, False)
+    interpolates = (IGNORED, 0.1, True, False)
+
+    def slopes(images: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(images, 2, 3, dtype=torch.float64), torch.tensor(0.5).double()
+
+    upstream = torch.tensor(2.0)
+    return {
+        "dice_cross_entropy_forward": [
+            (x, target, None, None, *plain, True, False, True),
+            (x, target, weight, u, *smooth, False, True, True),
+            (*volume, None, None, *plain, False, False, False),
+            (small, target, weight, u, *interpolates, True, False, True),
+        ],
+        "dice_cross_entropy_backward": [
+            (upstream, x, target, None, None, *slopes(2), *plain, True, False, True, False),
+            (upstream, x, target, weight, u, *slopes(1), *smooth, False, True, True, True),
+            (upstream, *volume, None, None, *slopes(1), *plain, False, False, True, False),
+            (
+                upstream,
+                small,
+                target,
+                weight,
+                u,
+                *slopes(2),
+                *interpolates,
+                True,
+                False,
+                True,
+                True,
+            ),
+        ],
+    }

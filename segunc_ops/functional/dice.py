@@ -1,0 +1,218 @@
+"""The overlap of classes (Dice) together with cross-entropy, as most trainers combine them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .._checks import (
+    check_bool,
+    check_logits,
+    check_number,
+    check_pixel_weight,
+    check_target,
+    check_upsampled_input,
+    check_weight,
+    describe,
+)
+from .._dtypes import accumulate_dtype, result_dtype
+from .._native.backend import implementation
+from .._options import LossOptions, check_options
+from .._overlap import Absent, Overlap
+from .._types import Reduction, Upsample
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = [
+    "check_overlap",
+    "check_scalar_reduction",
+    "dice_cross_entropy",
+    "dice_cross_entropy_with",
+]
+
+_LARGEST = sys.float_info.max
+
+
+def dice_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ce_weight: float = 1.0,
+    dice_weight: float = 1.0,
+    batch: bool = False,
+    include_background: bool = True,
+    smooth_numerator: float = 1e-5,
+    smooth_denominator: float = 1e-5,
+    squared: bool = False,
+    jaccard: bool = False,
+    absent: Absent = "count",
+    dice_offset: float = 1.0,
+    group: ProcessGroup | None = None,
+    pixel_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
+) -> Tensor:
+    r"""Cross-entropy and the Dice loss of the same logits, from one softmax.
+
+    With p = softmax(z), label y, and sums over the valid pixels of an image, or of all images with
+    `batch`:
+
+    .. math::
+        P_c = \sum p_c, \quad G_c = \sum [y = c], \quad I_c = \sum p_c [y = c], \qquad
+        D_c = \frac{2 I_c + s_n}{P_c + G_c + s_d}
+
+    .. math::
+        L = \texttt{ce\_weight} \cdot \mathrm{CE} +
+            \texttt{dice\_weight} \cdot \operatorname{mean}_c (\texttt{dice\_offset} - D_c)
+
+    The probabilities are never in memory: the logits are read once for the sums and once for the
+    gradient. Sums are made in a fixed order and in double precision.
+
+    Args:
+        input: logits, ``(N, C, *)`` or ``(N, C)`` with at least two classes; float32, bfloat16,
+            float16 or float64, of any strides. A head z of one channel for a binary mask has the
+            logits ``torch.cat([torch.zeros_like(z), z], 1)`` of two.
+        target: class indices, ``(N, *)``; int64, int32 or uint8. With `upsample` of any size.
+        weight: class weights, ``(C,)``, of the cross-entropy alone.
+        ce_weight, dice_weight: factors of the two parts, at least 0. 0 leaves the part out.
+        batch: whether sums are over all images; else each has its own Dice, of which the mean is
+            taken.
+        include_background: whether class 0 has a part in the mean of Dice.
+        smooth_numerator, smooth_denominator: s_n and s_d, at least 0. Denominators are at least
+            1e-8.
+        squared: whether P_c = sum p_c^2.
+        jaccard: whether the denominator is 2 (P_c + G_c - I_c) + s_d.
+        absent: what a class without target pixels is, in its image or with `batch` in the batch:
+            ``"count"``: like any other; ``"skip"``: no part of the mean; ``"zero"``: a loss of 0
+            that is counted.
+        dice_offset: what Dice is subtracted from. It changes the loss by a constant: with 0 the
+            loss is minus Dice, as nnU-Net has it.
+        group: the ranks of this process group add their sums, those of the cross-entropy too, so
+            that each has the loss of all images together. Its gradient is that loss's times the
+            number of ranks: after the mean over ranks that DistributedDataParallel takes, it is
+            that of one process. None: each rank by itself.
+        pixel_weight: of the target's shape or broadcast to it, any float type: factors of the
+            cross-entropy alone. It gets a gradient if it requires one.
+        ignore_index: pixels with this target count nothing anywhere; whatever logits and pixel
+            weights hold there is never read and their gradient is 0.
+        reduction: of the cross-entropy: ``"mean"``, ``"mean_all"`` or ``"sum"``, as for
+            :func:`cross_entropy`. There is no loss of a pixel, hence no ``"none"``.
+        label_smoothing: of the cross-entropy alone.
+        upsample, align_corners: as for :func:`cross_entropy`.
+
+    Returns:
+        A scalar of the input's type, float32 under autocast.
+
+    Raises:
+        ValueError, TypeError, IndexError: as :func:`cross_entropy`; on options out of range and on
+            logits of one channel.
+        RuntimeError: on a group where no process group is initialised.
+    """
+    overlap = Overlap(
+        ce_weight,
+        dice_weight,
+        batch,
+        include_background,
+        smooth_numerator,
+        smooth_denominator,
+        squared,
+        jaccard,
+        absent,
+        dice_offset,
+        group,
+    )
+    options = LossOptions(weight, ignore_index, reduction, label_smoothing, upsample, align_corners)
+    return dice_cross_entropy_with(options, check_overlap(overlap), input, target, pixel_weight)
+
+
+def check_overlap(overlap: Overlap) -> Overlap:
+    """The options, if they are valid apart from what they need of an input.
+
+    Raises:
+        ValueError, TypeError: they are not.
+    """
+    numbers: dict[str, Any] = {}
+    for name in ("ce_weight", "dice_weight", "smooth_numerator", "smooth_denominator"):
+        value = getattr(overlap, name)
+        # As a comparison first, which a compiled graph can guard.
+        fits = type(value) is float and 0.0 <= value <= _LARGEST
+        numbers[name] = value if fits else check_number(name, value, at_least=0.0)
+    for name in ("batch", "include_background", "squared", "jaccard"):
+        check_bool(name, getattr(overlap, name))
+    if overlap.absent not in get_args(Absent):
+        raise ValueError(f"absent: expected one of {get_args(Absent)}, got {overlap.absent!r}")
+    offset = overlap.dice_offset
+    if not (type(offset) is float and -_LARGEST <= offset <= _LARGEST):
+        offset = check_number("dice_offset", offset)
+    return overlap._replace(dice_offset=offset, **numbers)
+
+
+def check_scalar_reduction(reduction: str) -> None:
+    """Raises unless the loss is to be one number."""
+    if reduction == "none":
+        raise ValueError(
+            "reduction: expected 'mean', 'mean_all' or 'sum' of the cross-entropy, got 'none': "
+            "Dice has no loss of a pixel; add cross_entropy(..., reduction='none') and "
+            "dice_cross_entropy(..., ce_weight=0) yourself"
+        )
+
+
+def _check_group(group: Any) -> None:
+    """Raises unless this process is one of the group's ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(
+            "group: expected None without an initialised process group; call "
+            "torch.distributed.init_process_group first"
+        )
+    outside = group == dist.GroupMember.NON_GROUP_MEMBER  # what new_group gives to other ranks
+    if not (outside or isinstance(group, dist.ProcessGroup)):
+        raise TypeError(f"group: expected a torch.distributed process group, got {describe(group)}")
+    if outside or dist.get_rank(group) < 0:
+        raise ValueError(f"group: expected one that rank {dist.get_rank()} is in, got another")
+
+
+def dice_cross_entropy_with(
+    options: LossOptions,
+    overlap: Overlap,
+    input: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor | None = None,
+) -> Tensor:
+    """:func:`dice_cross_entropy` of options that travel together, as losses have them.
+
+    The overlap's are valid.
+    """
+    check_logits("input", input)
+    if input.dim() < 2 or input.shape[1] == 0:
+        raise ValueError(f"input: expected shape (N, C, *) with C > 1, got {tuple(input.shape)}")
+    if input.shape[1] == 1:
+        raise ValueError(
+            f"input: expected logits of at least two classes, got shape {tuple(input.shape)}: the "
+            "softmax of one channel is 1 everywhere; for a binary mask pass "
+            "torch.cat([torch.zeros_like(input), input], 1)"
+        )
+    options = check_options(options)
+    check_scalar_reduction(options.reduction)
+    if options.upsample is not None:
+        check_upsampled_input(input, options.upsample)
+    check_target(input, target, options.upsample)
+    if overlap.group is not None:
+        _check_group(overlap.group)
+    dtype = accumulate_dtype(input.dtype)
+    if options.weight is not None:
+        options = options._replace(weight=check_weight(input, options.weight, dtype))
+    if pixel_weight is not None:
+        pixel_weight = check_pixel_weight(target, pixel_weight, dtype)
+    result = result_dtype(input)
+    loss: Tensor = implementation(input.device).dice_cross_entropy(
+        input, target, pixel_weight=pixel_weight, options=options, overlap=overlap
+    )
+    return loss if loss.dtype == result else loss.to(result)
