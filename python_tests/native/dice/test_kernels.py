@@ -1,0 +1,155 @@
+"""csrc/dice/cuda/kernels.h, run on the host, against float64 NumPy."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from python_tests.native.dice.cases import Case, make_inputs, run, verify
+from python_tests.native.harness import (
+    CLASS_COUNTS,
+    DTYPES,
+    GAPS,
+    LAYOUTS,
+    TARGET_TYPES,
+    drawn_spatial,
+    thinned,
+    threads_of_report,
+)
+from python_tests.native.interpolation import SHAPES, Interpolated
+
+
+def drawn(dtype: str, layout: str, classes: int, seed: int) -> Case:
+    """The grid's cases with other arguments drawn for each."""
+    generator = np.random.default_rng([seed, classes, LAYOUTS.index(layout)])
+    return Case(
+        dtype,
+        layout,
+        classes,
+        images=int(generator.integers(1, 4)),
+        spatial=drawn_spatial(generator, 2000 // classes + 33),
+        target_type=TARGET_TYPES[int(generator.integers(3))],
+        by_image=bool(generator.random() < 0.5),
+        squared=bool(generator.random() < 0.4),
+        weight=bool(generator.random() < 0.5),
+        pixel_weight=bool(generator.random() < 0.5),
+        smoothing=float(generator.choice([0.0, 0.1])),
+        cross_entropy=bool(generator.random() < 0.8),
+        ignore_index=int(generator.choice([255, 1])),
+        grad_pixel_weight=bool(generator.random() < 0.5),
+        seed=seed,
+    )
+
+
+GRID = [
+    drawn(dtype, layout, classes, seed)
+    for seed, dtype in enumerate(DTYPES)
+    for layout in LAYOUTS
+    if layout != "unaligned"
+    for classes in CLASS_COUNTS
+]
+
+
+@pytest.mark.parametrize("case", thinned(GRID), ids=str)
+def test_grid(host: ModuleType, case: Case) -> None:
+    verify(host, case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    thinned(
+        [
+            Case(dtype, layout, 3, spatial=(pixels,), by_image=by_image, seed=7)
+            for dtype in ("f32", "f16")
+            for layout, pixels in GAPS
+            for by_image in (False, True)
+        ]
+    ),
+    ids=str,
+)
+def test_gaps(host: ModuleType, case: Case) -> None:
+    verify(host, case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        # More tiles than blocks, more images than blocks, images of one pixel.
+        Case("f32", "planar", 2, images=3, spatial=(3001,), seed=1),
+        Case("f32", "planar", 2, images=3, spatial=(3001,), by_image=False, seed=2),
+        Case("f32", "planar", 3, images=41, spatial=(2,), ignored=0.5, seed=3),
+        Case("bf16", "channels_last", 3, images=41, spatial=(1,), by_image=False, seed=4),
+        # Rows of sums that do not fit shared memory.
+        Case("f32", "planar", 1000, images=2, spatial=(70,), seed=5),
+        Case("f64", "channels_last", 300, images=2, spatial=(300,), by_image=False, seed=6),
+        Case("f32", "planar", 19, spatial=(50,), grad_layout="channels_last", seed=8),
+        Case("f32", "planar", 5, spatial=(50,), grad_input=False, grad_pixel_weight=True, seed=9),
+    ],
+    ids=str,
+)
+def test_sizes(host: ModuleType, case: Case) -> None:
+    verify(host, case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    thinned(
+        [
+            Case(
+                DTYPES[(i + j) % 4],
+                ("planar", "channels_last", "crop")[(i + j) % 3],
+                (2, 5, 19)[i % 3],
+                spatial=source,
+                to=Interpolated(size, bool(j)),
+                by_image=bool((i + j) % 2),
+                squared=i % 3 == 0,
+                weight=i % 2 == 0,
+                pixel_weight=True,
+                smoothing=0.1 * (i % 2),
+                grad_pixel_weight=True,
+                ignore_index=255,
+                seed=i,
+            )
+            for i, (source, size) in enumerate(SHAPES)
+            for j in range(2)
+        ]
+    ),
+    ids=str,
+)
+def test_interpolated(host: ModuleType, case: Case) -> None:
+    verify(host, case)
+
+
+@pytest.mark.parametrize("to", [None, Interpolated((9, 40), False)])
+@pytest.mark.parametrize("dtype", ["f64", "f32"])
+def test_targets_that_are_no_class(host: ModuleType, dtype: str, to: Interpolated | None) -> None:
+    """Every sum that they have a part in is NaN, and so is their gradient; the host is told."""
+    spatial = (7, 30) if to else (300,)
+    case = Case(dtype, "planar", 4, spatial=spatial, to=to, grad_pixel_weight=True, seed=3)
+    for value in (-1, 4, 2**40):
+        inputs = make_inputs(case)
+        inputs.target.reshape(case.images, -1)[1, 17] = value
+        if to is None:
+            inputs.logits[1, :, 17] = 0.5
+        verify(host, case, inputs)
+
+
+def test_no_flag_is_no_report(host: ModuleType) -> None:
+    """A report is one a warp, not one a pixel."""
+    case = Case("f32", "planar", 3, spatial=(2000,), ignored=0.0)
+    inputs = make_inputs(case)
+    inputs.target[...] = 77
+    assert threads_of_report(host, lambda: run(host, case, inputs)) >= 32
+
+
+@pytest.mark.parametrize("shape", [(0, 3, (5,)), (2, 3, (0,))])
+@pytest.mark.parametrize("by_image", [False, True])
+def test_no_pixels(host: ModuleType, by_image: bool, shape: tuple[int, int, tuple[int]]) -> None:
+    """Sums of nothing are 0."""
+    images, classes, spatial = shape
+    case = Case("f32", "planar", classes, images=images, spatial=spatial, by_image=by_image)
+    results = run(host, case, make_inputs(case))
+    assert not results["sums"].any()
+    assert results["surprise"] == 0
