@@ -85,6 +85,27 @@ def _upsampled_cross_entropy(
             loss.backward(torch.full_like(loss, 2.0))
 
 
+def _dice(logits: Tensor, number: int, target_dtype: torch.dtype) -> None:
+    """Per image and over the batch, of the target's size and interpolated to a larger one."""
+    n, c, h, w = logits.shape
+    for size, upsample in (((h, w), None), ((2 * h + 1, 3 * w), "bilinear")):
+        target = torch.randint(0, c, (n, *size), device=logits.device)
+        target[torch.rand(target.shape, device=logits.device) < 0.2] = _IGNORE_INDEX
+        leaf = logits.detach().requires_grad_(True)
+        pixel_weight = torch.rand(target.shape, device=logits.device, requires_grad=True)
+        loss = sf.dice_cross_entropy(
+            leaf,
+            target.to(target_dtype),
+            pixel_weight=pixel_weight,
+            ignore_index=_IGNORE_INDEX,
+            batch=number % 2 == 0,
+            squared=number % 3 == 0,
+            label_smoothing=0.1 if number % 4 == 0 else 0.0,
+            upsample=upsample,  # type: ignore[arg-type]
+        )
+        loss.backward(torch.full_like(loss, 2.0))
+
+
 def _statistics(samples: Sequence[Tensor]) -> None:
     """Of their own size, of a larger one and of a smaller one."""
     h, w = samples[0].shape[2:]
@@ -151,10 +172,11 @@ def run(device: str) -> int:
         _upsampled_cross_entropy(
             _logits(size, dtype, layout, device), next(reductions), next(target_dtypes)
         )
+        _dice(_logits(size, dtype, layout, device), count, next(target_dtypes))
         _statistics([_logits(size, dtype, layout, device) for _ in range(1 + count % 4)])
         _counts(_logits(size, dtype, layout, device), next(target_dtypes))
         _components(size, dtype, device)
-        count += 5
+        count += 6
     if device == "cuda":
         torch.cuda.synchronize()
         segunc_ops.check()

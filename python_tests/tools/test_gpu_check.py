@@ -88,7 +88,7 @@ class TestGpuCheck:
         assert code == 0
         assert summary["passed"]
         names = [step["name"] for step in summary["steps"]]
-        families = ("cross_entropy", "statistics", "components", "counts", "benchmarks")
+        families = ("cross_entropy", "dice", "statistics", "components", "counts", "benchmarks")
         tests = [f"tests of {family}" for family in families]
         sanitizers = ["memcheck", "racecheck", "initcheck", "synccheck"]
         assert names == ["install", "import", *tests, "install peers", "benchmarks", *sanitizers]
@@ -139,4 +139,4 @@ def test_what_needs_a_gpu_is_in_the_files_that_the_check_runs():
 
 
 def test_sanitizer_cases_run():
-    assert sanitizer_cases.run("cpu") == 5 * 5 * 4 * 3
+    assert sanitizer_cases.run("cpu") == 6 * 5 * 4 * 3

@@ -23,7 +23,10 @@ from .sources import Mutant, Source
 
 # The folders of tests, those first that compile soonest: a mutant of what several share is tested
 # by one after the other, until one notices.
-ROOMS = ("formulas", "reduction", "scale", "statistics", "cross_entropy", "components", "counts")
+ROOMS = (
+    *("formulas", "reduction", "scale", "statistics", "dice", "cross_entropy", "components"),
+    "counts",
+)
 # In turn: the sanitizers take longest to compile.
 FLAVORS = ("race", "plain", "sanitize")
 # pytest's -k where not all tests of a room run a unit.
