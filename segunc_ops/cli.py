@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -380,8 +380,8 @@ def _predict_options(predict: argparse.ArgumentParser) -> None:
     _device_option(predict.add_argument_group("machine"))
 
 
-def _stats_options(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    stats = commands.add_parser(
+def _stats_options(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    stats = add_parser(
         "stats",
         usage="%(prog)s DIR [OPTION ...]",
         help="pixels, images and instances of each class; weights, margins and priors that follow",
@@ -459,7 +459,7 @@ def build_parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--overwrite", action="store_true", help="start again where a run left a checkpoint"
     )
-    _stats_options(commands)
+    _stats_options(commands.add_parser)
     masks = commands.add_parser(
         "masks",
         usage="%(prog)s --data DIR --members CHECKPOINT [CHECKPOINT ...] --output DIR [OPTION ...]",

@@ -302,7 +302,7 @@ class UnitRunner {
     read_pixels(p_, targets_, at, n, px_);
     for (int j = n; j % kLanes<A>; ++j) px_.valid[j] = 0;
     blend_rows<T>(blend, values, C_, n, tile, px_.maximum);
-    adjust_logits(targets_, at, C_, n, tile, px_);
+    if (targets_.offset) adjust_logits(targets_, at, C_, n, tile, px_);
     read_logits(targets_, C_, n, tile, px_);
     exponentials<T>(C_, n, tile, px_.maximum, Ahead<A>{tile, 0}, Sum<A>{px_.sum});
     write_losses(p_, targets_, image_, at, n, px_, lane_);

@@ -163,11 +163,11 @@ SEGUNC_HD void add_noise(const Targets<A>& targets, int64_t at, int C, int n, A*
   }
 }
 
-// Logits of a tile to those that the loss is of, and their maximum.
+// Logits of a tile to those that the loss is of, and their maximum. Out of line, as what only some
+// losses need: compiled for each type of the logits it would be half of the time that they take.
 template <class A, int T>
-SEGUNC_HD void adjust_logits(const Targets<A>& targets, int64_t at, int C, int n,
-                             A* __restrict tile, Pixels<A, T>& px) {
-  if (!targets.offset) return;
+[[gnu::noinline]] void adjust_logits(const Targets<A>& targets, int64_t at, int C, int n,
+                                     A* __restrict tile, Pixels<A, T>& px) {
   for (int j = 0; j < n; ++j) px.maximum[j] = -std::numeric_limits<A>::infinity();
   if (targets.noise == NoiseKind::normal)
     return add_noise<NoiseKind::normal>(targets, at, C, n, tile, px);
@@ -243,19 +243,11 @@ SEGUNC_HD void write_loss(const CrossEntropyParams& p, const Targets<A>& targets
   if (grad_weight) grad_weight[at + j] = where_valid(px.valid[j], weighted.weight_gradient);
 }
 
-// Of the sums of exponentials: writes the losses and the gradients of the pixel weights, as far as
-// they are wanted, adds the losses to `lane`, and readies px.factor for the gradient. With a
-// modulation px.on_target becomes m a - k.
+// write_losses of a loss with a factor: px.on_target becomes m a - k. Out of line, as above.
 template <class A, int T, class Lane>
-SEGUNC_HD void write_losses(const CrossEntropyParams& p, const Targets<A>& targets, int64_t image,
-                            int64_t at, int n, Pixels<A, T>& px, Lane* __restrict lane) {
-  if (!targets.modulation.used()) {
-    for (int j = 0; j < n; ++j) {
-      const A value = loss_of(targets, px, j, math::log_positive(px.sum[j]));
-      write_loss(p, targets, at, j, value, px, lane);
-    }
-    return;
-  }
+[[gnu::noinline]] void write_modulated_losses(const CrossEntropyParams& p,
+                                              const Targets<A>& targets, int64_t image, int64_t at,
+                                              int n, Pixels<A, T>& px, Lane* __restrict lane) {
   const A* image_factor = static_cast<const A*>(targets.modulation.image_factor);
   if (image_factor) {
     image_factor += image * p.map.classes;
@@ -277,6 +269,18 @@ SEGUNC_HD void write_losses(const CrossEntropyParams& p, const Targets<A>& targe
       write_loss(p, targets, at, j, px.modulation[j] * value, px, lane);
     }
   });
+}
+
+// Of the sums of exponentials: writes the losses and the gradients of the pixel weights, as far as
+// they are wanted, adds the losses to `lane`, and readies px.factor for the gradient.
+template <class A, int T, class Lane>
+SEGUNC_HD void write_losses(const CrossEntropyParams& p, const Targets<A>& targets, int64_t image,
+                            int64_t at, int n, Pixels<A, T>& px, Lane* __restrict lane) {
+  if (targets.modulation.used()) return write_modulated_losses(p, targets, image, at, n, px, lane);
+  for (int j = 0; j < n; ++j) {
+    const A value = loss_of(targets, px, j, math::log_positive(px.sum[j]));
+    write_loss(p, targets, at, j, value, px, lane);
+  }
 }
 
 // Takes the target's term off the tile of exponentials, and readies px.slope. The gradient of pixel

@@ -26,7 +26,7 @@ void run_units(const CrossEntropyParams& p, int64_t begin, int64_t end) {
     const int64_t at = image * p.map.pixels + pixel;
     read_pixels(p, targets, at, n, px);
     read_tile<T>(p.map, static_cast<const S*>(p.input), image, pixel, n, tile, px.maximum);
-    adjust_logits(targets, at, C, n, tile, px);
+    if (targets.offset) adjust_logits(targets, at, C, n, tile, px);
     read_logits(targets, C, n, tile, px);
     exponentials<T>(C, n, tile, px.maximum,
                     ahead_of(p.map, static_cast<const S*>(p.input), image, pixel + T),
