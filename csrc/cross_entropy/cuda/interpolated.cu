@@ -202,7 +202,7 @@ std::optional<TileWork> make_tile_work(const CrossEntropyParams& p, const Axes<f
                       (sizeof(float) + sizeof(int)) * work.columns + sizeof(float) * work.rows +
                       sizeof(int) * (work.source_columns + 3 + work.source_rows + 3);
   work.shares = target_shares(p);
-  // report: dynamic cross_entropy_interpolated_tiles_kernel<* 49152 - 344
+  // report: dynamic cross_entropy_interpolated_tiles_kernel<* 49152 - 352
   if (work.shared_bytes > kMaxDynamicSharedBytes<Tile, BlockSums, int64_t>) return std::nullopt;
   return work;
 }
