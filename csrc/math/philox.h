@@ -79,8 +79,14 @@ SEGUNC_HD float quarter_sin(float v) {
   p = p * w - 6.4596410e-01f;
   return (p * w + 1.5707963f) * v;
 }
+#ifdef __CUDA_ARCH__
+// Those of any angle keep its multiples of pi in local memory.
+SEGUNC_HD double quarter_cos(double v) { return ::cospi(0.5 * v); }
+SEGUNC_HD double quarter_sin(double v) { return ::sinpi(0.5 * v); }
+#else
 SEGUNC_HD double quarter_cos(double v) { return ::cos(1.5707963267948966 * v); }
 SEGUNC_HD double quarter_sin(double v) { return ::sin(1.5707963267948966 * v); }
+#endif
 
 SEGUNC_HD float root(float x) { return sqrtf(x); }
 SEGUNC_HD double root(double x) { return ::sqrt(x); }

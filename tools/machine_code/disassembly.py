@@ -112,6 +112,7 @@ def disassemble(binary: Path, target: str) -> Iterator[Function]:
 
     Raises:
         FileNotFoundError: a program is not installed, or the binary has no code for the target.
+        ValueError: two of its sources have the same name.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [program("cuobjdump"), "-xelf", f"{target}.cubin", str(binary.resolve())]
@@ -119,6 +120,17 @@ def disassemble(binary: Path, target: str) -> Iterator[Function]:
         cubins = sorted(Path(folder).glob("*.cubin"))
         if not cubins:
             raise FileNotFoundError(f"{binary.name} has no code for {target}")
+        # They are named after their sources, and one replaces another of its name.
+        command = [program("cuobjdump"), "-lelf", str(binary.resolve())]
+        listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        names = [
+            line.split()[-1] for line in listed.splitlines() if line.endswith(f"{target}.cubin")
+        ]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"{binary.name}: expected sources of different names, several are called "
+                f"{', '.join(name.partition('.')[0] for name in twice)}"
+            )
         for cubin in cubins:
             command = [program("nvdisasm"), "-c", "-gi", str(cubin)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -69,17 +69,17 @@ def _rows() -> Iterator[Row]:
             yield Row(
                 f"cross_entropy planar C={classes}{odd} {name}",
                 f"cross_entropy_planar_registers_kernel<{cpp}, PlanarVariant<{pixels}, "
-                f"{registers}, {least}, false*",
+                f"{registers}, {least}, 0, false*",
                 _READS_LOSS,
                 _WRITES_LOSS,
                 {"C": classes},
                 case=None if odd else _case("cross_entropy", classes, name, "nchw", _BOTH),
             )
         for layout, classes, variant, team in (
-            ("planar", 150, f"ExactStaged<ExactTile<{cpp}, (Layout)0, 150, *", 8),
-            ("channels_last", 150, f"ExactStaged<ExactTile<{cpp}, (Layout)1, 150, *", 8),
-            ("channels_last", 19, f"ExactStaged<ExactTile<{cpp}, (Layout)1, 19, *", 1),
-            ("any layout", 20, "GeneralStaged<20, 16, false*", 1),
+            ("planar", 150, f"ExactStaged<ExactTile<{cpp}, (Layout)0, 150, 256>, 0*", 8),
+            ("channels_last", 150, f"ExactStaged<ExactTile<{cpp}, (Layout)1, 150, 256>, 0*", 8),
+            ("channels_last", 19, f"ExactStaged<ExactTile<{cpp}, (Layout)1, 19, 256>, 0*", 1),
+            ("any layout", 20, "GeneralStaged<20, 16, 0*", 1),
         ):
             yield Row(
                 f"cross_entropy {layout} C={classes} {name}",
@@ -93,7 +93,7 @@ def _rows() -> Iterator[Row]:
         for classes, team, strands in ((19, 1, 2), (150, 8, 16)):
             yield Row(
                 f"upsampled cross_entropy x4 C={classes} {name}",
-                "cross_entropy_interpolated_tiles_kernel<TileVariant<19, 17, false*",
+                "cross_entropy_interpolated_tiles_kernel<TileVariant<19, 17, 0*",
                 "1.3 / 16 * sizeof(T) + 8 / C",
                 "1.3 / 16 * 4",
                 {

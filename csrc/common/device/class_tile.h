@@ -117,8 +117,8 @@ ClassTile make_class_tile(const ClassMap& map, int element_bytes, int threads, b
   // report: dynamic counts_staged_kernel<* 49152 - 256
   // report: dynamic statistics_staged_kernel<* 49152 - 256
   // report: dynamic cross_entropy_staged_kernel<*Exact* 49152 - 256
-  // report: dynamic cross_entropy_staged_kernel<*, false* 49152 - 256
-  // report: dynamic cross_entropy_staged_kernel<*, true* 49152 - 256 - 2048
+  // report: dynamic cross_entropy_staged_kernel<*General*, 0> > 49152 - 256
+  // report: dynamic cross_entropy_staged_kernel<*General*, 1> > 49152 - 256 - 2048
   if (tile.shared_bytes > kMaxDynamicSharedBytes<BlockSums, Static...> || tile.team > kMaxTeam) {
     throw std::runtime_error("a tile of " + std::to_string(map.classes) +
                              " classes does not fit into shared memory");

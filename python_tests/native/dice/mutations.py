@@ -30,7 +30,7 @@ MUTATIONS = (
         "column < in_columns.last; column++",
         "column + 1 < in_columns.last; column++",
         "interpolated",
-        "interpolated.cu",
+        "interpolated_gradient.cu",
     ),
 )
 
