@@ -194,7 +194,7 @@ SEGUNC_DEVICE PixelTerms<A> pixel_terms(const CrossEntropyParams& p, const Const
   }
   const A total = constants.smooths() ? on_target + spread * softmax.smooth_total : on_target;
   const auto weighted = math::weighted(loss, pixel_weight, upstream * constants.scale);
-  const A factor = weighted.factor * constants.logit_scale;
+  const A factor = variation == kPlain ? weighted.factor : weighted.factor * constants.logit_scale;
   const A slope = factor * total * inverse_of_sum(softmax.sum);
   const A nothing = label == kOutOfRange ? kNaN<A> : A(0);
   return {valid ? weighted.loss : nothing, valid ? weighted.weight_gradient : nothing,

@@ -84,11 +84,11 @@ constexpr int kPlanarWidth = K <= 8 ? 4 : 2;  // tuning
 
 // Resident blocks that the compiler has to leave registers for, as many as it can without spilling:
 // 3 let it use 168, 4 128, 5 96 and 6 80.
-template <int Values, bool Varies>
-constexpr int kPlanarBlocks = Values > 56 && Varies ? 3  // tuning
-                              : Values > 44         ? 4
-                              : Values > 24         ? 5
-                                                    : 6;
+template <int Values, int Width, int variation>
+constexpr int kPlanarBlocks = Values > 56 && variation != kPlain ? 3  // tuning
+                              : Values > (Width > 2 ? 24 : 44)   ? 4
+                              : Values > 24                      ? 5
+                                                                 : 6;
 
 template <int Values, int Bytes, bool Exact>
 constexpr int kStagedBlocks = Values > 24                          ? 2  // tuning
@@ -167,8 +167,9 @@ struct PlanarVariant {
 };
 
 template <class T, class Variant>
-__global__ void __launch_bounds__(Policy::kPlanarThreads,
-                                  kPlanarBlocks<Variant::kValues, Variant::kVariation>)
+__global__ void __launch_bounds__(
+    Policy::kPlanarThreads,
+    kPlanarBlocks<Variant::kValues, Variant::Pixels::kCount, Variant::kVariation>)
     cross_entropy_planar_registers_kernel(const CrossEntropyParams p, const LossWork work) {
   using A = accumulate_t<T>;
   using Pixels = typename Variant::Pixels;
@@ -320,8 +321,9 @@ struct ExactStaged {
 };
 
 template <class T, class Variant>
-__global__ void __launch_bounds__(Policy::kStagedThreads,
-                                  kStagedBlocks<Variant::kClasses, sizeof(T), Variant::kExact>)
+__global__ void __launch_bounds__(
+    Policy::kStagedThreads,
+    kStagedBlocks<Variant::kClasses, sizeof(T), Variant::kExact && Variant::kVariation == kPlain>)
     cross_entropy_staged_kernel(const CrossEntropyParams p, const LossWork work,
                                 const ClassTile any_shape) {
   using A = accumulate_t<T>;

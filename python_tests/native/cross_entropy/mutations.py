@@ -238,8 +238,8 @@ MUTATIONS = (
     ),
     stored(
         "gradients lack the logits' scale",
-        "const A factor = weighted.factor * constants.logit_scale;",
-        "const A factor = weighted.factor;",
+        "weighted.factor : weighted.factor * constants.logit_scale;",
+        "weighted.factor : weighted.factor;",
         tests="variations",
     ),
     interpolated(
