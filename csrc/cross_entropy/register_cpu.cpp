@@ -1,12 +1,12 @@
 // Cross-entropy: its schemas, and who implements it on a CPU.
+#include "../common/cpu/gradient_bands.h"
 #include "../common/cpu/loss_backend.h"
 #include "../common/plan.h"
 #include "binding.h"
-#include "cpu/bands.h"
 
 SEGUNC_CPU_ENTRY(cross_entropy_stored, CrossEntropyParams)
 SEGUNC_CPU_FUNCTION(cross_entropy_interpolated,
-                    (const CrossEntropyParams& params, const Bands& bands,
+                    (const CrossEntropyParams& params, const GradientBands& bands,
                      const Parallel& parallel),
                     (params, bands, parallel))
 
@@ -18,7 +18,9 @@ struct Cpu : cpu::LossBackend {
 
   static Plan<CrossEntropyParams> plan(const CrossEntropyParams& params) {
     if (params.interpolation.used) {
-      const Bands bands = make_bands(params);
+      const GradientBands bands =
+          make_gradient_bands({params.map, params.grad_map, params.interpolation, params.dtype,
+                               params.input, params.grad_input, nullptr});
       return {bands.units, bands.scratch_bytes, [bands](const CrossEntropyParams& p) {
                 cpu::cross_entropy_interpolated(p, bands, cpu::kThreads);
               }};

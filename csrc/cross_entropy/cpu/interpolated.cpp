@@ -2,9 +2,9 @@
 //
 // Logits are interpolated as in common/cpu/interpolation.h. Gradients gather at the width of
 // enlarged rows until a source row has met all its target rows; then they shrink to its columns.
+#include "../../common/cpu/gradient_bands.h"
 #include "../../common/cpu/interpolation.h"
 #include "../../common/cpu/parallel.h"
-#include "bands.h"
 #include "pixels.h"
 
 namespace segunc {
@@ -138,12 +138,12 @@ struct Row {
 template <class A, int T>
 struct Shared {
   const CrossEntropyParams& p;
-  const Bands& bands;
+  const GradientBands& bands;
   Axis<A> planes, rows;
   std::vector<TwoWayStrip<A, T>> strips;
   A *own = nullptr, *next = nullptr, *below = nullptr;  // in scratch memory
 
-  Shared(const CrossEntropyParams& p, const Bands& bands)
+  Shared(const CrossEntropyParams& p, const GradientBands& bands)
       : p(p),
         bands(bands),
         planes(axis_of<A>(p.map, p.interpolation, 0)),
@@ -202,7 +202,7 @@ class UnitRunner {
   }
 
   void run(int64_t unit) {
-    const Bands& bands = shared_.bands;
+    const GradientBands& bands = shared_.bands;
     unit_ = unit;
     image_ = unit / bands.per_plane / bands.depth;
     plane_ = int(unit / bands.per_plane % bands.depth);
@@ -334,7 +334,7 @@ template <class S, int T>
 void finish_rows(const Shared<accumulate_t<S>, T>& shared, int64_t begin, int64_t end) {
   using A = accumulate_t<S>;
   const CrossEntropyParams& p = shared.p;
-  const Bands& bands = shared.bands;
+  const GradientBands& bands = shared.bands;
   const int C = int(p.map.classes);
   const int64_t width = p.map.size[2];
   Scratch<A> tile_room(bands.buffered ? int64_t(C) * T : 0);
@@ -369,7 +369,7 @@ void finish_rows(const Shared<accumulate_t<S>, T>& shared, int64_t begin, int64_
 }
 
 template <class S, int T>
-void run(const CrossEntropyParams& p, const Bands& bands, const Parallel& parallel) {
+void run(const CrossEntropyParams& p, const GradientBands& bands, const Parallel& parallel) {
   using A = accumulate_t<S>;
   const Shared<A, T> shared(p, bands);
   auto run_units = [&](int64_t begin, int64_t end) {
@@ -384,7 +384,7 @@ void run(const CrossEntropyParams& p, const Bands& bands, const Parallel& parall
 
 }  // namespace
 
-void cross_entropy_interpolated(const CrossEntropyParams& p, const Bands& bands,
+void cross_entropy_interpolated(const CrossEntropyParams& p, const GradientBands& bands,
                                 const Parallel& parallel) {
   // Strips of many classes are narrower, so that a thread's rows stay in its L2 cache.
   constexpr int64_t kWideClasses = 32;
