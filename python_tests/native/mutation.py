@@ -31,27 +31,55 @@ class Mutation:
     kernels: str = "*.cu"
 
 
-def _apply(mutation: Mutation, family: str, csrc: Path) -> list[Path]:
-    """Changes the sources under csrc; returns those to compile."""
+@dataclass(frozen=True)
+class Place:
+    """Where a mutation's snippet stands.
+
+    Attributes:
+        path: the file.
+        span: the first character and the one past the last.
+        units: the files to compile once it is changed.
+    """
+
+    path: Path
+    span: tuple[int, int]
+    units: list[Path]
+
+
+def locate(mutation: Mutation, family: str, csrc: Path) -> Place:
+    """Finds what a mutation replaces, among the sources under csrc.
+
+    Raises:
+        LookupError: it is not there, or more than once.
+    """
     pattern = r"\s+".join(map(re.escape, mutation.snippet.split()))
     units = sorted((csrc / family / "cuda").glob(mutation.kernels))
     own = units + sorted((csrc / family / "cuda").glob("*.h"))
     shared = sorted([*csrc.glob("common/device/*"), *csrc.glob("math/*")])
     for sources in (own, shared):
         found = [
-            (path, match) for path in sources for match in re.finditer(pattern, path.read_text())
+            (path, match.span())
+            for path in sources
+            for match in re.finditer(pattern, path.read_text())
         ]
         if len(found) > 1:
             break
         if found:
-            path, match = found[0]
-            text = path.read_text()
-            path.write_text(text[: match.start()] + mutation.replacement + text[match.end() :])
-            return [path] if path.suffix == ".cu" else units
+            path, span = found[0]
+            return Place(path, span, [path] if path.suffix == ".cu" else units)
     raise LookupError(
         f"{family}, {mutation.name}: the snippet occurs {len(found)} times, not once:\n"
         f"{mutation.snippet}"
     )
+
+
+def _apply(mutation: Mutation, family: str, csrc: Path) -> list[Path]:
+    """Changes the sources under csrc; returns those to compile."""
+    place = locate(mutation, family, csrc)
+    text = place.path.read_text()
+    first, end = place.span
+    place.path.write_text(text[:first] + mutation.replacement + text[end:])
+    return place.units
 
 
 def build(mutation: Mutation | None, family: str, directory: Path) -> None:

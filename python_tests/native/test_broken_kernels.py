@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from python_tests.native.builds import Recipe
 from python_tests.native.flavors import start_pytest
 from python_tests.native.harness import FLAVOR
-from python_tests.native.mutation import Mutation, build
+from python_tests.native.mutation import Mutation, build, locate
 
 pytestmark = [
     pytest.mark.slow,
@@ -84,6 +85,14 @@ def outcomes(
             for family, mutation in wanted
         }
         pool.shutdown(cancel_futures=True)
+
+
+def test_what_is_to_break_is_there() -> None:
+    """Found before the long run that breaks it."""
+    csrc = Recipe.load("race").csrc
+    for path in sorted(HERE.glob("*/mutations.py")):
+        for mutation in mutations_of(path.parent.name):
+            locate(mutation, path.parent.name, csrc)
 
 
 def test_an_unchanged_copy_passes(outcomes: Outcomes) -> None:

@@ -232,8 +232,8 @@ MUTATIONS = (
     ),
     stored(
         "the labelled logit is not adjusted",
-        "return constants.logit_scale * logit +",
-        "return logit; return constants.logit_scale * logit +",
+        "logit = constants.logit_scale * logit +",
+        "return logit; logit = constants.logit_scale * logit +",
         tests="variations",
     ),
     stored(
