@@ -40,7 +40,7 @@ setup: build $(VENV)/.installed ## virtual environment, pinned requirements, nat
 demo: setup ## train on generated street scenes by CE, U-CE and IU; tables and pictures in runs/demo
 	$(RUN) segunc demo
 
-NATIVE_TESTS = segunc_host_plain segunc_host_race
+NATIVE_TESTS = segunc_host_plain
 native-tests: $(VENV)/.tools # the CUDA kernels and the math headers, built for the host
 	$(RUN) cmake -S . -B build/tests -G Ninja -DSEGUNC_CPU=OFF -DSEGUNC_BUILD_TESTS=ON \
 		-DSEGUNC_TORCH_INCLUDE="$(HEADERS)" -DSEGUNC_PYTHON="$(CURDIR)/$(BIN)/python" \
@@ -55,7 +55,7 @@ test: setup native-tests ## the tests that need no GPU, in minutes
 
 test-thorough: ISAS = all
 test-thorough: NATIVE_TESTS = all
-test-thorough: setup native-tests ## what takes longer: sanitizers, more instruction sets, broken kernels
+test-thorough: setup native-tests ## what takes longer: the race and sanitizer builds, all instruction sets, broken kernels
 	$(PYTEST) -m thorough
 
 $(VENV)/.bench: $(VENV)/.installed

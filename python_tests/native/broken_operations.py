@@ -20,7 +20,7 @@ import os
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from multiprocessing.connection import wait
@@ -56,19 +56,17 @@ class Operation:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--break-operations", choices=("core", "all"), help="which, after the tests")
-    parser.addoption("--break-report", type=Path, help="where to write the attempts, as JSON")
+    parser.addoption("--break-report", type=Path, help="break operations after the tests; JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--break-operations"):
+    if config.getoption("--break-report"):
         config.pluginmanager.register(Breaker(config), "breaker")
 
 
 class Breaker:
     def __init__(self, config: pytest.Config) -> None:
         self._host = harness.load_module(harness.FLAVOR)
-        self._all = config.getoption("--break-operations") == "all"
         self._report: Path = config.getoption("--break-report")
         # By family and place: the tests that reach it, how often and how long each takes.
         self._reached: dict[tuple[str, str, str, str, int], dict[pytest.Item, tuple[int, float]]]
@@ -115,13 +113,13 @@ class Breaker:
     def _break_operations(self) -> None:
         operations = self._operations()
         rows = {
-            operation: {**asdict(operation), "tests": len(tests), "noticed": None, "seconds": 0.0}
+            operation: {**asdict(operation), "tests": len(tests)}
             for operation, tests in operations.items()
         }
         if not operations:
             raise RuntimeError("the tests run no operation of a kernel")
         control = list(dict.fromkeys(tests[0] for tests in operations.values()))
-        waiting: list[Operation | None] = [None, *(operations if self._all else core(operations))]
+        waiting: list[Operation | None] = [None, *operations]
         running: dict[BaseProcess, tuple[Operation | None, float]] = {}
         while waiting or running:
             while waiting and len(running) < (os.cpu_count() or 1):
@@ -151,15 +149,6 @@ def by_turns(tests: dict[pytest.Item, tuple[int, float]]) -> list[pytest.Item]:
     quickest = sorted(tests, key=lambda test: tests[test][1])
     busiest = sorted(tests, key=lambda test: -tests[test][0])
     return list(dict.fromkeys(chain.from_iterable(zip(quickest, busiest, strict=True))))
-
-
-def core(operations: Iterable[Operation]) -> list[Operation]:
-    """A few of every family: the first of each kind in a file, but for what is harmless."""
-    first: dict[tuple[str, str, str], Operation] = {}
-    for operation in operations:
-        if operation.name not in _harmless(operation.family):
-            first.setdefault((operation.family, operation.file, operation.kind), operation)
-    return list(first.values())
 
 
 def _noticed(status: int | None) -> bool:
@@ -230,11 +219,11 @@ def _harmless(family: str) -> dict[str, str]:
 
 def check_noticed(operations: list[dict[str, Any]]) -> None:
     """Fails unless what broke was noticed, but for what its family calls harmless."""
-    assert any(operation["noticed"] for operation in operations), "no operation was broken"
+    assert operations, "no operation was broken"
     for family in {operation["family"] for operation in operations}:
         noticed = {o["name"]: o["noticed"] for o in operations if o["family"] == family}
         known = _harmless(family)
-        missed = [name for name in noticed if noticed[name] is False and name not in known]
+        missed = [name for name in noticed if not noticed[name] and name not in known]
         assert not missed, f"{family}'s tests do not notice that these break: {missed}"
         stale = [name for name in known if noticed.get(name, True)]
         assert not stale, f"called harmless by {family}, but noticed or gone: {stale}"

@@ -29,9 +29,6 @@ pytestmark = [
 HERE = Path(__file__).resolve().parent
 TESTS_FAILED = 1  # pytest's exit status: not that of an error in a test's collection
 TIMEOUT_SECONDS = 240
-# Of these families, whose first copy compiles in seconds, that runs in `make test`; all others run
-# in `make test-thorough`.
-QUICK = ("components", "counts", "reduction", "scale", "statistics")
 
 
 def mutations_of(family: str) -> tuple[Mutation, ...]:
@@ -43,8 +40,10 @@ def mutations_of(family: str) -> tuple[Mutation, ...]:
 def outcome(family: str, mutation: Mutation | None, directory: Path) -> tuple[int, str]:
     """pytest's exit status, negative after a crash, and the end of its output."""
     build(mutation, family, directory)
-    tests = mutation.tests if mutation else ""
-    process = start_pytest("race", ["-x", str(HERE / family), "-k", tests], directory)
+    arguments = ["-x", str(HERE / family), "-k", mutation.tests if mutation else ""]
+    if mutation is None or not mutation.all_dtypes:
+        arguments.append("--fewer-dtypes")
+    process = start_pytest("race", arguments, directory)
     try:
         output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
@@ -54,16 +53,13 @@ def outcome(family: str, mutation: Mutation | None, directory: Path) -> tuple[in
 
 
 def parameters() -> list[Any]:
-    """All mutations; those that take longer are marked."""
-    marked = []
-    for path in sorted(HERE.glob("*/mutations.py")):
-        family = path.parent.name
-        for number, mutation in enumerate(mutations_of(family)):
-            quick = number == 0 and family in QUICK
-            thorough = [] if quick else [pytest.mark.thorough]
-            name = f"{family}-{mutation.name.replace(' ', '_')}"
-            marked.append(pytest.param(family, mutation, marks=thorough, id=name))
-    return marked
+    """All mutations."""
+    families = sorted(path.parent.name for path in HERE.glob("*/mutations.py"))
+    return [
+        pytest.param(family, mutation, id=f"{family}-{mutation.name.replace(' ', '_')}")
+        for family in families
+        for mutation in mutations_of(family)
+    ]
 
 
 Outcomes = dict[tuple[str, Mutation | None], Future[tuple[int, str]]]
@@ -95,12 +91,14 @@ def test_what_is_to_break_is_there() -> None:
             locate(mutation, path.parent.name, csrc)
 
 
+@pytest.mark.thorough
 def test_an_unchanged_copy_passes(outcomes: Outcomes) -> None:
     """What fails below fails because of the mutation: test_flavors.py runs the other kernels."""
     status, output = outcomes["scale", None].result()
     assert status == 0, output
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("family", "mutation"), parameters())
 def test_broken_copies_fail(outcomes: Outcomes, family: str, mutation: Mutation) -> None:
     status, output = outcomes[family, mutation].result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,18 @@ class TestMarkers:
         with pytest.raises(MarkerError, match=message):
             read_markers([source])
 
+    @pytest.mark.parametrize("marked", ["root(v);  // report: rare roots", "BLOCK"])
+    def test_an_option_is_rare_but_for_rows_of_it(self, source, marked):
+        block = "{  // report: begin rare roots\n v = root(v);\n // report: end\n }"
+        text = SOURCE.replace("root(v);  // report: rare", marked.replace("BLOCK", block))
+        source.write_text(text, encoding="utf-8")
+        markers = read_markers([source])
+        assert set(markers.lines["rare"].values()) == {"roots"}
+        assert markers.without_rare({"roots"}).lines["rare"] == {}
+        assert markers.without_rare().lines["rare"] == {}
+        assert markers.without_rare(()).lines == markers.lines
+        assert markers.without_rare({"others"}).lines == markers.lines
+
     def test_limits(self, source):
         lines = [
             "budget copy_kernel<float, *> 14.5",
@@ -319,6 +332,13 @@ ROW = report.Row("copy", "copy_kernel<float, *>", "sizeof(T)", "sizeof(T)", {"S"
 
 
 class TestReport:
+    def test_a_row_of_an_option_counts_it(self, source):
+        source.write_text(SOURCE.replace("report: rare", "report: rare roots"), encoding="utf-8")
+        build = build_of(source)
+        plain = report.fill(ROW, build)
+        of_option = report.fill(replace(ROW, options=("roots",)), build)
+        assert (plain.path.counts["issue"], of_option.path.counts["issue"]) == (25, 28)
+
     def test_a_row(self, source):
         line = report.fill(ROW, build_of(source))
         assert line.path.per_element("issue") == 1.25

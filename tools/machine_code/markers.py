@@ -8,7 +8,8 @@ semicolons part several:
                                      iteration, in elements
     // report: end                   ends what began last
     // report: rare                  a branch that is not counted: an option or an error
-    // report: begin rare            the same of all lines up to the end
+    // report: rare NAME             the same, unless a row is of that option
+    // report: begin rare NAME       the same of all lines up to the end, with a name or without
     // report: trips S               before an inner loop: how often it runs in an iteration of the
                                      main one, else once
     // report: vector sizeof(T) * V  the least bytes of each global access that the line makes
@@ -33,7 +34,7 @@ import fnmatch
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -113,9 +114,11 @@ class Markers:
         lines = self.lines[kind]
         return next((lines[place] for place in instruction.places if place in lines), None)
 
-    def without(self, kind: str) -> Markers:
-        """All but the line markers of a kind."""
-        return replace(self, lines={**self.lines, kind: {}})
+    def without_rare(self, names: Collection[str] | None = None) -> Markers:
+        """All but what is rare and has one of these names, or any."""
+        rare = self.lines["rare"].items()
+        others = {p: name for p, name in rare if names is not None and name not in names}
+        return replace(self, lines={**self.lines, "rare": others})
 
     def loops_of(self, instruction: Instruction) -> set[Place]:
         """The loops with trips that an instruction comes from, by the lines of their ``for``."""
@@ -187,7 +190,7 @@ def _read_source(source: Path, markers: Markers) -> None:
         markers.parameters[name] = _PARAMETER.findall(" ".join(parameters.split()))
     lines = text.splitlines()
     file = str(source.resolve())
-    begun: list[Hot | int] = []
+    begun: list[Hot | tuple[int, str]] = []
     for number, line in enumerate(lines, 1):
         match = _MARKER.search(line)
         if match is None:
@@ -208,7 +211,7 @@ def _take(
     place: Place,
     number: int,
     lines: list[str],
-    begun: list[Hot | int],
+    begun: list[Hot | tuple[int, str]],
     markers: Markers,
 ) -> None:
     """Adds a marker of line `number`, which stands for `place`; `begun` is what has no end yet."""
@@ -218,8 +221,8 @@ def _take(
         hot = Hot(place.file, place.line, place.line, rest, is_loop)
         begun.append(hot)
         markers.hot.append(hot)
-    elif marker == "begin rare":
-        begun.append(number)
+    elif kind == "begin" and rest.split()[:1] == ["rare"]:
+        begun.append((number, rest.removeprefix("rare").strip()))
     elif kind == "end":
         if not begun:
             raise MarkerError("nothing has begun that this would end")
@@ -227,8 +230,9 @@ def _take(
         if isinstance(beginning, Hot):
             beginning.last = number
         else:
-            for inside in range(beginning, number):
-                markers.lines["rare"][Place(place.file, inside)] = ""
+            first, name = beginning
+            for inside in range(first, number):
+                markers.lines["rare"][Place(place.file, inside)] = name
     elif kind in ("budget", "dynamic"):
         limit = _LIMIT.fullmatch(rest)
         if limit is None:

@@ -31,6 +31,7 @@ class Row:
         dynamic: The launch's dynamic shared memory in bytes.
         unit: What an element is.
         case: The benchmarks' case that it is, without its size, if it is one.
+        options: What is rare by the sources' markers, but not here, by name.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Row:
     dynamic: str = "0"
     unit: str = "logit"
     case: Mapping[str, object] | None = None
+    options: tuple[str, ...] = ()
 
 
 def _case(op: str, classes: int, dtype: str, layout: str, mode: str) -> dict[str, object]:
@@ -74,6 +76,27 @@ def _rows() -> Iterator[Row]:
                 _WRITES_LOSS,
                 {"C": classes},
                 case=None if odd else _case("cross_entropy", classes, name, "nchw", _BOTH),
+            )
+        # The costliest factor of a pixel's loss, and a term of each logit.
+        for loss, option in (("modulated", "modulation"), ("adjusted", "adjustment")):
+            yield Row(
+                f"{loss} cross_entropy planar C=19 {name}",
+                f"cross_entropy_planar_registers_kernel<{cpp}, PlanarVariant<AdjacentPixels<2>, "
+                "19, 19, 1, false*",
+                _READS_LOSS,
+                _WRITES_LOSS,
+                {"C": 19},
+                options=(option,),
+            )
+            yield Row(
+                f"{loss} cross_entropy planar C=150 {name}",
+                f"cross_entropy_staged_kernel<{cpp}, ExactStaged<ExactTile<{cpp}, (Layout)0, 150, "
+                "256>, 1*",
+                _READS_LOSS,
+                _WRITES_LOSS,
+                {"C": 150, "team": 8},
+                _TILE,
+                options=(option,),
             )
         for layout, classes, variant, team in (
             ("planar", 150, f"ExactStaged<ExactTile<{cpp}, (Layout)0, 150, 256>, 0*", 8),
@@ -246,7 +269,7 @@ def fill(row: Row, build: Build) -> Line:
         raise LookupError(f"{kernel.stem} has no __launch_bounds__ that can be read")
     size = threads[kernel.stem]
     names = {**markers.arguments_of(kernel.name), "team": 1.0, "threads": size, **row.values}
-    path = hot_path(function, markers, hot, names)
+    path = hot_path(function, markers.without_rare(row.options), hot, names)
     dynamic = evaluate(row.dynamic, names)
     warps = kernel.warps(size, dynamic)
     reads, writes = evaluate(row.reads, names), evaluate(row.writes, names)
@@ -363,7 +386,7 @@ def _way_through(
     try:
         return hot_path(function, markers, hot, names)
     except NoWayError:
-        return hot_path(function, markers.without("rare"), hot, names)
+        return hot_path(function, markers.without_rare(), hot, names)
 
 
 def forbidden_in_main_loops(build: Build) -> Iterator[str]:

@@ -142,7 +142,7 @@ SEGUNC_DEVICE void adjust_logits(const Adjustment& adjustment, const Constants<A
                                  const Owner& owner, const int (&label)[V], A (&value)[K][V]) {
   if constexpr (variation != kPlain) {
     if (!adjustment.offset) return;
-    // report: begin rare
+    // report: begin rare adjustment
 #pragma unroll
     for (int i = 0; i < K; i++) {
       if (i < owner.owned) {
@@ -178,7 +178,7 @@ SEGUNC_DEVICE PixelTerms<A> pixel_terms(const CrossEntropyParams& p, const Const
   A loss = math::cross_entropy(on_target, softmax, log_sum);
   A spread = A(1);  // of what smoothing spreads
   if (variation != kPlain && p.modulation.used()) {
-    // report: begin rare
+    // report: begin rare modulation
     const A log_p = -math::negative_log_probability(softmax.target_shifted, log_sum);
     const auto factors =
         math::modulated(p.modulation.kind, log_p, A(p.modulation.rate), A(p.modulation.peak));
