@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import signal
 import sys
@@ -11,8 +12,9 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
@@ -30,10 +32,13 @@ from .experiments.losses import (
     MAX_MARGIN,
     Parameter,
 )
+from .experiments.models import DropoutPlace
+from .experiments.optimizers import OPTIMIZERS
+from .experiments.wording import number_of, number_of_classes
 
 if TYPE_CHECKING:
     from .experiments.class_counts import ClassCounts
-    from .experiments.datasets import FolderDataset, SegmentationDataset
+    from .experiments.datasets import FolderDataset, SceneDataset, SegmentationDataset
     from .experiments.experiment import Experiment
     from .experiments.label_mapping import LabelMapping
     from .experiments.mask_files import MaskedDataset
@@ -49,9 +54,11 @@ _USAGE_ERROR = 2
 _SIGNALLED = 128
 
 # A few minutes on two CPU cores, all trainings and the evaluation included.
-_DEMO_SIZE = (160, 240)
+_DEMO_SIZE = (240, 360)
 _DEMO_TRAIN_SCENES = 240
-_DEMO_VAL_SCENES = 48
+_DEMO_VAL_SCENES = 40
+# Of those trained on: their mean uncertainty is known well enough from as many.
+_DEMO_REFERENCE_SCENES = 16
 
 
 def _whole(minimum: int, maximum: int = _MAX_WHOLE) -> type[int]:
@@ -148,6 +155,10 @@ def _loss_options(parser: argparse.ArgumentParser) -> None:
             told.update(parameters)
 
 
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
 def _device_option(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--device", type=_device, default="cpu", help="cpu, cuda or cuda:N (default: cpu)"
@@ -236,10 +247,45 @@ def _class_options(data: argparse._ArgumentGroup) -> None:
     data.add_argument("--class-names", nargs="+", metavar="NAME", help="of classes 0, 1, ...")
 
 
-def _training_options(
-    parser: argparse.ArgumentParser, losses: Sequence[str], *, steps: int, crop: tuple[int, int]
-) -> argparse._ArgumentGroup:
+@dataclass(frozen=True)
+class _Recipe:
+    """The defaults of a training that differ between the demo and other data."""
+
+    losses: Sequence[str]
+    steps: int
+    crop: tuple[int, int]
+    scale: tuple[float, float]
+    optimizer: str
+    dropout_at: str
+    channels_last: bool
+    validations: int
+
+
+_DEMO_RECIPE = _Recipe(
+    losses=DEMO,
+    steps=700,
+    crop=(128, 192),
+    scale=(0.6, 1.1),
+    optimizer="adamw",
+    dropout_at="decoder",
+    channels_last=True,
+    validations=4,
+)
+_TRAIN_RECIPE = _Recipe(
+    losses=DEFAULT,
+    steps=4000,
+    crop=(256, 256),
+    scale=(0.5, 2.0),
+    optimizer="sgd",
+    dropout_at="encoder",
+    channels_last=False,
+    validations=6,
+)
+
+
+def _training_options(parser: argparse.ArgumentParser, recipe: _Recipe) -> argparse._ArgumentGroup:
     """The options of both trainings, with the defaults of one of them; returns those of output."""
+    losses, steps, crop, scale = recipe.losses, recipe.steps, recipe.crop, recipe.scale
     group = parser.add_argument_group("training")
     group.add_argument(
         "--loss",
@@ -251,7 +297,7 @@ def _training_options(
         f"(default: {' '.join(losses)})",
     )
     length = group.add_mutually_exclusive_group()
-    parser.set_defaults(default_steps=steps)
+    parser.set_defaults(default_steps=steps, validations=recipe.validations)
     length.add_argument(
         "--steps",
         type=_whole(1),
@@ -274,22 +320,37 @@ def _training_options(
         "--scale",
         type=_real(0.05, _MAX_SCALE),
         nargs=2,
-        default=[0.5, 2.0],
+        default=list(scale),
         metavar=("MIN", "MAX"),
         help="range of the factor that images are resized by before they are cropped (default: "
-        "0.5 2)",
+        f"{scale[0]:g} {scale[1]:g})",
     )
+    group.add_argument(
+        "--optimizer",
+        choices=tuple(OPTIMIZERS),
+        default=recipe.optimizer,
+        help="sgd as in U-CE, or adamw, whose steps do not depend on a loss's scale (default: "
+        f"{recipe.optimizer})",
+    )
+    rates = [f"{by.learning_rate:g} by {name}" for name, by in OPTIMIZERS.items()]
     group.add_argument(
         "--lr",
         type=_real(0),
-        default=0.01,
-        help="of the encoder; the decoder learns ten times as fast (default: 0.01)",
+        help="of the encoder; by sgd the decoder learns ten times as fast, by adamw as fast "
+        f"(default: {', '.join(rates)})",
     )
     group.add_argument(
         "--dropout",
         type=_real(0.001, 1),
         default=0.2,
-        help="its probability, after each stage (default: 0.2)",
+        help="its probability (default: 0.2)",
+    )
+    group.add_argument(
+        "--dropout-at",
+        choices=get_args(DropoutPlace),
+        default=recipe.dropout_at,
+        help="after each stage of the encoder, as in U-CE, or in the decoder alone, whose samples "
+        f"have one pass of the encoder in common (default: {recipe.dropout_at})",
     )
     group.add_argument(
         "--seed",
@@ -324,7 +385,10 @@ def _training_options(
         help="autocast; fp16 scales gradients and needs CUDA (without a value: bf16)",
     )
     machine.add_argument(
-        "--channels-last", action="store_true", help="memory layout of images and network"
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        default=recipe.channels_last,
+        help=f"memory layout of images and network (default: {_yes_or_no(recipe.channels_last)})",
     )
     machine.add_argument("--compile", action="store_true", help="torch.compile the network")
     machine.add_argument(
@@ -414,6 +478,11 @@ def _stats_options(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     )
 
 
+def _titles(losses: Sequence[str]) -> str:
+    *first, last = (LOSSES[name].title for name in losses)
+    return f"{', '.join(first)} and {last}"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command's argument parser."""
     parser = argparse.ArgumentParser(
@@ -425,10 +494,17 @@ def build_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         usage="%(prog)s [OPTION ...]",
-        help="train on generated street scenes by CE, U-CE and IU; print a table, write pictures",
+        help=f"train on generated street scenes by {_titles(DEMO)}; print a table, write pictures",
     )
     demo.set_defaults(parser=demo)
-    _training_options(demo, DEMO, steps=400, crop=(128, 192))
+    demo.add_argument(
+        "--scenes",
+        type=_whole(1),
+        default=_DEMO_TRAIN_SCENES,
+        metavar="N",
+        help=f"how many are trained on (default: {_DEMO_TRAIN_SCENES})",
+    )
+    _training_options(demo, _DEMO_RECIPE)
     train = commands.add_parser(
         "train",
         usage="%(prog)s --data DIR [OPTION ...]",
@@ -455,7 +531,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"{', '.join(COUNTING_LOSSES)}: how often each class occurs, a stats.json of `segunc "
         "stats` (default: counted in the training images)",
     )
-    output = _training_options(train, DEFAULT, steps=4000, crop=(256, 256))
+    output = _training_options(train, _TRAIN_RECIPE)
     output.add_argument(
         "--overwrite", action="store_true", help="start again where a run left a checkpoint"
     )
@@ -604,8 +680,10 @@ def _config(
         batch_size=arguments.batch_size,
         crop=tuple(arguments.crop),
         scale=tuple(arguments.scale),
+        optimizer=arguments.optimizer,
         learning_rate=arguments.lr,
         dropout=arguments.dropout,
+        dropout_at=arguments.dropout_at,
         samples=arguments.samples,
         members=arguments.members,
         **{
@@ -621,7 +699,7 @@ def _config(
         channels_last=arguments.channels_last,
         compile=arguments.compile,
         workers=arguments.workers,
-        validate_every=max(1, steps // 6),
+        validate_every=math.ceil(steps / arguments.validations),
     )
 
 
@@ -634,15 +712,23 @@ def _checkpoints(arguments: argparse.Namespace) -> dict[str, dict[str, Any]] | N
     return read_checkpoints(_run_folder(arguments), list(dict.fromkeys(arguments.loss)))
 
 
+def _demo_scenes(seed: int, train: int) -> tuple[SceneDataset, SceneDataset]:
+    """Scenes to train on, and others whose labels are exact."""
+    from .experiments.datasets import SceneDataset
+
+    return (
+        SceneDataset(train, seed=2 * seed, size=_DEMO_SIZE),
+        SceneDataset(_DEMO_VAL_SCENES, seed=2 * seed + 1, size=_DEMO_SIZE, label_noise=False),
+    )
+
+
 def _demo(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
     from tqdm.auto import tqdm
 
-    from .experiments.datasets import SceneDataset
     from .experiments.experiment import Experiment
 
-    seed = 2 * arguments.seed
-    train = SceneDataset(_DEMO_TRAIN_SCENES, seed=seed, size=_DEMO_SIZE)
-    validation = SceneDataset(_DEMO_VAL_SCENES, seed=seed + 1, size=_DEMO_SIZE, label_noise=False)
+    train, validation = _demo_scenes(arguments.seed, arguments.scenes)
+    reference, _ = _demo_scenes(arguments.seed, _DEMO_REFERENCE_SCENES)
     with tqdm(
         total=len(train) + len(validation),
         desc="generate scenes",
@@ -663,6 +749,7 @@ def _demo(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
         eval_samples=arguments.samples,
         resume=arguments.resume,
         checkpoints=checkpoints,
+        reference=reference,
     )
 
 
@@ -780,7 +867,7 @@ def _say_shared_images(train: FolderDataset, validation: FolderDataset) -> None:
     shared = validation.shared_images(train)
     if shared:
         one, other = shared[0]
-        number = f"{len(shared)} of {len(validation)} validation images"
+        number = f"{len(shared)} of {number_of(len(validation), 'validation image')}"
         _note(
             f"warning: {number} {'is a' if len(shared) == 1 else 'are'} training image"
             f"{'s' if len(shared) > 1 else ''} too, byte for byte ({one} is {other}); the "
@@ -815,7 +902,8 @@ def _class_names(arguments: argparse.Namespace) -> list[str] | None:
             f"argument --class-names: expected names, got the file {names[0]}; pass what it holds"
         )
     if names and arguments.classes and len(names) != arguments.classes:
-        error(f"argument --class-names: expected {arguments.classes} names, got {len(names)}")
+        expected = number_of(arguments.classes, "name")
+        error(f"argument --class-names: expected {expected}, got {len(names)}")
     return names
 
 
@@ -870,10 +958,17 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
         _say_shared_images(*splits)
         classes = splits[0].num_classes
         print(
-            f"{classes} class{'es' if classes > 1 else ''}, {len(splits[0])} training and "
-            f"{len(splits[1])} validation images in {arguments.data}",
+            f"{number_of_classes(classes)}, {len(splits[0])} training and "
+            f"{number_of(len(splits[1]), 'validation image')} in {arguments.data}",
             file=sys.stderr,
         )
+    for loss in arguments.loss:
+        least = LOSSES[loss].min_classes
+        if splits[0].num_classes < least:
+            error(
+                f"argument --loss: {loss} expected at least {least} classes, got "
+                f"{splits[0].num_classes}"
+            )
     if counts is not None:
         _check_given_counts(arguments, counts, splits[0], ranks)
     train: SegmentationDataset = splits[0]
@@ -930,7 +1025,7 @@ def _check_ranks(arguments: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .experiments.class_counts import CountsError
+    from .experiments.class_counts import AbsentClassError, CountsError
     from .experiments.experiment import count_warnings, run, run_files, with_counts
     from .experiments.output_files import try_output
     from .experiments.ranks import RankError, process_group, ranks_of_environment
@@ -942,6 +1037,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.parser.error("argument --overwrite: not with --resume")
     if arguments.scale[0] > arguments.scale[1]:
         arguments.parser.error("argument --scale: expected MIN not above MAX")
+    make = _demo if arguments.command == "demo" else _train
     started = time.perf_counter()
     try:
         ranks = ranks_of_environment()
@@ -950,7 +1046,6 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.device = str(device)
         if ranks.first:
             try_output(_run_folder(arguments), run_files(arguments.loss))
-        make = _demo if arguments.command == "demo" else _train
         experiment = make(arguments, ranks)
         experiment = with_counts(experiment)
         for warning in count_warnings(experiment) if ranks.first else ():
@@ -959,6 +1054,10 @@ def _run(arguments: argparse.Namespace) -> int:
             table = run(experiment)
     except CheckpointError as problem:
         arguments.parser.error(f"argument --resume: {problem}")
+    except AbsentClassError as problem:
+        if make is not _demo:
+            return _fail(problem)
+        return _fail(f"{problem.finding}; generate more scenes (--scenes)")
     except (CountsError, DivergedError, RankError) as problem:
         return _fail(problem)
     if not ranks.first:
@@ -976,6 +1075,7 @@ def _stats(arguments: argparse.Namespace) -> int:
 
     from .experiments.class_counts import count_classes
     from .experiments.class_statistics import STATISTICS_FILES, derive, write_statistics
+    from .experiments.interruption import deferred_interrupt
     from .experiments.output_files import try_output
     from .experiments.ranks import ALONE
 
@@ -995,7 +1095,11 @@ def _stats(arguments: argparse.Namespace) -> int:
     settings = {"beta": arguments.beta, "max_margin": arguments.max_margin}
     derived = derive(counts, **settings)
     split = "" if arguments.split == "all" else f", {arguments.split}"
-    table = write_statistics(counts, derived, folder, **settings, title=f"{arguments.data}{split}")
+    # Who interrupts now is too late: files are never left half of one count, half of another.
+    with deferred_interrupt():
+        table = write_statistics(
+            counts, derived, folder, **settings, title=f"{arguments.data}{split}"
+        )
     _say(f"\n{table}")
     for each in derived:
         if each.problem is not None:
@@ -1045,7 +1149,10 @@ def _masks(arguments: argparse.Namespace) -> int:
     except (MaskError, RankError) as problem:
         return _fail(problem)
     of_rank = "" if ranks.size == 1 else f", share of rank {ranks.rank} of {ranks.size}"
-    _say(f"{count.written} masks written to {arguments.output}, {count.kept} kept{of_rank}.")
+    _say(
+        f"{number_of(count.written, 'mask')} written to {arguments.output}, {count.kept} kept"
+        f"{of_rank}."
+    )
     return 0
 
 
@@ -1100,7 +1207,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         else f"an ensemble of {len(networks)}"
     )
     _say(
-        f"{count.written} images predicted by {how}, {count.kept} kept; in {arguments.output}: "
+        f"{number_of(count.written, 'image')} predicted by {how}, {count.kept} kept; in "
+        f"{arguments.output}: "
         f"{', '.join(predictor.kinds)}."
     )
     return 0
@@ -1124,14 +1232,13 @@ def _eval_data(
                 "argument --data: is missing; only networks of `segunc demo` are evaluated on "
                 f"generated scenes, and {arguments.checkpoint[0]} has other classes"
             )
-        seed = 2 * arguments.seed
-        return (
-            SceneDataset(_DEMO_VAL_SCENES, seed=seed + 1, size=_DEMO_SIZE, label_noise=False),
-            SceneDataset(_DEMO_TRAIN_SCENES, seed=seed, size=_DEMO_SIZE),
-        )
+        train, validation = _demo_scenes(arguments.seed, _DEMO_REFERENCE_SCENES)
+        return validation, train
     names = arguments.class_names or trained_names
     if names and len(names) != num_classes:
-        error(f"argument --class-names: expected {num_classes} names, got {len(names)}")
+        error(
+            f"argument --class-names: expected {number_of(num_classes, 'name')}, got {len(names)}"
+        )
     _labels_as_trained(arguments, trained, ALONE)
     reference: FolderDataset | None = None
     dataset = _folder_dataset(arguments, arguments.split, num_classes, ALONE, names)
@@ -1217,17 +1324,25 @@ def _command(arguments: argparse.Namespace) -> int:
     from .experiments.datasets import DatasetError
     from .experiments.interruption import interrupting_signals
 
-    # Those that need no option to continue.
-    going_on = {"stats": _stats, "masks": _masks, "predict": _predict, "eval": _eval}
+    again = "the same command starts again"
+    going_on = "the same command continues"
+    commands = {
+        "stats": (_stats, again),
+        "eval": (_eval, again),
+        "masks": (_masks, going_on),
+        "predict": (_predict, going_on),
+    }
+    work, advice = commands.get(
+        arguments.command, (_run, "the same command with --resume continues")
+    )
     try:
         with interrupting_signals():
-            return going_on.get(arguments.command, _run)(arguments)
+            return work(arguments)
     except DatasetError as problem:
         return _fail(problem)
     except KeyboardInterrupt as stop:
-        how = "" if arguments.command in going_on else " with --resume"
         with suppress(OSError):  # the terminal may be gone, which SIGHUP tells of
-            print(f"\nsegunc: interrupted; the same command{how} continues", file=sys.stderr)
+            print(f"\nsegunc: interrupted; {advice}", file=sys.stderr)
         return _SIGNALLED + getattr(stop, "signum", signal.SIGINT)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from scipy import ndimage
 from skimage import measure
 
 from python_tests.experiments.cases import SIZE, config, exit_code, full_disk, write_pair
+from segunc_ops import DiceCrossEntropyLoss
 from segunc_ops.experiments import class_counts, class_statistics, experiment, training
 from segunc_ops.experiments.class_counts import ClassCounts, CountsError, count_classes, read_counts
 from segunc_ops.experiments.datasets import FolderDataset, SceneDataset
@@ -384,6 +387,43 @@ def test_a_full_disk_leaves_the_statistics_of_before(folder, capsys):
     assert "cannot be written to" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_statistics_that_are_interrupted_leave_nothing(folder, capsys, monkeypatch, signum, status):
+    def interrupted(*arguments: Any, progress: Any, **options: Any) -> ClassCounts:
+        return count_classes(*arguments, progress=lambda _: os.kill(os.getpid(), signum), **options)
+
+    monkeypatch.setattr(class_counts, "count_classes", interrupted)
+    command = ["stats", str(folder), "--ignore-index", "11", "--output", str(folder / "out")]
+    assert exit_code(command) == status
+    assert "segunc: interrupted; the same command starts again" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+    monkeypatch.undo()
+    assert exit_code(command) == 0
+
+
+def test_statistics_are_written_whole_where_ctrl_c_comes_late(folder, monkeypatch):
+    def late(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        draw(*arguments)
+
+    draw = class_statistics.plot_class_counts
+    monkeypatch.setattr(class_statistics, "plot_class_counts", late)
+    command = ["stats", str(folder), "--ignore-index", "11", "--output", str(folder / "out")]
+    assert exit_code(command) == 0
+    written = {path.name for path in (folder / "out").iterdir()}
+    assert written == set(class_statistics.STATISTICS_FILES)
+
+
+def test_one_image_is_no_images(tmp_path, capsys):
+    label = np.zeros((1, 2), int)
+    label[0, 1] = IGNORED
+    write_pair(tmp_path, "train", "only", np.stack([label[0], [1, 0]]))
+    write_pair(tmp_path, "val", "only", np.stack([label[0], [1, 0]]))
+    command = ["stats", str(tmp_path), "--ignore-index", "11", "--output", str(tmp_path / "out")]
+    assert exit_code(command) == 0
+    assert "\n1 image, 3 labelled and 1 other pixel; instances" in capsys.readouterr().out
+
+
 # Losses
 
 
@@ -445,6 +485,17 @@ def test_criteria_are_made_of_their_parameters_and_counts():
     np.testing.assert_allclose(by_default, 3 * weights / weights.sum(), rtol=1e-5)
 
 
+def test_dice_is_made_of_its_parameters():
+    made = build_loss("dice", config(), 255)
+    assert made.overlap == DiceCrossEntropyLoss().overlap
+    settings = config(ce_weight=0.5, dice_weight=2.0, batch_dice=True, include_background=False)
+    made = build_loss("dice", settings, 255)
+    assert made.overlap == made.overlap._replace(
+        ce_weight=0.5, dice_weight=2.0, batch=True, include_background=False
+    )
+    assert (made.ignore_index, made.upsample) == (255, "bilinear")
+
+
 def test_pat_is_as_many_times_a_pixel_mean_as_images_have_classes():
     """Where all pixels are alike: K exp((1 - p) / T) times cross-entropy."""
     target = torch.tensor([0, 1, 1, 2, 2, 2, 2, 2, 2]).repeat(5, 1).reshape(5, 3, 3)
@@ -482,6 +533,9 @@ def test_losses_refuse_counts_they_cannot_be_made_of(train_scenes, val_scenes, l
         ("bms", {"connectivity": 4, "counts": ("instances", 3)}, None),
         ("bms", {"counts": ("pixels", 0)}, r"\d+ pixels of class 0 \(\w+\), not 1"),
         ("ldam", {"logit_scale": 2.0}, "logit_scale = 20.0, not 2.0"),
+        ("dice", {"counts": None, "gamma": 5.0}, None),
+        ("dice", {"ce_weight": 0.5}, "ce_weight = 1.0, not 0.5"),
+        ("dice", {"batch_dice": True}, "batch_dice = False, not True"),
     ],
 )
 def test_resume_refuses_what_matters_to_the_loss_alone(
@@ -625,6 +679,16 @@ def test_command_refuses_counts_of_other_classes(folder, capsys, arguments, mess
     assert exit_code(command) == 2
     assert message in capsys.readouterr().err
     assert not (folder / "runs").exists()
+
+
+def test_demo_with_an_absent_class_tells_what_to_do(tmp_path, capsys):
+    command = ["demo", "--scenes", "1", "--loss", "ce", "ldam", "--output", str(tmp_path)]
+    assert exit_code(command) == 1
+    shown = capsys.readouterr().err
+    assert "no pixels, of which --loss ldam needs at least one of every class; generate" in shown
+    assert "generate more scenes (--scenes)" in shown
+    assert "--map" not in shown
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_command_names_an_absent_class_before_it_trains(folder, capsys):

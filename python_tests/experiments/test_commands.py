@@ -21,6 +21,8 @@ from segunc_ops.experiments import scenes
 from segunc_ops.experiments.experiment import Experiment, run
 from segunc_ops.experiments.training import CheckpointError, Trainer, read_checkpoint
 
+MASKS = ["masks", "--data", "data", "--members", "a.pt", "--output", "masks"]
+
 
 def test_experiment_writes_table_and_pictures(tmp_path, train_scenes, val_scenes):
     experiment = Experiment(
@@ -99,6 +101,31 @@ def test_command_trains_on_a_folder_and_resumes(folder, capsys):
     assert "5 steps of 2 crops" in shown
     assert "U-CE: extended from 4 steps at step 4." in shown
     assert cli.main([*arguments, "--overwrite"]) == 0
+
+
+def test_command_trains_by_dice(folder, capsys):
+    command = ["train", "--data", str(folder), "--ignore-index", "11", "--loss", "dice"]
+    command += ["--steps", "2", "--batch-size", "2", "--crop", "32", "32", "--samples", "2"]
+    command += ["--output", str(folder / "runs"), "--optimizer", "adamw"]
+    options = ["--ce-weight", "0.5", "--dice-weight", "2", "--batch-dice"]
+    assert exit_code([*command, *options, "--no-include-background"]) == 0
+    shown = capsys.readouterr()
+    assert "| Dice + CE forward + backward" in shown.out
+    assert "3 classes, 4 training and 2 validation images in" in shown.err
+    trained = read_checkpoint(folder / "runs" / "train" / "checkpoint-dice.pt")["config"]
+    names = ("ce_weight", "dice_weight", "batch_dice", "include_background", "learning_rate")
+    assert [trained[name] for name in names] == [0.5, 2.0, True, False, 0.004]
+    assert exit_code([*command, *options, "--resume"]) == 2
+    assert "trained with include_background = False, not True" in capsys.readouterr().err
+    one = ["--map", "0:0", "1:0", "2:0", "rest:11", "--classes", "1"]
+    assert exit_code([*command, *one]) == 2
+    assert "argument --loss: dice expected at least 2 classes, got 1" in capsys.readouterr().err
+
+
+def test_demo_compares_losses_for_rare_classes():
+    arguments = cli.build_parser().parse_args(["demo"])
+    assert arguments.loss == ["ce", "uce", "iu", "pat", "focal", "ldam", "dice"]
+    assert (arguments.optimizer, arguments.dropout_at) == ("adamw", "decoder")
 
 
 def test_a_checkpoint_is_read_once_to_be_resumed(folder, monkeypatch):
@@ -193,13 +220,16 @@ def test_no_loss_trains_when_the_run_of_another_cannot_go_on(tmp_path, train_sce
         (["demo", "--samples", "1"], "--samples"),
         (["demo", "--steps", "0"], "--steps"),
         (["demo", "--steps", "5", "--epochs", "1"], "--epochs"),
-        (["demo", "--loss", "dice"], "--loss"),
+        (["demo", "--loss", "lovasz"], "--loss"),
         (["demo", "--crop", "64"], "--crop"),
         (["demo", "--scale", "2", "1"], "--scale"),
         (["demo", "--device", "toaster"], "--device"),
         (["demo", "--device", "cuda:99"], "--device"),
         (["demo", "--amp", "fp16"], "--amp"),
         (["demo", "--dropout", "1.5"], "--dropout"),
+        (["demo", "--dropout-at", "head"], "--dropout-at"),
+        (["demo", "--optimizer", "lion"], "--optimizer"),
+        (["demo", "--scenes", "0"], "--scenes"),
         (["demo", "--alpha", "nan"], "--alpha"),
         (["demo", "--name", "../elsewhere"], "--name"),
         (["demo", "--seed", str(1 << 70)], "--seed: expected at most"),
@@ -245,9 +275,14 @@ def test_command_ends_quietly_at_ctrl_c(capsys, monkeypatch):
     def interrupt(arguments: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run", interrupt)
-    assert cli.main(["demo"]) == 130
-    assert "--resume" in capsys.readouterr().err
+    for work, command, advice in (
+        ("_run", ["demo"], "the same command with --resume continues"),
+        ("_stats", ["stats", "data"], "the same command starts again"),
+        ("_masks", MASKS, "the same command continues"),
+    ):
+        monkeypatch.setattr(cli, work, interrupt)
+        assert cli.main(command) == 130
+        assert f"interrupted; {advice}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -26,7 +26,7 @@ from python_tests.experiments.cases import (
     write_images,
     write_pair,
 )
-from segunc_ops import PredictiveStatistics, cli, metrics
+from segunc_ops import PixelAdaptiveCrossEntropyLoss, PredictiveStatistics, cli, metrics
 from segunc_ops.experiments import evaluation, experiment, plots
 from segunc_ops.experiments.datasets import EvenlySpaced, SceneDataset, collate, normalize
 from segunc_ops.experiments.models import EncoderDecoder
@@ -127,6 +127,46 @@ def test_evenly_spaced_images(train_scenes):
     assert len(EvenlySpaced(train_scenes, 100)) == len(train_scenes)
     assert few.class_names == train_scenes.class_names
     assert few.ignore_index == train_scenes.ignore_index
+
+
+@pytest.mark.parametrize("curve", ["equation", "table"])
+@pytest.mark.parametrize("size_normalized", [True, False])
+def test_weights_are_those_that_pat_multiplies_cross_entropy_by(curve, size_normalized):
+    torch.manual_seed(0)
+    probabilities = torch.randn(2, 4, 9, 13).mul(2).softmax(1)
+    target = torch.randint(0, 3, (2, 9, 13))
+    target[0, 0, 0], target[1, :3] = 3, 255
+    loss = PixelAdaptiveCrossEntropyLoss(
+        0.5, curve=curve, size_normalized=size_normalized, ignore_index=255, reduction="none"
+    )
+    weights = experiment.adaptive_weights(loss.modulation, probabilities, target, 255)
+    logits, labelled = probabilities.log(), target != 255
+    plain = torch.nn.functional.cross_entropy(logits, target, ignore_index=255, reduction="none")
+    factor = loss(logits, target) / plain
+    if size_normalized:
+        factor *= labelled.sum((1, 2))[:, None, None]
+    torch.testing.assert_close(weights[labelled], factor[labelled], rtol=1e-4, atol=1e-6)
+    assert weights[~labelled].isnan().all()
+    if size_normalized:  # every class of an image weighs alike, but for the factor by probability
+        shares = [weights[0][target[0] == c].sum() for c in range(4)]
+        assert max(shares) < 8 * min(shares)
+
+
+def test_panels_of_pat_show_its_weights(tmp_path, val_scenes):
+    modulation = PixelAdaptiveCrossEntropyLoss().modulation
+    predict = evaluation.predict_by_dropout(EncoderDecoder(11), 2)
+    sizes = []
+    for given in (None, modulation):
+        panels = experiment.make_panels(predict, val_scenes, device=CPU, modulation=given)
+        assert all((panel.weight is None) == (given is None) for panel in panels)
+        path = tmp_path / "panels.png"
+        plots.plot_panels(panels, val_scenes.class_names, path, ignore_index=255)
+        with Image.open(path) as picture:
+            sizes.append(picture.size)
+    assert sizes[1][0] > 1.1 * sizes[0][0]
+    assert sizes[1][1] == sizes[0][1]
+    blank = [panel._replace(weight=np.full_like(panel.uncertainty, np.nan)) for panel in panels]
+    plots.plot_panels(blank, val_scenes.class_names, path, ignore_index=255)
 
 
 def test_panels_show_the_components_of_the_labels(val_scenes):

@@ -246,6 +246,26 @@ def train_on_ranks(rank: int, size: int, folder: Path) -> dict[str, Any]:
     }
 
 
+def refuse_on_ranks(rank: int, size: int, folder: Path) -> list[str]:
+    scenes = SceneDataset(3, seed=0, size=SIZE)
+    told = []
+    for loss in ("cb", "ce"):
+        with pytest.raises(ValueError, match="losses: ") as refused:
+            experiment.run(
+                experiment.Experiment(config(), ("iu", loss), scenes, scenes, folder / "run")
+            )
+        told.append(str(refused.value))
+    return told
+
+
+def test_losses_of_one_network_are_refused_on_two_ranks(tmp_path):
+    """Each rank would count classes, train the same network and write the same files."""
+    for told in run_ranks(refuse_on_ranks, 2, tmp_path):
+        for loss, message in zip(("cb", "ce"), told, strict=True):
+            assert f"on 2 ranks, got {loss}, which trains one network" in message
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.thorough
 def test_two_ranks_train_the_members_of_one_process(tmp_path, val_scenes):
     found = run_ranks(train_on_ranks, 2, tmp_path)
@@ -363,6 +383,7 @@ def test_command_names_a_wrong_argument(root, capsys, options, message):
         (["--loss", "ce", "iu"], "argument --loss: expected iu alone on 2 ranks"),
         (["--masks", "masks"], "argument --masks: expected a single rank, got 2"),
         (["--loss", "ce"], "argument --loss: expected iu alone on 2 ranks"),
+        (["--loss", "iu", "cb"], "argument --loss: expected iu alone on 2 ranks"),
     ],
 )
 def test_what_has_no_use_for_ranks_says_so(root, capsys, monkeypatch, options, message):

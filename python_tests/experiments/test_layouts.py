@@ -106,7 +106,7 @@ def test_hidden_files_and_other_labels_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["a_mask.png"], r"b_mask\.png: no label map for b\.jpg \(1 of 2 images have none\)"),
+        (["a_mask.png"], r"b_mask\.png: no label map for b\.jpg \(1 of 2 images has none\)"),
         ([], r"a\.png: no label map for a\.jpg \(2 of 2"),
         (["a.png", "b.png", "b.tif"], r"b\.tif: same stem as b\.png; which .* of b\.jpg\?"),
         (
@@ -241,7 +241,7 @@ def test_a_folder_of_binary_masks_trains_with_one_command(tmp_path, capsys):
     run = [*TRAINING, "--samples", "2", "--output", str(tmp_path / "runs")]
     assert exit_code(["train", "--data", str(root), "--map", "0:0", "255:1", *run]) == 0
     captured = capsys.readouterr()
-    assert "2 classes, 4 training and 1 validation images" in captured.err
+    assert "2 classes, 4 training and 1 validation image in" in captured.err
     assert "is not divided; 4 of its 5 images are train's (--held-out 0.2" in captured.err
     again = ["train", "--data", str(root), "--map", "0:1", "255:0", *run, "--resume"]
     assert exit_code(again) == 2

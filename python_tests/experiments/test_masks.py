@@ -125,7 +125,7 @@ def spoil(folder: Path, what: str) -> None:
 
 # What is wrong with one mask, what the dataset says, and what `segunc masks` does about it.
 DAMAGES = [
-    ("missing", r"002\.tif: no such mask \(1 of 8 images have none\); `segunc masks`", None),
+    ("missing", r"002\.tif: no such mask \(1 of 8 images has none\); `segunc masks`", None),
     ("truncated", r"002\.tif: cannot be read as a mask", r"002\.tif: cannot be read"),
     ("flipped bits", r"002\.tif: cannot be read as a mask", r"002\.tif: cannot be read"),
     ("empty", r"002\.tif: cannot be read as a mask", r"002\.tif: cannot be read"),

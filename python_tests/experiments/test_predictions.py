@@ -223,7 +223,7 @@ def test_what_is_there_is_kept_and_what_is_missing_is_written(
     for path in (leftover, other):
         path.touch()
     assert cli.main(arguments_of(checkpoints[0], images, folder)) == 0
-    assert "1 images predicted" in capsys.readouterr().out
+    assert "1 image predicted" in capsys.readouterr().out
     assert kept.stat().st_mtime == 1
     other.unlink()  # that of another image stays
     assert contents(folder) == contents(written)

@@ -27,6 +27,8 @@ from segunc_ops.experiments.interruption import (
 )
 from segunc_ops.experiments.layouts import find_split
 from segunc_ops.experiments.models import EncoderDecoder
+from segunc_ops.experiments.optimizers import OPTIMIZERS
+from segunc_ops.sampling import sample_statistics
 
 
 @pytest.mark.parametrize("size", [(64, 96), (61, 45)])
@@ -59,7 +61,7 @@ def test_polynomial_decay():
     assert training.polynomial_decay(9, 10) > 0
 
 
-@pytest.mark.parametrize("loss", ["ce", "uce", "iu"])
+@pytest.mark.parametrize("loss", ["ce", "uce", "iu", "dice"])
 def test_training_lowers_the_loss(train_scenes, val_scenes, loss):
     trainer = training.Trainer(config(loss, steps=25, validate_every=25), train_scenes, val_scenes)
     decoder = trainer.optimizer.param_groups[1]["lr"]
@@ -68,6 +70,93 @@ def test_training_lowers_the_loss(train_scenes, val_scenes, loss):
     assert np.mean(history.loss[-5:]) < 0.8 * np.mean(history.loss[:3])
     assert history.validation_steps == [25]
     assert trainer.model.training
+
+
+@pytest.mark.parametrize("dropout_at", ["encoder", "decoder"])
+def test_adamw_lowers_the_loss(train_scenes, val_scenes, dropout_at):
+    settings = config("uce", steps=25, validate_every=25, optimizer="adamw", dropout_at=dropout_at)
+    trainer = training.Trainer(settings, train_scenes, val_scenes)
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    by = OPTIMIZERS["adamw"]
+    assert settings.learning_rate == by.learning_rate
+    encoder, decoder = (group["lr"] for group in trainer.optimizer.param_groups)
+    assert decoder == pytest.approx(by.decoder_factor * encoder)
+    history = trainer.fit(progress=False)
+    assert np.mean(history.loss[-5:]) < 0.8 * np.mean(history.loss[:3])
+
+
+def test_samples_that_share_the_encoder_are_those_of_whole_passes(train_scenes, val_scenes):
+    """The same dropout masks give the same statistics, to rounding, and the encoder runs once."""
+    images = torch.rand(2, 3, 45, 61)
+    model = EncoderDecoder(5, dropout=0.5, dropout_at="decoder")
+    passes: list[object] = []
+    model.encoder.register_forward_hook(lambda *arguments: passes.append(arguments))
+    for _ in range(3):
+        model(images)  # running statistics of these images
+    del passes[:]
+    torch.manual_seed(1)
+    shared = predict_by_dropout(model, 4)(images)
+    assert len(passes) == 1
+    torch.manual_seed(1)
+    whole = sample_statistics(model, images, 4, size=(45, 61), batch_norm="running")
+    assert len(passes) == 5
+    assert float(whole.std.min()) > 0
+    for name in ("confidence", "std", "entropy", "mutual_information"):
+        torch.testing.assert_close(getattr(shared, name), getattr(whole, name))
+
+    settings = config("uce", dropout_at="decoder", samples=3, batch_size=2)
+    trainer = training.Trainer(settings, train_scenes, val_scenes)
+    state = copy.deepcopy(trainer.model.state_dict())
+    torch.manual_seed(2)
+    _, statistics = trainer.forward(images)
+    after = copy.deepcopy(trainer.model.state_dict())
+    trainer.model.load_state_dict(state)
+    torch.manual_seed(2)
+    expected = sample_statistics(trainer.model, images, 3, size=(45, 61))
+    torch.testing.assert_close(statistics.std, expected.std)
+    trainer.model(images)  # running statistics move by the step's own pass, and no other
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(after[name], value, msg=name)
+
+
+def test_dropout_is_at_the_encoder_or_the_decoder():
+    with pytest.raises(ValueError, match="dropout_at: expected one of"):
+        EncoderDecoder(5, dropout_at="head")
+    by_place = [EncoderDecoder(5, dropout_at=place) for place in ("encoder", "decoder")]
+    names = [
+        {name for name, module in model.named_modules() if getattr(module, "p", 0) > 0}
+        for model in by_place
+    ]
+    assert names[0] == {f"encoder.stages.{i}.{2 if i > 1 else 1}" for i in range(4)}
+    assert names[1] == {"decoder.dropout"}
+    first, second = (model.state_dict() for model in by_place)
+    assert {name: value.shape for name, value in first.items()} == {
+        name: value.shape for name, value in second.items()
+    }
+
+
+def test_checkpoints_that_do_not_tell_are_of_sgd_and_the_encoder(
+    tmp_path, train_scenes, val_scenes
+):
+    checkpoint = tmp_path / "checkpoint.pt"
+    trainer = training.Trainer(config(steps=1), train_scenes, val_scenes, checkpoint)
+    trainer.fit(progress=False)
+    state = training.read_checkpoint(checkpoint)
+    for name in ("optimizer", "dropout_at"):
+        del state["config"][name]
+    training.save_atomically(state, checkpoint)
+    (model,) = training.load_members(checkpoint)
+    assert not model.samples_share_encoder
+    assert training.Trainer(config(steps=1), train_scenes, val_scenes, checkpoint).resume()
+    for changes, message in (
+        ({"optimizer": "adamw"}, "optimizer = sgd, not adamw"),
+        ({"dropout_at": "decoder"}, "dropout_at = encoder, not decoder"),
+    ):
+        other = training.Trainer(
+            config(steps=1, learning_rate=0.01, **changes), train_scenes, val_scenes, checkpoint
+        )
+        with pytest.raises(training.CheckpointError, match=message):
+            other.resume()
 
 
 def test_losses_start_alike(train_scenes, val_scenes):
@@ -127,6 +216,7 @@ def test_resume_refuses_another_recipe_and_broken_files(tmp_path, train_scenes, 
     [
         ({"loss": "lovasz"}, "loss"),
         ({"amp": "fp8"}, "amp"),
+        ({"optimizer": "lion"}, "optimizer"),
         ({"amp": "fp16"}, "amp"),
         ({"loss": "uce", "samples": 1}, "samples"),
     ],
@@ -134,6 +224,15 @@ def test_resume_refuses_another_recipe_and_broken_files(tmp_path, train_scenes, 
 def test_config_checks_arguments(changes, message):
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+class OneClass(SceneDataset):
+    class_names = ("anything",)
+
+
+def test_dice_needs_two_classes(val_scenes):
+    with pytest.raises(ValueError, match="loss: 'dice' expected at least 2 classes, got 1"):
+        training.Trainer(config("dice"), OneClass(3, size=SIZE), val_scenes)
 
 
 def test_divergence_is_an_error(train_scenes, val_scenes):

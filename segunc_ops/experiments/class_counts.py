@@ -20,6 +20,7 @@ from .datasets import SegmentationDataset
 from .identity import identify
 from .losses import CONNECTIVITY, Unit
 from .mask_files import MASKS
+from .wording import have, number_of_classes
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
 _IMAGES = "images"
@@ -30,6 +31,21 @@ _NO_COUNTS = "not what `segunc stats` writes to stats.json, or damaged"
 
 class CountsError(ValueError):
     """Counts that cannot be read, are of other classes, or lack a class that a loss needs."""
+
+
+class AbsentClassError(CountsError):
+    """A class has none of what a loss needs some of.
+
+    Args:
+        finding: which class, of what; without what to do.
+    """
+
+    def __init__(self, finding: str) -> None:
+        super().__init__(
+            f"{finding}; leave the class out (--map), or give it 1 in a copy of stats.json for "
+            "--counts"
+        )
+        self.finding = finding
 
 
 @dataclass(frozen=True)
@@ -70,17 +86,15 @@ class ClassCounts:
             needed_by: what asks for them, for messages.
 
         Raises:
-            CountsError: a class has none; names it.
+            AbsentClassError: a class has none; names it.
         """
         counts = self.of(unit)
         absent = [self.called(index) for index, count in enumerate(counts) if count == 0]
         if absent:
             more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-            have = "has" if len(absent) == 1 else "have"
-            raise CountsError(
-                f"{', '.join(absent[:3])}{more} {have} no {unit}, of which {needed_by} needs at "
-                "least one of every class; leave the class out (--map), or give it 1 in a copy of "
-                "stats.json for --counts"
+            raise AbsentClassError(
+                f"{', '.join(absent[:3])}{more} {have(len(absent))} no {unit}, of which "
+                f"{needed_by} needs at least one of every class"
             )
         return counts
 
@@ -120,7 +134,9 @@ def check_classes(counts: ClassCounts, dataset: SegmentationDataset) -> None:
     """
     names, wanted = counts.class_names, tuple(dataset.class_names)
     if len(names) != len(wanted):
-        raise CountsError(f"counts of {len(names)} classes, but the images have {len(wanted)}")
+        raise CountsError(
+            f"counts of {number_of_classes(len(names))}, but the images have {len(wanted)}"
+        )
     for index, (name, other) in enumerate(zip(names, wanted, strict=True)):
         if name != other:
             raise CountsError(f"class {index} is called {name!r}, that of the images {other!r}")
@@ -225,7 +241,9 @@ def counts_from_dict(record: Any) -> ClassCounts:
     for unit in UNITS:
         values = record[unit]
         if not isinstance(values, (list, tuple)) or len(values) != len(names):
-            raise CountsError(f"{unit}: expected a number for each of {len(names)} classes")
+            raise CountsError(
+                f"{unit}: expected a number for each of {number_of_classes(len(names))}"
+            )
         for index, value in enumerate(values):
             if type(value) is not int or not 0 <= value < 1 << 63:
                 raise CountsError(

@@ -19,6 +19,7 @@ from .losses import BETA, MAX_MARGIN, Unit
 from .output_files import remove_partial_files, try_output
 from .plots import plot_class_counts
 from .report import finite, markdown, write_text
+from .wording import number_of
 
 STATISTICS_FILES = ("stats.md", "stats.json", "stats.png")
 """What :func:`write_statistics` writes."""
@@ -121,10 +122,10 @@ def statistics_table(
             ]
         )
     note = (
-        f"{counts.num_images:,} images, {labelled:,} labelled and {counts.unlabelled:,} other "
-        f"pixels; instances: connected components of the label maps, {counts.connectivity} "
-        "neighbours. Weights have mean 1. CB: class-balanced, beta "
-        f"{BETA.unset if beta is None else f'{beta:g}'}. LDAM: by pixels, the largest margin "
+        f"{number_of(counts.num_images, 'image')}, {labelled:,} labelled and "
+        f"{number_of(counts.unlabelled, 'other pixel')}; instances: connected components of the "
+        f"label maps, {counts.connectivity} neighbours. Weights have mean 1. CB: class-balanced, "
+        f"beta {BETA.unset if beta is None else f'{beta:g}'}. LDAM: by pixels, the largest margin "
         f"{max_margin:g}. BMS: the logarithm of the share of pixels, which balanced softmax adds "
         "to logits."
     )

@@ -21,6 +21,7 @@ from .image_files import DatasetError as DatasetError
 from .image_files import check_bytes, open_image, read_file, read_label, told_orientation
 from .label_mapping import LabelMapping, cityscapes_mapping
 from .layouts import Pair, divide, pair_files
+from .wording import are, have, number_of, number_of_classes
 
 Size = tuple[int, int]
 Labels = NDArray[np.int32] | NDArray[np.int64]
@@ -169,8 +170,8 @@ class FolderDataset:
             total = len(self._pairs)
             self._pairs = divide(self._pairs, split, held_out)
             self._unasked += (
-                f"{images}: is not divided; {len(self._pairs)} of its {total} images are {split}'s "
-                f"(--held-out {held_out:g}, by their names)",
+                f"{images}: is not divided; {len(self._pairs)} of its {number_of(total, 'image')} "
+                f"{are(len(self._pairs))} {split}'s (--held-out {held_out:g}, by their names)",
             )
         if mapping is None:
             mapping = LabelMapping()
@@ -188,7 +189,8 @@ class FolderDataset:
         if class_names is not None:
             if num_classes is not None and num_classes != len(class_names):
                 raise ValueError(
-                    f"class_names: expected {num_classes} names, got {len(class_names)}"
+                    f"class_names: expected {number_of(num_classes, 'name')}, got "
+                    f"{len(class_names)}"
                 )
             num_classes = len(class_names)
         self.ignore_index = ignore_index
@@ -386,7 +388,7 @@ class FolderDataset:
             )
         self.notes = (*self._unasked, *self._notes(labels, sorted(where), ignored))
         if empty:
-            of = f"{len(empty)} of {len(self)} label maps"
+            of = f"{len(empty)} of {number_of(len(self), 'label map')}"
             self.notes += (f"{empty[0]}: every pixel is ignored ({of})",)
 
     def _check_stray_label(self, where: Mapping[int, Path], ignored: Path | None) -> None:
@@ -439,14 +441,14 @@ class FolderDataset:
             which = _listing(
                 [f"{index} ({self._names[index]})" if self._names else index for index in missing]
             )
-            have = "has" if len(missing) == 1 else "have"
             advice = ""
             advised = len(labelled) <= min(len(missing), _MAX_ADVISED_LABELS)
             if advised and not (self._declared or self.mapping):
                 pairs = [f"{label}:{index}" for index, label in enumerate(labelled)]
                 advice = f"; `--map {' '.join(pairs)}` numbers the {len(pairs)} that have some"
             yield (
-                f"{self._folder}: {len(missing)} of {self.num_classes} classes {have} no pixel: "
+                f"{self._folder}: {len(missing)} of "
+                f"{number_of_classes(self.num_classes)} {have(len(missing))} no pixel: "
                 f"{which}{advice}"
             )
 

@@ -15,6 +15,7 @@ from ..functional import PredictiveStatistics
 from ..metrics import MeanIoU, SegmentationMetrics
 from ..sampling import ensemble_statistics, sample_statistics
 from .datasets import SegmentationDataset, evaluation_batches, normalize
+from .models import from_first_dropout
 
 _SCALARS = (
     "mean_iou",
@@ -76,7 +77,11 @@ def predict_by_dropout(model: nn.Module, num_samples: int) -> Predict:
     """The mean of Monte-Carlo dropout samples; batch norm uses its running statistics."""
     model.eval()
     return lambda images: sample_statistics(
-        model, images, num_samples, size=images.shape[2:], batch_norm="running", return_mean=True
+        *from_first_dropout(model, images),
+        num_samples,
+        size=images.shape[2:],
+        batch_norm="running",
+        return_mean=True,
     )
 
 

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import build_info
-from ..functional import component_mean, connected_components
+from .._variations import PixelAdaptive
+from ..functional import class_sizes, component_mean, connected_components
+from ..losses import PixelAdaptiveCrossEntropyLoss
+from ..reference.cross_entropy import modulation_factor
 from .class_counts import (
     ClassCounts,
     CountsError,
@@ -101,6 +104,8 @@ class Experiment:
     ``config.loss`` is replaced by each of ``losses`` in turn; ``eval_samples`` is S of the
     evaluation; ``folder`` gets ``table.md``, ``table.json``, the PNGs and a checkpoint per loss.
     ``checkpoints`` are what :func:`read_checkpoints` found to be resumed; None reads them.
+    ``reference`` has the images whose mean uncertainty is PAvPU's threshold; None takes those that
+    are trained on.
     """
 
     config: TrainingConfig
@@ -112,6 +117,7 @@ class Experiment:
     resume: bool = False
     progress: bool = True
     checkpoints: Mapping[str, dict[str, Any]] | None = None
+    reference: SegmentationDataset | None = None
 
     def checkpoint(self, loss: str) -> Path:
         """Where the training by `loss` keeps its state."""
@@ -204,22 +210,20 @@ def with_counts(experiment: Experiment) -> Experiment:
             experiment = replace(experiment, checkpoints=checkpoints)
         counts = _known_counts(experiment, checkpoints)
     if counts is None:
-        first = not (dist.is_available() and dist.is_initialized() and dist.get_rank() > 0)
         with tqdm(
             total=len(train),
             desc="count classes",
             unit="image",
-            disable=not (experiment.progress and first),
+            disable=not experiment.progress,
             dynamic_ncols=True,
         ) as bar:
             counts = count_classes(
                 train, connectivity=experiment.config.connectivity, progress=bar.update
             )
-        if first:
-            path = counts_path(experiment.folder)
-            try_output(path.parent, [path.name])
-            remove_partial_files(path.parent, [path.name])
-            write_counts(counts, path)
+        path = counts_path(experiment.folder)
+        try_output(path.parent, [path.name])
+        remove_partial_files(path.parent, [path.name])
+        write_counts(counts, path)
     check_classes(counts, train)
     for config in configs:
         build_loss(config.loss, config, train.ignore_index, counts)
@@ -254,6 +258,21 @@ def _resumed(experiment: Experiment) -> Mapping[str, dict[str, Any]]:
     return checkpoints
 
 
+def _num_ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _check_ranks(experiment: Experiment) -> None:
+    """Raises where ranks would train, and write, the same network each, or count classes for it."""
+    configs = [replace(experiment.config, loss=loss) for loss in experiment.losses]
+    alone = [config.loss for config in configs if config.num_models == 1]
+    if alone and _num_ranks() > 1:
+        raise ValueError(
+            f"losses: expected those of members that train together on {_num_ranks()} ranks, got "
+            f"{', '.join(alone)}, which trains one network; run it in a single process"
+        )
+
+
 def _try_checkpoints(experiment: Experiment, resumed: Mapping[str, dict[str, Any]]) -> None:
     """Tries whether the checkpoints that are not there yet fit, and a new one beside an old one."""
     num_classes = len(experiment.train.class_names)
@@ -284,7 +303,7 @@ def _train(experiment: Experiment, loss: str, state: dict[str, Any] | None) -> T
 def _evaluate(experiment: Experiment, trainer: Trainer) -> Evaluation:
     """As `segunc eval` does, in batches of the same size, hence with the same dropout masks."""
     config = trainer.config
-    reference = EvenlySpaced(experiment.train, MAX_REFERENCE_IMAGES)
+    reference = EvenlySpaced(experiment.reference or experiment.train, MAX_REFERENCE_IMAGES)
     with tqdm(
         total=len(reference) + len(experiment.validation),
         desc=f"evaluate {config.loss}",
@@ -340,6 +359,30 @@ def telling_images(dataset: SegmentationDataset) -> list[int]:
     return [max(part.tolist(), key=num_classes) for part in parts]
 
 
+def adaptive_weights(
+    modulation: PixelAdaptive, probabilities: Tensor, target: Tensor, ignore_index: int
+) -> Tensor:
+    """What PAT (Do et al. 2024, equations 4 and 5) weights the cross-entropy of each pixel by.
+
+    beta / S, with S the number of pixels of its class in the image, times the number of all its
+    labelled pixels: a mean over pixels weights each by 1.
+
+    Args:
+        modulation: PAT's temperature, curve and whether it divides by S.
+        probabilities: (N, C, H, W).
+        target: (N, H, W).
+        ignore_index: label of pixels without a weight, which are NaN.
+    """
+    labelled = target != ignore_index
+    index = torch.where(labelled, target, 0).long()[:, None]
+    weight = modulation_factor(modulation, probabilities.gather(1, index).log())
+    if modulation.size_normalized:
+        sizes = class_sizes(target, probabilities.shape[1], ignore_index=ignore_index)
+        own = sizes[..., None, None].expand_as(probabilities).gather(1, index)
+        weight = weight * sizes.sum(1)[:, None, None, None] / own
+    return torch.where(labelled, weight[:, 0], torch.nan)
+
+
 def make_panels(
     predict: Predict,
     dataset: SegmentationDataset,
@@ -348,8 +391,19 @@ def make_panels(
     seed: int = 0,
     channels_last: bool = False,
     autocast: Autocast = nullcontext,
+    modulation: PixelAdaptive | None = None,
 ) -> list[Panel]:
-    """Pictures of the telling images of a dataset, with the components of their labels."""
+    """Pictures of the telling images of a dataset, with the components of their labels.
+
+    Args:
+        predict: makes the predictions, with their mean.
+        dataset: images and labels.
+        device: of the model.
+        seed: of the dropout masks.
+        channels_last: layout of the images.
+        autocast: context of the forward passes.
+        modulation: of the training by PAT, whose weights are then shown too.
+    """
     panels = []
     with seeded(seed, device):
         for index in telling_images(dataset):
@@ -360,6 +414,11 @@ def make_panels(
             label, ignored = batch.target.to(device), dataset.ignore_index
             components, _ = connected_components(label, ignore_index=ignored)
             instance = component_mean(statistics.entropy, label, ignore_index=ignored)
+            weight = None
+            if modulation is not None:
+                assert statistics.mean is not None
+                weights = adaptive_weights(modulation, statistics.mean, label, ignored)
+                weight = weights[0].cpu().numpy()
             panels.append(
                 Panel(
                     image=sample.image,
@@ -368,13 +427,14 @@ def make_panels(
                     uncertainty=statistics.std[0].cpu().numpy(),
                     components=components[0].cpu().numpy(),
                     instance_uncertainty=instance[0].cpu().numpy(),
+                    weight=weight,
                 )
             )
     return panels
 
 
 def _panels(experiment: Experiment, trainer: Trainer) -> list[Panel]:
-    config = trainer.config
+    config, criterion = trainer.config, trainer.criterion
     return make_panels(
         predict_by_dropout(trainer.model, experiment.eval_samples),
         experiment.validation,
@@ -382,6 +442,9 @@ def _panels(experiment: Experiment, trainer: Trainer) -> list[Panel]:
         seed=config.seed,
         channels_last=config.channels_last,
         autocast=config.autocast,
+        modulation=criterion.modulation
+        if isinstance(criterion, PixelAdaptiveCrossEntropyLoss)
+        else None,
     )
 
 
@@ -475,10 +538,12 @@ def run(experiment: Experiment) -> str:
         DatasetError: an image or label map cannot be used, or no batch had a labelled pixel.
         DivergedError: a loss is no longer finite.
         OutputError: the folder cannot be written to, which is tried first.
+        ValueError: there are several ranks, and a loss that trains one network.
     """
+    _check_ranks(experiment)
     experiment = with_counts(experiment)
     resumed = _resumed(experiment)
-    if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+    if _num_ranks() > 1 and dist.get_rank() > 0:
         for loss in experiment.losses:
             _train(experiment, loss, resumed.get(loss))
         return ""

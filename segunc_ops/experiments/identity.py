@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from .datasets import SegmentationDataset
 from .mask_files import MASKS
+from .wording import number_of, number_of_classes
 
 Identity = dict[str, Any]
 
@@ -46,7 +47,7 @@ def difference(before: Identity, now: Identity, part: str, *, masks: bool) -> st
     """
     names, names_now = before["class_names"], now["class_names"]
     if len(names) != len(names_now):
-        return f"was trained for {len(names)} classes, not {len(names_now)}"
+        return f"was trained for {number_of_classes(len(names))}, not {len(names_now)}"
     for index, (old, new) in enumerate(zip(names, names_now, strict=True)):
         if old != new:
             return f"was trained with class {index} called {old!r}, not {new!r}"
@@ -55,7 +56,9 @@ def difference(before: Identity, now: Identity, part: str, *, masks: bool) -> st
             f"was trained with ignore_index = {before['ignore_index']}, not {now['ignore_index']}"
         )
     if before["images"] != now["images"]:
-        return f"was trained with {before['images']} {part} images, not {now['images']}"
+        return (
+            f"was trained with {number_of(before['images'], f'{part} image')}, not {now['images']}"
+        )
     for what in sorted({*before["contents"], *now["contents"]} - (set() if masks else {MASKS})):
         old, new = (each["contents"].get(what) for each in (before, now))
         if old != new:

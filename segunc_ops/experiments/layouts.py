@@ -11,6 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from .image_files import LABEL_EXTENSIONS, DatasetError
+from .wording import have, number_of
 
 IMAGE_SUFFIXES = ("_leftImg8bit", "_image", "_img", "_sat")
 """Endings of images' stems that their label maps do not share."""
@@ -224,7 +225,8 @@ def pair_files(
                 best = (
                     len(pairs),
                     f"{labels / wanted}.png: no label map for {path.name} "
-                    f"({len(missing)} of {len(inputs)} images have none){hint}",
+                    f"({len(missing)} of {number_of(len(inputs), 'image')} "
+                    f"{have(len(missing))} none){hint}",
                 )
     if len(complete) > 1:
         one, other = (pairs[0] for pairs in list(complete.values())[:2])

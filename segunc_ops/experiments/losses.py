@@ -17,6 +17,7 @@ from ..functional import class_balanced_weights
 from ..losses import (
     BalancedSoftmaxCrossEntropyLoss,
     CrossEntropyLoss,
+    DiceCrossEntropyLoss,
     FocalCrossEntropyLoss,
     InstanceUncertaintyCrossEntropyLoss,
     LDAMCrossEntropyLoss,
@@ -101,6 +102,8 @@ class TrainedLoss:
     needs: Unit | Parameter | None = None
     """What has to be counted of each class of the training images, or the parameter that tells it;
     the criterion is then made of the `counts`, too."""
+    min_classes: int = 1
+    """How many classes it needs."""
 
     def counted(self, parameters: object) -> Unit | None:
         """What is counted, given the parameters; None if nothing is."""
@@ -209,9 +212,26 @@ LOSSES = {
         ),
         needs="pixels",
     ),
+    "dice": TrainedLoss(
+        "Dice + CE",
+        "Dice and cross-entropy",
+        DiceCrossEntropyLoss,
+        parameters=(
+            Parameter("ce_weight", 1.0, "factor of the cross-entropy"),
+            Parameter("dice_weight", 1.0, "factor of the Dice loss"),
+            Parameter(
+                "batch_dice",
+                False,
+                "take Dice over the batch, not over each image",
+                argument="batch",
+            ),
+            Parameter("include_background", True, "leave class 0 out of Dice"),
+        ),
+        min_classes=2,
+    ),
 }
 
-DEMO = ("ce", "uce", "iu")
+DEMO = ("ce", "uce", "iu", "pat", "focal", "ldam", "dice")
 """What the demo compares unless it is told."""
 DEFAULT = ("ce", "uce")
 """What a training compares unless it is told."""

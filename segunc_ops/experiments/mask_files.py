@@ -16,6 +16,7 @@ from .datasets import DatasetError, FolderDataset, Sample, digest_files
 from .layouts import check_folder
 from .map_files import Record, read_map, write_tiff
 from .output_files import remove_partial_files
+from .wording import have, number_of
 
 MASKS = "masks"
 """What of :meth:`MaskedDataset.contents` counts only for those who train by them."""
@@ -127,8 +128,9 @@ class MaskedDataset:
         missing = [path for path in self._paths if not path.is_file()]
         if missing:
             raise DatasetError(
-                f"{missing[0]}: no such mask ({len(missing)} of {len(self._paths)} images have "
-                "none); `segunc masks` writes them, and goes on where it was stopped"
+                f"{missing[0]}: no such mask ({len(missing)} of "
+                f"{number_of(len(self._paths), 'image')} {have(len(missing))} none); "
+                "`segunc masks` writes them, and goes on where it was stopped"
             )
         self._fingerprint: str | None = None
         self._digest: str | None = None

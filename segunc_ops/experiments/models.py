@@ -1,12 +1,16 @@
-"""A small encoder-decoder with dropout after each residual stage."""
+"""A small encoder-decoder with dropout after each residual stage, or in the decoder alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+DropoutPlace = Literal["encoder", "decoder"]
+"""After each residual stage, as in U-CE; or in the decoder, after its first fusion."""
 
 
 def _conv(
@@ -72,10 +76,11 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Sums the stages from coarse to fine and predicts class logits at stride 4."""
 
-    def __init__(self, widths: Sequence[int], width: int, num_classes: int) -> None:
+    def __init__(self, widths: Sequence[int], width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.lateral = nn.ModuleList(_conv(inputs, width, 1) for inputs in widths)
         self.fuse = nn.ModuleList(_conv(width, width) for _ in widths[:2])
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -85,6 +90,8 @@ class Decoder(nn.Module):
             features = F.interpolate(features, size=maps[stage].shape[2:], mode="bilinear")
             features = F.relu(features + self.lateral[stage](maps[stage]), inplace=True)
             features = F.relu(self.fuse[stage](features), inplace=True)
+            if stage == 1:  # at stride 4 random numbers would take as long as the convolutions
+                features = self.dropout(features)
         logits: Tensor = self.head(features)
         return logits
 
@@ -95,18 +102,35 @@ class EncoderDecoder(nn.Module):
     Args:
         num_classes: C.
         widths: channels of the four residual stages.
-        dropout: probability after each stage.
+        dropout: probability of a value to be dropped.
+        dropout_at: ``"encoder"``: after each stage. ``"decoder"``: after its first fusion, at
+            stride 8, so that all samples of an image have one pass of the encoder in common. The
+            weights are the same.
+
+    Raises:
+        ValueError: for another number of stages or place of the dropout.
     """
 
     def __init__(
-        self, num_classes: int, *, widths: Sequence[int] = (32, 48, 96, 128), dropout: float = 0.2
+        self,
+        num_classes: int,
+        *,
+        widths: Sequence[int] = (32, 48, 96, 128),
+        dropout: float = 0.2,
+        dropout_at: DropoutPlace = "encoder",
     ) -> None:
         super().__init__()
         if len(widths) != 4:
             raise ValueError(f"widths: expected four stages, got {len(widths)}")
+        if dropout_at not in get_args(DropoutPlace):
+            raise ValueError(
+                f"dropout_at: expected one of {get_args(DropoutPlace)}, got {dropout_at!r}"
+            )
         self.num_classes = num_classes
-        self.encoder = Encoder(widths, dropout)
-        self.decoder = Decoder(widths, widths[1], num_classes)
+        self.samples_share_encoder = dropout_at == "decoder"
+        in_encoder, in_decoder = (dropout_at == place for place in get_args(DropoutPlace))
+        self.encoder = Encoder(widths, dropout * in_encoder)
+        self.decoder = Decoder(widths, widths[1], num_classes, dropout * in_decoder)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -127,3 +151,17 @@ class EncoderDecoder(nn.Module):
             {"params": list(self.encoder.parameters()), "lr": learning_rate},
             {"params": list(self.decoder.parameters()), "lr": learning_rate * decoder_factor},
         ]
+
+
+def from_first_dropout(model: nn.Module, images: Tensor) -> tuple[nn.Module, Any]:
+    """What Monte-Carlo dropout has to run for each sample, and its input.
+
+    Args:
+        model: an :class:`EncoderDecoder`, whose encoder runs here, without gradient, if its samples
+            share it; any other is returned as it is.
+        images: (N, 3, H, W).
+    """
+    if not (isinstance(model, EncoderDecoder) and model.samples_share_encoder):
+        return model, images
+    with torch.no_grad():
+        return model.decoder, (model.encoder(images),)

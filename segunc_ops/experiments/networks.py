@@ -14,6 +14,7 @@ from torch import nn
 from .datasets import MAPPING
 from .models import EncoderDecoder
 from .training import CheckpointError, load_members, read_checkpoint
+from .wording import number_of_classes
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -46,7 +47,8 @@ def load_networks(
             first = first or (path, num_classes)
             if num_classes != first[1]:
                 raise CheckpointError(
-                    f"{path}: was trained for {num_classes} classes, {first[0]} for {first[1]}"
+                    f"{path}: was trained for {number_of_classes(num_classes)}, "
+                    f"{first[0]} for {first[1]}"
                 )
             digest = weights_digest(model)
             if digest in networks:

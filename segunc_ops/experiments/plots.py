@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
+from matplotlib.colors import ListedColormap, LogNorm, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
@@ -56,6 +58,8 @@ class Panel(NamedTuple):
     """(H, W), ids of the connected components of the label map, 0 where ignored."""
     instance_uncertainty: NDArray[np.floating]
     """(H, W), mean of the predictive entropy over each component, in nats."""
+    weight: NDArray[np.floating] | None = None
+    """(H, W), what the training by PAT weights the pixel's loss by; NaN where ignored."""
 
 
 class Limits(NamedTuple):
@@ -132,6 +136,18 @@ def _show_components(axes: Axes, components: NDArray[np.integer]) -> None:
     axes.imshow(colours, interpolation="nearest")
 
 
+def _weight_scale(weights: Sequence[NDArray[np.floating]]) -> LogNorm:
+    """Of all pixels that have a weight."""
+    values = np.concatenate([each[np.isfinite(each)] for each in weights])
+    low, high = (values.min(), values.max()) if values.size else (1.0, 1.0)
+    return LogNorm(low, max(high, 1.01 * low))
+
+
+def _show_weights(axes: Axes, weights: NDArray[np.floating], scale: LogNorm) -> AxesImage:
+    colours = colormaps["viridis"].with_extremes(bad=_IGNORED)
+    return axes.imshow(weights, cmap=colours, norm=scale, interpolation="nearest")
+
+
 _HEADINGS = (
     "image",
     "label",
@@ -141,6 +157,7 @@ _HEADINGS = (
     "components of the label",
     "their mean entropy (nats)",
 )
+_WEIGHT_HEADING = "PAT's weight (log scale)"
 
 
 def plot_panels(
@@ -155,7 +172,7 @@ def plot_panels(
     """Writes rows of image, label, prediction, error map, uncertainty, components and their means.
 
     Args:
-        panels: one row each.
+        panels: one row each; where they have weights, these are drawn too.
         class_names: for the legend.
         path: PNG to write.
         ignore_index: label of the pixels that are drawn grey.
@@ -166,14 +183,18 @@ def plot_panels(
     limits = limits or scale_limits(panels)
     height, width = panels[0].label.shape
     cell, bar = 2.6, 0.62
+    weights = [panel.weight for panel in panels if panel.weight is not None]
+    headings = (*_HEADINGS, _WEIGHT_HEADING) if weights else _HEADINGS
     row_height = cell * height / width
     legend_columns = min(len(class_names) + 1, 12)
     legend_rows = -(-(len(class_names) + 1) // legend_columns)
     top, bottom = 0.62, 0.12 + 0.27 * legend_rows
-    total = (len(_HEADINGS) * cell + 2 * bar, top + bottom + len(panels) * row_height)
-    figure = Figure(figsize=total)
-    # Both maps of uncertainty are followed by the bar of their scale.
+    # Maps of numbers are followed by the bar of their scale.
     widths = [cell, cell, cell, cell, cell, bar, cell, cell, bar]
+    widths += [cell, bar] if weights else []
+    weight_scale = _weight_scale(weights) if weights else None
+    total = (sum(widths), top + bottom + len(panels) * row_height)
+    figure = Figure(figsize=total)
     grid = figure.subplots(
         len(panels),
         len(widths),
@@ -190,7 +211,7 @@ def plot_panels(
     )
     places = [place for place, size in enumerate(widths) if size == cell]
     for row, panel in zip(grid, panels, strict=True):
-        image, label, prediction, wrong, uncertainty, components, instance = row[places]
+        image, label, prediction, wrong, uncertainty, components, instance = row[places[:7]]
         image.imshow(panel.image)
         _show_classes(label, panel.label, colours, ignore_index)
         _show_classes(prediction, panel.prediction, colours, ignore_index)
@@ -213,15 +234,18 @@ def plot_panels(
                 interpolation="nearest",
             ),
         ]
+        if panel.weight is not None and weight_scale is not None:
+            heat.append(_show_weights(row[places[7]], panel.weight, weight_scale))
         _show_components(components, panel.components)
         for axes in row:
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
-        for axes, shown in zip((row[5], row[8]), heat, strict=True):
+        bars = [axes for axes, size in zip(row, widths, strict=True) if size == bar]
+        for axes, shown in zip(bars, heat, strict=True):
             box = axes.inset_axes((0.04, 0.02, 0.22, 0.96))
             figure.colorbar(shown, cax=box).ax.tick_params(labelsize=7)
-    for place, column in zip(places, _HEADINGS, strict=True):
+    for place, column in zip(places, headings, strict=True):
         grid[0, place].set_title(column, fontsize=11, pad=4)
     heading = figure.suptitle("", x=0.004, y=1 - 0.08 / total[1], ha="left", va="top", fontsize=12)
     _as_written(heading, title)

@@ -18,6 +18,7 @@ from .losses import loss_title
 from .output_files import whole_file
 from .timing import LossTime
 from .training import History, TrainingConfig
+from .wording import number_of
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def device_name(device: str) -> str:
     """What the device is called, for a reader of the table."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(torch.device(device))
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{platform.machine()} CPU, {number_of(torch.get_num_threads(), 'thread')}"
 
 
 def _about_members(results: Mapping[str, LossResult]) -> str:
@@ -129,11 +130,14 @@ def _about_runs(results: Mapping[str, LossResult]) -> str:
     notes = []
     for name, result in results.items():
         for step, before in result.history.extended:
-            notes.append(f"{loss_title(name)}: extended from {before} steps at step {step}. ")
-        if skipped := result.history.unlabelled_steps:
             notes.append(
-                f"{loss_title(name)}: {skipped} of {result.config.steps} batches had no labelled "
-                "pixel and were left out. "
+                f"{loss_title(name)}: extended from {number_of(before, 'step')} at step {step}. "
+            )
+        if skipped := result.history.unlabelled_steps:
+            batches = number_of(result.config.steps, "batch", "batches")
+            notes.append(
+                f"{loss_title(name)}: {skipped} of {batches} had no labelled pixel and "
+                f"{'was' if skipped == 1 else 'were'} left out. "
             )
     return "".join(notes)
 
@@ -201,9 +205,10 @@ def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float
     config = first.config
     kernels = build_info()["cuda" if torch.device(config.device).type == "cuda" else "cpu"]
     note = (
-        f"{config.steps} steps of {config.batch_size} crops of {config.crop[0]} x "
-        f"{config.crop[1]}, seed {config.seed}; evaluated on the mean of "
-        f"{first.evaluation.num_samples} Monte-Carlo dropout samples over "
+        f"{number_of(config.steps, 'step')} of {config.batch_size} crops of {config.crop[0]} x "
+        f"{config.crop[1]}, {config.optimizer} with learning rate {config.learning_rate:g}, seed "
+        f"{config.seed}; evaluated on the mean of {first.evaluation.num_samples} Monte-Carlo "
+        "dropout samples over "
         f"{first.evaluation.num_pixels:,} labelled pixels; uncertainty: standard deviation of the "
         f"predicted class's probability, by true class; PAvPU by its mean over training images. "
         f"{_about_members(results)}{_about_counts(results)}{_about_runs(results)}"

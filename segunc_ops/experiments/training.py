@@ -2,9 +2,11 @@
 
 The recipe is that of U-CE (Landgraf et al. 2023): SGD with momentum 0.9 and weight decay 1e-4,
 the decoder at ten times the encoder's learning rate, polynomial decay, and per step S Monte-Carlo
-dropout samples whose standard deviation weights the loss. For instance-wise uncertainty (Almeida
-et al.) M members train together on the same batches, each weighted by the entropy of them all, its
-mean over each component; or a single network, weighted by the masks of an ensemble trained before.
+dropout samples whose standard deviation weights the loss. AdamW in place of SGD has steps that do
+not depend on a loss's scale, and learns rare classes in fewer of them. For instance-wise
+uncertainty (Almeida et al.) M members train together on the same batches, each weighted by the
+entropy of them all, its mean over each component; or a single network, weighted by the masks of an
+ensemble trained before.
 """
 
 from __future__ import annotations
@@ -45,8 +47,10 @@ from .losses import (
     build_loss,
 )
 from .mask_files import MaskedDataset
-from .models import EncoderDecoder
+from .models import DropoutPlace, EncoderDecoder
+from .optimizers import OPTIMIZERS
 from .output_files import whole_file
+from .wording import number_of, number_of_classes
 
 # What a resumed run may change without becoming another experiment. More steps extend it.
 _FREE_FIELDS = frozenset(
@@ -62,6 +66,8 @@ _FREE_FIELDS = frozenset(
 )
 # Share of the past that the running figures of the progress bar keep from one report to the next.
 _MEMORY = 0.8
+# What it was of a checkpoint that does not tell.
+_BEFORE = {"optimizer": "sgd", "dropout_at": "encoder"}
 _STATE = {"config", "num_classes", "step", "members", "ranks", "history"}
 _CONFIG = {"steps", "dropout"}
 _NO_CHECKPOINT = "not a checkpoint of `segunc train` or `segunc demo`, or damaged"
@@ -81,10 +87,12 @@ class TrainingConfig(LossParameters):
 
     ``loss`` is a name in :data:`LOSSES`, whose parameters are fields too. ``amp`` is None,
     ``"bf16"`` or ``"fp16"`` (CUDA only, with gradient scaling); ``validate_every`` counts steps,
-    as do ``steps`` and ``report_every``. ``samples`` is S of losses weighted by samples; of those
-    weighted by members, ``members`` train together; unless ``masks``, the fingerprint of a
-    :class:`MaskedDataset`, says that the uncertainty comes with the images. ``counts`` are what
-    losses are made of that need some, such as balanced softmax.
+    as do ``steps`` and ``report_every``. ``optimizer`` is a name in :data:`OPTIMIZERS`, whose
+    learning rate is taken if ``learning_rate`` is None; ``momentum`` is AdamW's first beta too.
+    ``dropout_at`` is that of :class:`EncoderDecoder`. ``samples`` is S of losses weighted by
+    samples; of those weighted by members, ``members`` train together; unless ``masks``, the
+    fingerprint of a :class:`MaskedDataset`, says that the uncertainty comes with the images.
+    ``counts`` are what losses are made of that need some, such as balanced softmax.
     """
 
     loss: str
@@ -92,10 +100,12 @@ class TrainingConfig(LossParameters):
     batch_size: int = 8
     crop: Size = (128, 192)
     scale: tuple[float, float] = (0.5, 2.0)
-    learning_rate: float = 0.01
+    optimizer: str = "sgd"
+    learning_rate: float | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-4
     dropout: float = 0.2
+    dropout_at: DropoutPlace = "encoder"
     samples: int = 10
     members: int = 3
     masks: str | None = None
@@ -112,6 +122,12 @@ class TrainingConfig(LossParameters):
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"loss: expected one of {tuple(LOSSES)}, got {self.loss!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer: expected one of {tuple(OPTIMIZERS)}, got {self.optimizer!r}"
+            )
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", OPTIMIZERS[self.optimizer].learning_rate)
         if self.amp not in (None, "bf16", "fp16"):
             raise ValueError(f"amp: expected None, 'bf16' or 'fp16', got {self.amp!r}")
         if self.amp == "fp16" and torch.device(self.device).type == "cpu":
@@ -206,8 +222,9 @@ def checkpoint_bytes(config: TrainingConfig, num_classes: int) -> int:
     with torch.device("meta"):
         model = EncoderDecoder(num_classes)
     state = sum(tensor.nbytes for tensor in model.state_dict().values())
-    momentum = sum(parameter.nbytes for parameter in model.parameters())
-    return config.num_models * (state + momentum) + 8 * num_classes**2
+    kept = sum(parameter.nbytes for parameter in model.parameters())
+    kept *= OPTIMIZERS[config.optimizer].moments
+    return config.num_models * (state + kept) + 8 * num_classes**2
 
 
 def _member_seed(seed: int, number: int) -> int:
@@ -262,8 +279,9 @@ def _differences(
             yield other
     written, steps = state["config"], state["config"]["steps"]
     for name, value in config.identity.items():
-        if written.get(name) != value:
-            yield f"was trained with {name} = {written.get(name)}, not {value}"
+        before = written.get(name, _BEFORE.get(name))
+        if before != value:
+            yield f"was trained with {name} = {before}, not {value}"
     yield from _count_differences(written.get("counts"), config)
     if config.steps < steps:
         yield f"was trained with steps = {steps}, not {config.steps}; it can only be extended"
@@ -276,7 +294,8 @@ def _count_differences(written: dict[str, Any] | None, config: TrainingConfig) -
         return
     before = () if written is None else written[unit]
     if len(before) != len(counts.of(unit)):
-        yield f"was trained with the {unit} of {len(before)} classes, not {len(counts.of(unit))}"
+        classes = number_of_classes(len(before))
+        yield f"was trained with the {unit} of {classes}, not {len(counts.of(unit))}"
         return
     for index, (old, new) in enumerate(zip(before, counts.of(unit), strict=True)):
         if old != new:
@@ -324,7 +343,10 @@ def load_members(path: Path, *, finished: bool = False) -> list[EncoderDecoder]:
         )
     models = []
     for weights in state["members"]:
-        model = EncoderDecoder(state["num_classes"], dropout=state["config"]["dropout"])
+        config = _BEFORE | state["config"]
+        model = EncoderDecoder(
+            state["num_classes"], dropout=config["dropout"], dropout_at=config["dropout_at"]
+        )
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -352,7 +374,8 @@ class Trainer:
         DatasetError: a file of the data, whose digests go into the checkpoint, cannot be read.
         CountsError: a class has none of what the loss needs, or counts are of other classes.
         ValueError: there are more ranks than members, the dataset's masks are not those of the
-            configuration, or it has no counts and the loss needs some.
+            configuration, it has too few classes for the loss, or no counts and the loss needs
+            some.
     """
 
     def __init__(
@@ -381,19 +404,25 @@ class Trainer:
             )
         self._numbers = range(self.rank, config.num_models, self.num_ranks)
         self.models = [self._build_model(number) for number in self._numbers]
+        least = config.trained_loss.min_classes
+        if self.num_classes < least:
+            raise ValueError(
+                f"loss: {config.loss!r} expected at least {least} classes, got {self.num_classes}"
+            )
         if config.counted is not None and config.counts is not None:
             check_classes(config.counts, train)
         self.criterion = build_loss(config.loss, config, self.ignore_index, config.counts)
         self.criterion.to(self.device)
-        self.optimizer = torch.optim.SGD(
+        assert config.learning_rate is not None  # the configuration has filled it in
+        by = OPTIMIZERS[config.optimizer]
+        self.optimizer = by.make(
             [
                 group
                 for model in self.models
-                for group in model.parameter_groups(config.learning_rate)
+                for group in model.parameter_groups(config.learning_rate, by.decoder_factor)
             ],
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
+            config.momentum,
+            config.weight_decay,
         )
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
@@ -423,11 +452,15 @@ class Trainer:
     def _build_model(self, number: int) -> EncoderDecoder:
         config = self.config
         torch.manual_seed(_member_seed(config.seed, number))
-        model = EncoderDecoder(self.num_classes, dropout=config.dropout)
+        model = EncoderDecoder(
+            self.num_classes, dropout=config.dropout, dropout_at=config.dropout_at
+        )
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         if config.compile:
-            model.compile()
+            # Samples may run the decoder alone.
+            model.encoder.compile()
+            model.decoder.compile()
         return model
 
     def inputs(self, batch: Batch) -> Batch:
@@ -448,8 +481,15 @@ class Trainer:
         ranks too unless `alone`, for instance-wise uncertainty.
         """
         statistics, size = None, images.shape[2:]
-        if self.config.trained_loss.weighted_by == "samples":
-            statistics = sample_statistics(self.model, images, self.config.samples, size=size)
+        samples, by_samples = self.config.samples, self.config.trained_loss.weighted_by == "samples"
+        if by_samples and self.model.samples_share_encoder:
+            # This step's own pass of the encoder serves the samples, too.
+            maps = self.model.encoder(images)
+            fixed = [each.detach() for each in maps]
+            statistics = sample_statistics(self.model.decoder, (fixed,), samples, size=size)
+            return [self.model.decoder(maps)], statistics
+        if by_samples:
+            statistics = sample_statistics(self.model, images, samples, size=size)
         logits: list[Tensor] = [model(images) for model in self.models]
         if self.config.num_models > 1:
             accumulator = PredictiveAccumulator()
@@ -594,7 +634,8 @@ class Trainer:
                 raise Interrupted(stop.signum)
         if self.history.unlabelled_steps == config.steps:
             raise DatasetError(
-                f"not one pixel of {config.steps} batches of {config.batch_size} crops of "
+                f"not one pixel of {number_of(config.steps, 'batch', 'batches')} of "
+                f"{config.batch_size} crops of "
                 f"{config.crop[0]} x {config.crop[1]} was labelled (all are "
                 f"{self.ignore_index}, which is ignored); label more, or enlarge the crop"
             )
@@ -714,7 +755,7 @@ class Trainer:
         check_resumable(self.checkpoint, state, self.config, self._data)
         if len(state["ranks"]) != self.num_ranks:
             raise CheckpointError(
-                f"{self.checkpoint}: was trained on {len(state['ranks'])} ranks, "
+                f"{self.checkpoint}: was trained on {number_of(len(state['ranks']), 'rank')}, "
                 f"not {self.num_ranks}"
             )
         mine = state["ranks"][self.rank]
