@@ -48,12 +48,21 @@ def dataset_of(root: Path, split: str = "train") -> FolderDataset:
     return FolderDataset(*find_split(root, split), num_classes=3, ignore_index=IGNORED)
 
 
-def train_member(root: Path, seed: int, num_classes: int = 3, loss: str = "ce") -> Path:
+def train_member(
+    root: Path, seed: int, num_classes: int = 3, loss: str = "ce", optimizer: str = "sgd"
+) -> Path:
     dataset = FolderDataset(
         *find_split(root, "train"), num_classes=num_classes, ignore_index=IGNORED
     )
     config = training.TrainingConfig(
-        loss=loss, steps=1, batch_size=2, crop=(32, 32), seed=seed, samples=2, members=2
+        loss=loss,
+        steps=1,
+        batch_size=2,
+        crop=(32, 32),
+        optimizer=optimizer,
+        seed=seed,
+        samples=2,
+        members=2,
     )
     path = root / f"{loss}-{num_classes}-{seed}.pt"
     training.Trainer(config, dataset, dataset, path).fit(progress=False)

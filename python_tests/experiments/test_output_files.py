@@ -169,10 +169,15 @@ def test_room_for_a_checkpoint_is_tried_before_the_training(folder, capsys, monk
     assert not list(run.iterdir())
 
 
-@pytest.mark.parametrize(("loss", "num_classes"), [("ce", 3), ("iu", 3), ("ce", 1500)])
-def test_the_size_of_a_checkpoint_is_known_before_it_is_written(tmp_path, loss, num_classes):
+@pytest.mark.parametrize(
+    ("loss", "num_classes", "optimizer"),
+    [("ce", 3, "sgd"), ("iu", 3, "sgd"), ("ce", 1500, "sgd"), ("iu", 3, "adamw")],
+)
+def test_the_size_of_a_checkpoint_is_known_before_it_is_written(
+    tmp_path, loss, num_classes, optimizer
+):
     root = write_images(tmp_path, 3)
-    path = train_member(root, 0, num_classes, loss)
+    path = train_member(root, 0, num_classes, loss, optimizer)
     recipe = TrainingConfig(**read_checkpoint(path)["config"])
     size = path.stat().st_size
     assert 0.95 * size < checkpoint_bytes(recipe, num_classes) < 1.05 * size

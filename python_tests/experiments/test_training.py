@@ -165,10 +165,13 @@ def test_losses_start_alike(train_scenes, val_scenes):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("loss", ["ce", "uce"])
-def test_resumed_training_equals_uninterrupted_training(tmp_path, val_scenes, loss):
+@pytest.mark.parametrize(
+    ("loss", "changes"),
+    [("ce", {}), ("uce", {}), ("uce", {"optimizer": "adamw", "dropout_at": "decoder"})],
+)
+def test_resumed_training_equals_uninterrupted_training(tmp_path, val_scenes, loss, changes):
     scenes_ = InterruptingScenes()
-    settings = config(loss, steps=7, validate_every=2)
+    settings = config(loss, steps=7, validate_every=2, **changes)
     through = training.Trainer(settings, scenes_, val_scenes)
     through.fit(progress=False)
 
