@@ -12,7 +12,7 @@ from torch import Tensor
 
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("none", "mean", "sum", "mean_all")
-TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
+TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
 # The target that tests ignore, unless they draw one.
 IGNORED = 255
 DEVICES = ("cpu", "cuda")

@@ -4,7 +4,7 @@ from . import functional, losses, sampling
 from ._native.backend import backend, build_info
 from ._native.library import check
 from ._version import __version__
-from .functional import PredictiveStatistics
+from .functional import PredictiveStatistics, as_targets
 from .losses import (
     BalancedSoftmaxCrossEntropyLoss,
     CrossEntropyLoss,
@@ -39,6 +39,7 @@ __all__ = [
     "PredictiveStatistics",
     "UncertaintyAwareCrossEntropyLoss",
     "__version__",
+    "as_targets",
     "backend",
     "build_info",
     "check",

@@ -200,12 +200,12 @@ def check_target(
         else:
             expected = f"({input.shape[0]}, {AXES[input.dim()]}) with pixels"
         if input.dim() == target.dim() > 1 and input.shape[1] == target.shape[1] == 1:
-            raise ValueError(_binary(target, "target.squeeze(1)", of_probabilities))
+            raise ValueError(_binary(target, of_probabilities))
         raise ValueError(_misfit(input, target, expected, upsample, size, takes_size))
     if target.dtype not in TARGET_DTYPES:
         masks = target.is_floating_point() or target.dtype == torch.bool
         if masks and input.dim() > 1 and input.shape[1] == 1:
-            raise TypeError(_binary(target, "target", of_probabilities))
+            raise TypeError(_binary(target, of_probabilities))
         check_target_dtype("target", target)
     check_device("target", target, input.device)
 
@@ -216,12 +216,12 @@ def _two_classes(of_probabilities: bool) -> str:
     return f"for a binary mask pass torch.cat([{other}, input], 1)"
 
 
-def _binary(target: Tensor, indices: str, of_probabilities: bool) -> str:
+def _binary(target: Tensor, of_probabilities: bool) -> str:
     """What to say of an input of one channel with a target that is a mask."""
     return (
         f"target: expected class indices, got {target.dtype} of shape {tuple(target.shape)} for an "
         "input of one channel, which is one class, always right; "
-        f"{_two_classes(of_probabilities)} and {indices}.long()"
+        f"{_two_classes(of_probabilities)} and {_as_targets('target')}"
     )
 
 
@@ -258,15 +258,16 @@ def _misfit(
             f"shape {shape}; pass target.argmax(1)"
             + (", or input.unsqueeze(1) if that is a binary head" if input.dim() == 3 else "")
         )
-    integers = "" if target.dtype in TARGET_DTYPES else ".long()"
+    is_read = target.dtype in TARGET_DTYPES
     if as_logits:
+        integers = "" if is_read else ".long()"
         return (
             f"target: expected shape {expected} for input of shape {tuple(input.shape)}, "
             f"got {shape}; if it is one-hot, pass target{integers}.argmax(1)"
             + (", or input.unsqueeze(1) if that is a binary head" if input.dim() == 3 else "")
         )
     if with_channel:
-        return f"target: expected shape {expected}, got {shape}; pass target.squeeze(1){integers}"
+        return f"target: expected shape {expected}, got {shape}; pass {_as_targets('target')}"
     other_size = input.dim() in AXES and target.dim() == input.dim() - 1
     other_size = other_size and target.shape[0] == input.shape[0]
     if other_size and shape == tuple(input.shape[:-1]):
@@ -282,7 +283,8 @@ def _misfit(
         argument = "size=target.shape[1:]" if takes_size else f"upsample={mode!r}"
         advice = f"; pass {argument} to interpolate"
     elif input.dim() > 1 and shape == (*pixel_shape(input, size), 1):
-        advice = f"; pass target.squeeze(-1){integers}"
+        squeezed = "target.squeeze(-1)"
+        advice = f"; pass {squeezed if is_read else _as_targets(squeezed)}"
     return (
         f"target: expected shape {expected} for input of shape {tuple(input.shape)}, "
         f"got {shape}{advice}"
@@ -292,8 +294,15 @@ def _misfit(
 def check_target_dtype(name: str, target: Tensor) -> None:
     """Raises unless class indices are of a type that is read as it is."""
     if target.dtype not in TARGET_DTYPES:
-        advice = "" if target.is_complex() else f"; pass {name}.long()"
-        raise TypeError(f"{name}: expected int64, int32 or uint8, got {target.dtype}{advice}")
+        advice = "" if target.is_complex() else f"; pass {_as_targets(name)}"
+        raise TypeError(
+            f"{name}: expected int64, int32, int16 or uint8, got {target.dtype}{advice}"
+        )
+
+
+def _as_targets(name: str) -> str:
+    """What makes class indices of it that are read, if any."""
+    return f"segunc_ops.as_targets({name})"
 
 
 def check_weight(input: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Of logits, and of maps that are computed with as they are."""
-TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
+TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
 """Of class indices, which are read as they are."""
 
 

@@ -12,7 +12,7 @@
 namespace segunc {
 
 enum class Dtype : int { f64, f32, bf16, f16 };
-enum class IndexType : int { i64, i32, u8 };
+enum class IndexType : int { i64, i32, i16, u8 };
 
 // Storage only: arithmetic is in accumulate_t.
 struct bfloat16 {
@@ -103,6 +103,8 @@ SEGUNC_HD int bytes_of(IndexType type) {
       return 8;
     case IndexType::i32:
       return 4;
+    case IndexType::i16:
+      return 2;
     default:
       return 1;
   }
@@ -114,6 +116,8 @@ SEGUNC_HD int64_t load_index(const void* data, IndexType type, int64_t i) {
       return static_cast<const int64_t*>(data)[i];
     case IndexType::i32:
       return static_cast<const int32_t*>(data)[i];
+    case IndexType::i16:
+      return static_cast<const int16_t*>(data)[i];
     default:
       return static_cast<const uint8_t*>(data)[i];
   }

@@ -48,10 +48,12 @@ inline IndexType index_type_of(const char* name, const Tensor& tensor) {
       return IndexType::i64;
     case ScalarType::Int:
       return IndexType::i32;
+    case ScalarType::Short:
+      return IndexType::i16;
     case ScalarType::Byte:
       return IndexType::u8;
     default:
-      fail(std::string(name) + ": expected int64, int32 or uint8, got " +
+      fail(std::string(name) + ": expected int64, int32, int16 or uint8, got " +
            torch::headeronly::toString(tensor.scalar_type()));
   }
 }

@@ -30,7 +30,7 @@ def test_counts(layout, dtype, probabilities):
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     for number, shape in enumerate((*SHAPES, (2, 19, 512, 513), (1, 100, 64, 65))):
         values, target, uncertainty = random_batch(shape, dtype, layout, probabilities)
-        target = target.to(TARGET_DTYPES[number % 3])
+        target = target.to(TARGET_DTYPES[number % len(TARGET_DTYPES)])
         options = {"from_probabilities": probabilities}
         wanted = count(values, target, uncertainty, **options)
         on_gpu = LAYOUTS[layout].make(values.cuda())

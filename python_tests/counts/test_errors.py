@@ -83,7 +83,7 @@ ERRORS = {
     "target type": (
         lambda: sf.accumulate_counts(_CONFUSION, _zeros(), _labels().float()),
         TypeError,
-        "target: expected int64, int32 or uint8, got torch.float32",
+        "target: expected int64, int32, int16 or uint8, got torch.float32",
     ),
     "no uncertainty": (
         lambda: sf.accumulate_counts(_HISTOGRAM, _zeros(), _labels()),
@@ -120,7 +120,7 @@ ERRORS = {
             _CONFUSION, _MAPS._replace(prediction=_zeros(2, 4)), _labels()
         ),
         TypeError,
-        "input.prediction: expected int64, int32 or uint8, got torch.float32",
+        "input.prediction: expected int64, int32, int16 or uint8, got torch.float32",
     ),
     "outcome type": (
         lambda: sf.accumulate_patch_counts(_COUNTS, _OUTCOME.long(), _zeros(1, 4, 4), _HALF),

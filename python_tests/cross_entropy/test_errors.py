@@ -83,7 +83,7 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
     "target with a channel": (
         lambda: sf.cross_entropy(_x(), _t(2, 1, 4, 5)),
         ValueError,
-        "target: expected shape (2, 4, 5), got (2, 1, 4, 5); pass target.squeeze(1)",
+        "target: expected shape (2, 4, 5), got (2, 1, 4, 5); pass segunc_ops.as_targets(target)",
     ),
     "target probabilities": (
         lambda: sf.cross_entropy(_x(), _x()),
@@ -124,7 +124,7 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
     "target floating with a channel": (
         lambda: sf.cross_entropy(_x(), _x(2, 1, 4, 5)),
         ValueError,
-        "target: expected shape (2, 4, 5), got (2, 1, 4, 5); pass target.squeeze(1).long()",
+        "target: expected shape (2, 4, 5), got (2, 1, 4, 5); pass segunc_ops.as_targets(target)",
     ),
     "target with a channel at the end": (
         lambda: sf.cross_entropy(_x(), _t(2, 4, 5, 1)),
@@ -138,24 +138,27 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
         "target: expected shape () for input of shape (3,), got (1,)",
     ),
     "target type": (
-        lambda: sf.cross_entropy(_x(), _t().short()),
+        lambda: sf.cross_entropy(_x(), _t().char()),
         TypeError,
-        "target: expected int64, int32 or uint8, got torch.int16; pass target.long()",
+        "target: expected int64, int32, int16 or uint8, got torch.int8; pass "
+        "segunc_ops.as_targets(target)",
     ),
     "target floating": (
         lambda: sf.cross_entropy(_x(), _t().float()),
         TypeError,
-        "target: expected int64, int32 or uint8, got torch.float32; pass target.long()",
+        "target: expected int64, int32, int16 or uint8, got torch.float32; pass "
+        "segunc_ops.as_targets(target)",
     ),
     "target boolean": (
         lambda: sf.cross_entropy(_x(), _t().bool()),
         TypeError,
-        "target: expected int64, int32 or uint8, got torch.bool; pass target.long()",
+        "target: expected int64, int32, int16 or uint8, got torch.bool; pass "
+        "segunc_ops.as_targets(target)",
     ),
     "target complex": (
         lambda: sf.cross_entropy(_x(), _t().to(torch.complex64)),
         TypeError,
-        "target: expected int64, int32 or uint8, got torch.complex64",
+        "target: expected int64, int32, int16 or uint8, got torch.complex64",
     ),
     "target device": (
         lambda: sf.cross_entropy(_x(), _t().to("meta")),
@@ -320,7 +323,8 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
     "upsampled: target with a channel": (
         lambda: sf.cross_entropy(_x(), _map().unsqueeze(1), upsample="bilinear"),
         ValueError,
-        "target: expected shape (2, H, W) with pixels, got (2, 1, 8, 9); pass target.squeeze(1)",
+        "target: expected shape (2, H, W) with pixels, got (2, 1, 8, 9); pass "
+        "segunc_ops.as_targets(target)",
     ),
     "upsampled: probabilities": (
         lambda: sf.cross_entropy(_x(), torch.zeros(2, 3, 8, 9), upsample="bilinear"),
@@ -501,7 +505,7 @@ def test_advice_for_a_binary_mask_gives_binary_cross_entropy(case, module):
         loss(input, target, **named)
     advice = str(caught.value).partition("pass ")[2]
     given = [
-        eval(part, {"torch": torch, "input": input, "target": target})
+        eval(part, {"torch": torch, "segunc_ops": segunc_ops, "input": input, "target": target})
         for part in advice.split(" and ")
     ]
     large = input if "upsample" not in options else F.interpolate(input, (6, 10), mode="bilinear")

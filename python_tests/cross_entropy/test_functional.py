@@ -90,7 +90,7 @@ def test_torch_samples(dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_support_matrix(layout, dtype):
     """Every type in every layout, at sizes past one unit of 4096 pixels, and its strides kept."""
-    shapes = ((2, 5, 65, 67), (1, 3, 5, 17, 19), (1, 70, 9, 9))
+    shapes = ((2, 5, 65, 67), (1, 3, 5, 17, 19), (1, 70, 9, 9), (3, 4, 33))
     for shape, target_dtype in zip(shapes, TARGET_DTYPES, strict=True):
         logits = torch.randn(shape, dtype=torch.float64).to(dtype)
         logits = LAYOUTS[layout].make(logits).detach().requires_grad_()

@@ -19,7 +19,7 @@ from python_tests.cross_entropy.cases import (
     scales,
 )
 from python_tests.cross_entropy.variations import LOSSES, Loss, expected
-from python_tests.support import IGNORED, LOGITS_DTYPES
+from python_tests.support import IGNORED, LOGITS_DTYPES, TARGET_DTYPES
 
 COUNTS = torch.tensor([900.0, 1.0, 30.0, 4000.0, 250.0])
 
@@ -233,7 +233,7 @@ def test_transforms_and_second_derivatives(name):
 
 
 def test_class_sizes():
-    for dtype in (torch.int64, torch.int32, torch.uint8):
+    for dtype in TARGET_DTYPES:
         target = torch.randint(0, 7, (3, 61, 83))
         target[torch.rand(target.shape) < 0.2] = 255
         sizes = sf.class_sizes(target.to(dtype), 6, ignore_index=2)
@@ -358,7 +358,7 @@ def _arguments() -> tuple[torch.Tensor, torch.Tensor]:
         (lambda x, y: sf.class_balanced_weights([1, 2], beta=1), ValueError, r"beta: .*\[0, 1\)"),
         (lambda x, y: sf.inverse_frequency_weights([1, 0]), ValueError, "counts: .*class 1"),
         (lambda x, y: sf.class_sizes(y, 0), ValueError, "num_classes: expected at least 1"),
-        (lambda x, y: sf.class_sizes(x, 3), TypeError, "target: expected int64, int32 or uint8"),
+        (lambda x, y: sf.class_sizes(x, 3), TypeError, "target: expected int64, int32, int16"),
         (lambda x, y: sf.class_sizes(y[0, 0, 0], 3), ValueError, r"target: .*\(N, \*\), got \(\)"),
     ],
 )

@@ -43,10 +43,11 @@ def compare(x: Tensor, target: Tensor, u: Tensor, **options: Any) -> None:
 @pytest.mark.parametrize("dtype", LOGITS_DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_support_matrix(layout, dtype, options):
-    for number, shape in enumerate(((2, 19, 65, 67), (1, 150, 33, 35), (2, 2, 9, 10, 11))):
+    shapes = ((2, 19, 65, 67), (1, 150, 33, 35), (2, 2, 9, 10, 11), (3, 4, 33))
+    for shape, target_dtype in zip(shapes, TARGET_DTYPES, strict=True):
         _, target, u = batch(dtype, shape[2:], shape[1], shape[0])
         x = LAYOUTS[layout].make(torch.randn(shape).to(dtype)).detach()
-        target = target.clamp(max=IGNORED).to(TARGET_DTYPES[number])
+        target = target.clamp(max=IGNORED).to(target_dtype)
         compare(x, target, u, label_smoothing=0.1, **OPTIONS[options])
 
 

@@ -70,14 +70,14 @@ ERRORS = {
     "a binary mask": (
         lambda: sm.MeanIoU(1).update(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)),
         ValueError,
-        r"pass torch.cat\(\[torch.zeros_like\(input\), input\], 1\) and target.squeeze\(1\).long",
+        r"pass torch.cat\(\[torch.zeros_like\(input\), input\], 1\) and segunc_ops.as_targets",
     ),
     "a binary mask of probabilities": (
         lambda: sm.BrierScore(1, from_probabilities=True).update(
             torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
         ),
         ValueError,
-        r"pass torch.cat\(\[1 - input, input\], 1\) and target.squeeze\(1\).long\(\)",
+        r"pass torch.cat\(\[1 - input, input\], 1\) and segunc_ops.as_targets\(target\)",
     ),
     "a binary mask of integers": (
         lambda: sm.MeanIoU(1).update(torch.zeros(2, 1, 4, 4), torch.ones(2, 4, 4).long()),

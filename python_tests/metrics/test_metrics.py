@@ -29,7 +29,7 @@ from python_tests.metrics.cases import (
     value_of,
 )
 from python_tests.ranks import run_ranks
-from python_tests.support import IGNORED
+from python_tests.support import IGNORED, TARGET_DTYPES
 from segunc_ops import metrics as sm
 
 
@@ -80,7 +80,7 @@ def test_statistics_bring_their_uncertainty():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("target_dtype", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.parametrize("target_dtype", TARGET_DTYPES)
 def test_types_and_layouts_of_the_input(dtype, target_dtype):
     """The values of the stored logits, whatever holds them; ignored pixels are never looked at."""
     logits, target, uncertainty = batch()

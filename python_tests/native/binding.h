@@ -51,8 +51,10 @@ inline Dtype dtype_of(const std::string& name) {
 }
 
 inline IndexType index_type_of(const py::array& target) {
-  static const std::map<std::string, IndexType> names = {
-      {"int64", IndexType::i64}, {"int32", IndexType::i32}, {"uint8", IndexType::u8}};
+  static const std::map<std::string, IndexType> names = {{"int64", IndexType::i64},
+                                                         {"int32", IndexType::i32},
+                                                         {"int16", IndexType::i16},
+                                                         {"uint8", IndexType::u8}};
   return lookup(names, py::str(target.dtype()));
 }
 

@@ -36,7 +36,7 @@ LAYOUTS = ("planar", "channels_last", "crop", "class_gap", "unaligned", "forced"
 # aligned, in float32, and others not.
 GAPS = (("class_gap", 66), ("odd_classes", 64), ("odd_images", 64), ("images_apart", 65))
 CLASS_COUNTS = (1, 2, 3, 11, 19, 21, 33, 150)
-TARGET_TYPES = (np.int64, np.int32, np.uint8)
+TARGET_TYPES = (np.int64, np.int32, np.int16, np.uint8)
 # Pixels of an image, around the sizes of warps, vectors, tiles and blocks, and shapes of so many.
 SIZES = (1, 31, 32, 33, 127, 129, 1031)
 SHAPES: dict[int, tuple[tuple[int, ...], ...]] = {

@@ -25,7 +25,7 @@ from .wording import have, number_of_classes
 UNITS: tuple[Unit, ...] = get_args(Unit)
 _IMAGES = "images"
 _THREADS = 4
-_TARGET_TYPES = (np.uint8, np.int32, np.int64)
+_TARGET_TYPES = (np.uint8, np.int16, np.int32, np.int64)
 _NO_COUNTS = "not what `segunc stats` writes to stats.json, or damaged"
 
 

@@ -23,6 +23,7 @@ from .cross_entropy import cross_entropy
 from .dice import dice_cross_entropy
 from .modulated import focal_cross_entropy, pixel_adaptive_cross_entropy
 from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
+from .targets import as_targets
 
 __all__ = [
     "PredictiveStatistics",
@@ -32,6 +33,7 @@ __all__ = [
     "accumulate_counts",
     "accumulate_patch_counts",
     "accumulate_statistics",
+    "as_targets",
     "balanced_softmax_cross_entropy",
     "class_balanced_weights",
     "class_sizes",

@@ -128,7 +128,7 @@ def accumulate_counts(
         input: logits ``(N, C, *)`` of any float type and strides; or class probabilities; or
             :class:`PredictiveStatistics`, whose prediction and confidence are counted and whose
             mean, if `scores` are wanted, has to be there.
-        target: class indices ``(N, *)``; int64, int32 or uint8.
+        target: class indices ``(N, *)``; int64, int32, int16 or uint8.
         uncertainty: ``(N, *)``, any float type, needed for `uncertainty_sums` and `histogram`; read
             in the type that the input is computed in. Values are expected in [0, 256).
         size: the target's spatial sizes, ``target.shape[1:]``, where the input tensor, ``(N, C, H,
@@ -305,7 +305,7 @@ def class_sizes(target: Tensor, num_classes: int, *, ignore_index: int = -100) -
     """The number of pixels of each class in each image.
 
     Args:
-        target: class indices, ``(N, *)``; int64, int32 or uint8. Any that is no class counts
+        target: class indices, ``(N, *)``; int64, int32, int16 or uint8. Any that is no class counts
             nothing.
         num_classes: C.
         ignore_index: a class that counts nothing either.

@@ -50,7 +50,7 @@ def cross_entropy(
             float64, of any strides (contiguous and ``channels_last`` are fastest). One channel is
             one class, whose loss is 0: a head z of one channel for a binary mask has the logits
             ``torch.cat([torch.zeros_like(z), z], 1)`` of two.
-        target: class indices, ``(N, *)`` (``()`` for ``(C,)``); int64, int32 or uint8. With
+        target: class indices, ``(N, *)`` (``()`` for ``(C,)``); int64, int32, int16 or uint8. With
             `upsample` its size may be any other than that of the logits, larger or smaller.
         weight: class weights w, ``(C,)``, without gradient.
         pixel_weight: u, of the target's shape or broadcast to it, any float type. It gets a

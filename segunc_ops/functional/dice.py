@@ -80,7 +80,8 @@ def dice_cross_entropy(
         input: logits, ``(N, C, *)`` or ``(N, C)`` with at least two classes; float32, bfloat16,
             float16 or float64, of any strides. A head z of one channel for a binary mask has the
             logits ``torch.cat([torch.zeros_like(z), z], 1)`` of two.
-        target: class indices, ``(N, *)``; int64, int32 or uint8. With `upsample` of any size.
+        target: class indices, ``(N, *)``; int64, int32, int16 or uint8. With `upsample` of any
+            size.
         weight: class weights, ``(C,)``, of the cross-entropy alone.
         ce_weight, dice_weight: factors of the two parts, at least 0. 0 leaves the part out.
         batch: whether sums are over all images; else each has its own Dice, of which the mean is

@@ -37,7 +37,7 @@ class CrossEntropyLoss(ClassWeightedLoss):
     Shape:
         - input: ``(N, C, *)``, ``(N, C)`` or ``(C,)`` logits; float32, bfloat16, float16 or
           float64.
-        - target: ``(N, *)`` (``()`` for ``(C,)``) class indices; int64, int32 or uint8. With
+        - target: ``(N, *)`` (``()`` for ``(C,)``) class indices; int64, int32, int16 or uint8. With
           `upsample` its size need not be that of the logits.
         - pixel_weight: that of the target, or one that broadcasts to it; any float type. It gets a
           gradient if it requires one.

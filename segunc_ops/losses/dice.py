@@ -49,8 +49,8 @@ class DiceCrossEntropyLoss(ClassWeightedLoss):
 
     Shape:
         - input: ``(N, C, *)`` or ``(N, C)`` logits of at least two classes.
-        - target: ``(N, *)`` class indices; int64, int32 or uint8. With `upsample` its size need not
-          be that of the logits.
+        - target: ``(N, *)`` class indices; int64, int32, int16 or uint8. With `upsample` its size
+          need not be that of the logits.
         - pixel_weight: that of the target, or one that broadcasts to it; of the cross-entropy.
         - result: a scalar.
 

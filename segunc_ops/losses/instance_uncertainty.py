@@ -122,7 +122,7 @@ class InstanceUncertaintyCrossEntropyLoss(UncertaintyWeightedLoss[_Observed]):
     Shape:
         - input: ``(N, C, H, W)`` or ``(N, C, D, H, W)`` logits, with `instance_uncertainty` also
           ``(N, C, *)`` and ``(C,)``; float32, bfloat16, float16 or float64.
-        - target: ``(N, *)`` class indices; int64, int32 or uint8.
+        - target: ``(N, *)`` class indices; int64, int32, int16 or uint8.
         - uncertainty: H, of the target's shape and any float type; or
           :class:`~segunc_ops.PredictiveStatistics` or
           :class:`~segunc_ops.PredictiveAccumulator` with such an `entropy`.

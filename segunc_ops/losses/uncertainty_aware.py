@@ -85,7 +85,7 @@ class UncertaintyAwareCrossEntropyLoss(UncertaintyWeightedLoss[Tensor]):
     Shape:
         - input: ``(N, C, *)``, ``(N, C)`` or ``(C,)`` logits; float32, bfloat16, float16 or
           float64.
-        - target: ``(N, *)`` (``()`` for ``(C,)``) class indices; int64, int32 or uint8.
+        - target: ``(N, *)`` (``()`` for ``(C,)``) class indices; int64, int32, int16 or uint8.
         - uncertainty: sigma, of the target's shape and any float type; or
           :class:`~segunc_ops.PredictiveStatistics` or
           :class:`~segunc_ops.PredictiveAccumulator` with such a `std`. The weight is computed in

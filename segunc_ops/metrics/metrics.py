@@ -170,7 +170,7 @@ class _CountingMetric(Metric):
         Args:
             input: logits ``(N, C, *)`` of any float type and strides, probabilities if
                 `from_probabilities`, or :class:`~segunc_ops.PredictiveStatistics`.
-            target: class indices ``(N, *)``; int64, int32 or uint8.
+            target: class indices ``(N, *)``; int64, int32, int16 or uint8.
             uncertainty: ``(N, *)``, any float type, in [0, 256); by default the map of the
                 statistics that the metric was told to take. Metrics that use none disregard it.
             size: the target's spatial sizes, ``target.shape[1:]``, to which logits, or

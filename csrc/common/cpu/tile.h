@@ -361,6 +361,8 @@ SEGUNC_HD void with_index_type(IndexType type, Run&& run) {
       return run(int64_t{});
     case IndexType::i32:
       return run(int32_t{});
+    case IndexType::i16:
+      return run(int16_t{});
     case IndexType::u8:
       return run(uint8_t{});
   }

@@ -69,6 +69,8 @@ SEGUNC_DEVICE void load_targets(const Params& p, const Pixels& pixels, int64_t f
       return load_targets_of<int64_t>(p, pixels, first, target);
     case IndexType::i32:
       return load_targets_of<int32_t>(p, pixels, first, target);
+    case IndexType::i16:
+      return load_targets_of<int16_t>(p, pixels, first, target);
     default:
       return load_targets_of<uint8_t>(p, pixels, first, target);
   }

@@ -45,6 +45,9 @@ __global__ void __launch_bounds__(kSumThreads, 4) normalizer_kernel(const Normal
     case IndexType::i32:
       sum = sum_of_weights<A, int32_t>(p);
       break;
+    case IndexType::i16:
+      sum = sum_of_weights<A, int16_t>(p);
+      break;
     default:
       sum = sum_of_weights<A, uint8_t>(p);
       break;

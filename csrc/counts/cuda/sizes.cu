@@ -47,6 +47,8 @@ __global__ void __launch_bounds__(kSizeThreads, 4)
       return count_classes<int64_t>(p, work, words);
     case IndexType::i32:
       return count_classes<int32_t>(p, work, words);
+    case IndexType::i16:
+      return count_classes<int16_t>(p, work, words);
     default:
       return count_classes<uint8_t>(p, work, words);
   }

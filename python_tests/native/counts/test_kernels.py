@@ -44,7 +44,7 @@ from python_tests.native.harness import (
 def random_counts_case(dtype: str, layout: str, classes: int, seed: int) -> CountsCase:
     generator = np.random.default_rng([seed, classes, DTYPES.index(dtype), LAYOUTS.index(layout)])
     spatial = drawn_spatial(generator, 1031 * 5 // classes)
-    target_type = TARGET_TYPES[int(generator.integers(3))]
+    target_type = TARGET_TYPES[int(generator.integers(len(TARGET_TYPES)))]
     return CountsCase(
         dtype,
         layout,
@@ -241,7 +241,7 @@ def test_map_counts(
     generator = np.random.default_rng(size)
     bins, ignore_index = 15, 255
     names = tuple(name for name in tables if name != "scores")
-    target_type, prediction_type = TARGET_TYPES[size % 3], TARGET_TYPES[classes % 3]
+    target_type, prediction_type = TARGET_TYPES[size % 4], TARGET_TYPES[classes % 4]
     accumulate = accumulate_type(dtype)
     prediction = generator.integers(0, classes, size)
     target = np.where(

@@ -91,7 +91,7 @@ def random_case(dtype: str, layout: str, classes: int, seed: int) -> Case:
 
     shapes = [(s, t) for s, t in SHAPES if math.prod(t) * classes <= 8000]
     source, size = shapes[int(generator.integers(len(shapes)))]
-    target_type = TARGET_TYPES[int(generator.integers(3))]
+    target_type = TARGET_TYPES[int(generator.integers(len(TARGET_TYPES)))]
     return case_of(
         dtype,
         layout,

@@ -52,7 +52,7 @@ def random_case(dtype: str, layout: str, classes: int, seed: int) -> Case:
         return bool(generator.random() < p)
 
     spatial = drawn_spatial(generator, 1031 * 21 // classes)
-    target_type = TARGET_TYPES[int(generator.integers(3))]
+    target_type = TARGET_TYPES[int(generator.integers(len(TARGET_TYPES)))]
     ignore_index = int(
         generator.choice(
             [255, 0, classes - 1] if target_type is np.uint8 else [-100, 255, 0, classes - 1, -1]

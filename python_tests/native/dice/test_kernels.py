@@ -30,7 +30,7 @@ def drawn(dtype: str, layout: str, classes: int, seed: int) -> Case:
         classes,
         images=int(generator.integers(1, 4)),
         spatial=drawn_spatial(generator, 2000 // classes + 33),
-        target_type=TARGET_TYPES[int(generator.integers(3))],
+        target_type=TARGET_TYPES[int(generator.integers(len(TARGET_TYPES)))],
         by_image=bool(generator.random() < 0.5),
         squared=bool(generator.random() < 0.4),
         weight=bool(generator.random() < 0.5),
