@@ -13,6 +13,7 @@ from torch import Tensor
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("none", "mean", "sum", "mean_all")
 TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
+REGION_DTYPES = (torch.bool, *TARGET_DTYPES, *LOGITS_DTYPES)
 # The target that tests ignore, unless they draw one.
 IGNORED = 255
 DEVICES = ("cpu", "cuda")
@@ -111,6 +112,7 @@ OPERATORS = {
     "cross_entropy(upsample=...)": Operator("once, in input and pixel_weight"),
     "dice_cross_entropy": Operator("once, in input and pixel_weight"),
     "dice_cross_entropy(upsample=...)": Operator("once, in input and pixel_weight"),
+    "dice_bce": Operator("once, in input and pixel_weight"),
     "predictive_statistics": Operator("no"),
     "predictive_statistics(size=...)": Operator("no"),
     "accumulate_statistics": Operator("no"),

@@ -305,24 +305,26 @@ def _as_targets(name: str) -> str:
     return f"segunc_ops.as_targets({name})"
 
 
-def check_weight(input: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+def check_weight(input: Tensor, weight: Tensor, dtype: torch.dtype, name: str = "weight") -> Tensor:
     """Class weights ``(C,)`` as kernels read them: in the type that is computed in."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise TypeError(f"weight: expected a floating-point tensor, got {describe(weight)}")
+        raise TypeError(f"{name}: expected a floating-point tensor, got {describe(weight)}")
     num_classes = input.shape[1] if input.dim() > 1 else input.shape[0]
     if weight.shape != (num_classes,):
         raise ValueError(
-            f"weight: expected shape ({num_classes},), one per class, got {tuple(weight.shape)}"
+            f"{name}: expected shape ({num_classes},), one per class, got {tuple(weight.shape)}"
         )
-    check_device("weight", weight, input.device)
+    check_device(name, weight, input.device)
     if weight.requires_grad:
         raise ValueError(
-            "weight: expected class weights that need no gradient; pass weight.detach()"
+            f"{name}: expected class weights that need no gradient; pass {name}.detach()"
         )
     return weight.to(dtype).contiguous()
 
 
-def check_pixel_weight(target: Tensor, pixel_weight: Tensor, dtype: torch.dtype) -> Tensor:
+def check_pixel_weight(
+    target: Tensor, pixel_weight: Tensor, dtype: torch.dtype, shape_of: str = "the target's shape"
+) -> Tensor:
     """Pixel weights as kernels read them: of the target's shape, in the type computed in."""
     if not isinstance(pixel_weight, Tensor) or not pixel_weight.is_floating_point():
         raise TypeError(
@@ -334,8 +336,8 @@ def check_pixel_weight(target: Tensor, pixel_weight: Tensor, dtype: torch.dtype)
         aligned = zip(reversed(shape), reversed(target.shape), strict=False)
         if len(shape) > target.dim() or any(p not in (1, t) for p, t in aligned):
             raise ValueError(
-                f"pixel_weight: expected the target's shape {tuple(target.shape)} or one that "
-                f"broadcasts to it, got {tuple(shape)}"
+                f"pixel_weight: expected {shape_of} {tuple(target.shape)} or one that broadcasts "
+                f"to it, got {tuple(shape)}"
             )
         # Converted before it is expanded, so that its gradient is summed before it is rounded.
         pixel_weight = pixel_weight.to(dtype).expand(target.shape)

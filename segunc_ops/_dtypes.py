@@ -9,6 +9,8 @@ LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Of logits, and of maps that are computed with as they are."""
 TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
 """Of class indices, which are read as they are."""
+BINARY_DTYPES = (torch.bool, *TARGET_DTYPES, *LOGITS_DTYPES)
+"""Of the targets of regions, which are 0 or 1."""
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -86,7 +86,8 @@ def _upsampled_cross_entropy(
 
 
 def _dice(logits: Tensor, number: int, target_dtype: torch.dtype) -> None:
-    """Per image and over the batch, of the target's size and interpolated to a larger one."""
+    """Per image and over the batch, of the target's size and interpolated to a larger one; of
+    regions."""
     n, c, h, w = logits.shape
     for size, upsample in (((h, w), None), ((2 * h + 1, 3 * w), "bilinear")):
         target = torch.randint(0, c, (n, *size), device=logits.device)
@@ -104,6 +105,18 @@ def _dice(logits: Tensor, number: int, target_dtype: torch.dtype) -> None:
             upsample=upsample,  # type: ignore[arg-type]
         )
         loss.backward(torch.full_like(loss, 2.0))
+    regions = torch.rand(n, c + 1, h, w, device=logits.device) < 0.4
+    leaf = logits.detach().requires_grad_(True)
+    pixel_weight = torch.rand(n, h, w, device=logits.device, requires_grad=True)
+    loss = sf.dice_bce(
+        leaf,
+        regions.to(target_dtype),
+        pixel_weight=pixel_weight,
+        batch=number % 2 == 0,
+        squared=number % 3 == 0,
+        ignore_channel=True,
+    )
+    loss.backward(torch.full_like(loss, 2.0))
 
 
 def _statistics(samples: Sequence[Tensor]) -> None:
@@ -164,7 +177,7 @@ def run(device: str) -> int:
     """Runs all cases on `device`; returns how many."""
     torch.manual_seed(0)
     layouts = ("nchw", "channels_last", "sliced")
-    target_dtypes = itertools.cycle((torch.int64, torch.int32, torch.uint8))
+    target_dtypes = itertools.cycle((torch.int64, torch.int32, torch.int16, torch.uint8))
     reductions = itertools.cycle(_REDUCTIONS)
     count = 0
     for size, dtype, layout in itertools.product(_SIZES, _DTYPES, layouts):

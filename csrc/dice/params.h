@@ -14,23 +14,20 @@ enum DiceSum { kPredicted, kLabelled, kCommon, kDiceSums };
 // Derivatives of the loss by the first and the last of these.
 enum DiceSlope { kByPredicted, kByCommon, kDiceSlopes };
 
-// A is float, or double for double logits.
-struct DiceParams {
+// What both losses have, that of classes and that of regions. A is float, or double for double
+// logits.
+struct OverlapParams {
   const void* input;         // [N, C, *source] of dtype, laid out as map
-  const void* target;        // [N, *size] of target_type, contiguous
-  const void* weight;        // [C] of A, or null: of the cross-entropy
+  const void* target;        // of target_type
   const void* pixel_weight;  // [N, *size] of A, contiguous, or null: of the cross-entropy
   ClassMap map, grad_map;    // of the logits
   Interpolation interpolation;
   Dtype dtype;
-  IndexType target_type;
   bool by_image;  // whether images have tables of their own
   bool squared;   // whether m(p) is p^2
-  int64_t ignore_index;
-  double label_smoothing;  // of the cross-entropy
-  // The first target outside [0, C) that is not ignore_index. CPU: its pixel's index in
-  // [0, N * product of size), the lowest one wins. CUDA: host-mapped, {1, the value}; the pixel's
-  // loss is NaN.
+  // The first target that is none and not ignored: outside [0, C), or neither 0 nor 1. CPU: its
+  // index in the target, the lowest one wins. CUDA: host-mapped, {1, the value}; the pixel's loss
+  // is NaN.
   int64_t* bad_target;
 
   // Of the sums.
@@ -47,6 +44,26 @@ struct DiceParams {
   void* grad_input;            // [N, C, *source] of dtype, laid out as grad_map, or null
   void* grad_pixel_weight;     // [N, *size] of A, or null
   void* scratch;               // as many bytes as the backend asks for
+};
+
+// Of classes that exclude each other. target: [N, *size], contiguous.
+struct DiceParams : OverlapParams {
+  const void* weight;  // [C] of A, or null: of the cross-entropy
+  IndexType target_type;
+  int64_t ignore_index;
+  double label_smoothing;  // of the cross-entropy
+};
+
+// Numbers that are 0 or 1.
+enum class BinaryType : int { i64, i32, i16, u8, f64, f32, bf16, f16 };
+
+// Of regions, each with a sigmoid of its own. target: [N, C, *size], its images contiguous and
+// target_stride apart; no interpolation.
+struct DiceBceParams : OverlapParams {
+  const void* pos_weight;  // [C] of A, or null: of the cross-entropy where the target is 1
+  const bool* mask;        // [N, *size], contiguous, or null: false where a pixel counts nothing
+  BinaryType target_type;
+  int64_t target_stride;  // elements
 };
 
 }  // namespace segunc

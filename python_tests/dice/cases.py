@@ -1,8 +1,9 @@
-"""Batches for Dice and cross-entropy, and the losses of packages by their formulas."""
+"""Batches for Dice and cross-entropy, of classes and of regions, and the losses of packages by
+their formulas."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,42 @@ def truth_of(
     weights = None if u is None else u.detach().double().requires_grad_()
     with segunc_ops.backend("reference"):
         loss = loss_of(exact, target, weights, **options)
+    if loss.requires_grad:
+        loss.backward()
+    return loss.detach(), exact.grad, None if weights is None else weights.grad
+
+
+class Regions(NamedTuple):
+    """Logits and pixel weights that require a gradient, targets, and which pixels count."""
+
+    x: Tensor
+    target: Tensor
+    mask: Tensor
+    u: Tensor
+
+
+def regions(
+    dtype: torch.dtype = torch.float32,
+    size: tuple[int, ...] = (5, 7),
+    classes: int = 3,
+    images: int = 2,
+    target_dtype: torch.dtype = torch.bool,
+) -> Regions:
+    x = (3 * torch.randn(images, classes, *size)).to(dtype).requires_grad_()
+    target = (torch.rand(x.shape) < 0.4).to(target_dtype)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    u = torch.rand(images, *size, dtype=compute).requires_grad_()
+    return Regions(x, target, torch.rand(images, *size) < 0.8, u)
+
+
+def region_truth_of(
+    x: Tensor, target: Tensor, mask: Tensor | None, u: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The reference's loss in float64 and its gradients."""
+    exact = x.detach().double().requires_grad_()
+    weights = None if u is None else u.detach().double().requires_grad_()
+    with segunc_ops.backend("reference"):
+        loss = sf.dice_bce(exact, target, mask=mask, pixel_weight=weights, **options)
     if loss.requires_grad:
         loss.backward()
     return loss.detach(), exact.grad, None if weights is None else weights.grad
@@ -104,6 +141,39 @@ def ultralytics(x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tens
     return F.cross_entropy(x, target, weight, ignore_index=IGNORED) + (1 - dice).mean()
 
 
+def nnunet_regions(x: Tensor, target: Tensor, batch_dice: bool, ignores: bool) -> Tensor:
+    """nnU-Net 2.8's DC_and_BCE_loss, with its MemoryEfficientSoftDiceLoss of all regions."""
+    mask = torch.ones_like(x[:, :1])
+    if ignores:
+        target, mask = target[:, :-1], (1 - target[:, -1:].to(x.dtype)).bool().to(x.dtype)
+    y = target.to(x.dtype)
+    axes, p = _axes(x, batch_dice), x.sigmoid()
+    sums = [(values * mask).sum(axes) for values in (p * y, y, p)]
+    dice = (2 * sums[0] + 1e-5) / (sums[1] + sums[2] + 1e-5).clip(1e-8)
+    bce = F.binary_cross_entropy_with_logits(x, y, reduction="none")
+    bce = (bce * mask).sum() / mask.sum().clip(min=1e-8) if ignores else bce.mean()
+    return bce - dice.mean()
+
+
+def monai_regions(
+    x: Tensor,
+    target: Tensor,
+    batch: bool = False,
+    squared_pred: bool = False,
+    jaccard: bool = False,
+    include_background: bool = True,
+) -> Tensor:
+    """MONAI 1.6's DiceLoss(sigmoid=True), and BCE as its DiceCELoss has it of one channel."""
+    y, first = target.to(x.dtype), 0 if include_background else 1
+    axes, p, labels = _axes(x, batch), x.sigmoid()[:, first:], y[:, first:]
+    i = (p * labels).sum(axes)
+    total = (p**2 if squared_pred else p).sum(axes) + labels.sum(axes)
+    if jaccard:
+        total = 2 * (total - i)
+    dice = 1 - (2 * i + 1e-5) / (total + 1e-5)
+    return dice.mean() + F.binary_cross_entropy_with_logits(x, y)
+
+
 def operator_calls() -> dict[str, list[tuple[object, ...]]]:
     """Arguments for every operator of the family, for torch.library.opcheck."""
     x, target, u = (t.detach() for t in batch())
@@ -118,7 +188,17 @@ def operator_calls() -> dict[str, list[tuple[object, ...]]]:
         return torch.randn(images, 2, 3, dtype=torch.float64), torch.tensor(0.5).double()
 
     upstream = torch.tensor(2.0)
+    z, y, mask, v = (t.detach() for t in regions())
+    strided = torch.rand(2, 4, 5, 7)[:, :3] < 0.5  # without a last channel
     return {
+        "dice_bce_forward": [
+            (z, y, None, None, None, True, False, True),
+            (z, strided, weight, v, mask, False, True, False),
+        ],
+        "dice_bce_backward": [
+            (upstream, z, y, None, None, None, *slopes(2), True, False, True, False),
+            (upstream, z, strided, weight, v, mask, *slopes(1), False, True, True, True),
+        ],
         "dice_cross_entropy_forward": [
             (x, target, None, None, *plain, True, False, True),
             (x, target, weight, u, *smooth, False, True, True),

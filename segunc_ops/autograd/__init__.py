@@ -12,7 +12,7 @@ from .counts import (
     class_sizes,
 )
 from .cross_entropy import cross_entropy
-from .dice import dice_cross_entropy
+from .dice import dice_bce, dice_cross_entropy
 from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "component_mean",
     "connected_components",
     "cross_entropy",
+    "dice_bce",
     "dice_cross_entropy",
     "finalize_statistics",
     "predictive_statistics",

@@ -1,30 +1,39 @@
-"""Dice and cross-entropy: sums over pixels, the loss of these, and the gradient that follows."""
+"""Dice and cross-entropy, of classes and of regions: sums over pixels, the loss of these, and the
+gradient that follows."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .._checks import pixel_shape
 from .._dtypes import accumulate_dtype
 from .._native.library import fake, ops, refuse_gradient
 from .._options import LossOptions
-from .._overlap import FLOOR, Overlap
+from .._overlap import FLOOR, Overlap, RegionOptions
 from .._torch import eager_apply, is_eager, is_exporting
 from .common import FirstDerivative, addressable, call
 
-__all__ = ["dice_cross_entropy"]
+__all__ = ["dice_bce", "dice_cross_entropy"]
 
 
 class _Settings(NamedTuple):
-    """The options that are no tensors, as the operators take them and in their order."""
+    """The options that are no tensors, as the operators of classes take them and in their order."""
 
     ignore_index: int
     label_smoothing: float
     interpolate: bool
     align_corners: bool
+    by_image: bool
+    squared: bool
+
+
+class _RegionSettings(NamedTuple):
+    """The same of the operators of regions."""
+
     by_image: bool
     squared: bool
 
@@ -36,42 +45,49 @@ class _Wanted(NamedTuple):
     grad_pixel_weight: bool
 
 
-_OPTIONS = len(_Settings._fields)
-# Of the Function: wanted, settings, reduction, overlap, input, target, class and pixel weight.
-_BEFORE_TENSORS = 4
+_WANTED = len(_Wanted._fields)
+# Of the Function: name, wanted, settings, reduction, overlap, and then the operators' tensors:
+# input, target, class weight, pixel weight, and of regions the mask.
+_BEFORE_TENSORS = 5
+_NAMES = ("dice_cross_entropy", "dice_bce")
 
 
-@fake("dice_cross_entropy_forward")
-def _forward(
-    input: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, *others: Any
-) -> tuple[Tensor, Tensor]:
-    tables = input.shape[0] if _Settings(*others[:_OPTIONS]).by_image else 1
+@fake(*[f"{name}_forward" for name in _NAMES])
+def _forward(input: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    *_, by_image, _squared, _cross_entropy = others
     return (
-        input.new_empty((tables, 3, input.shape[1]), dtype=torch.float64),
+        input.new_empty(
+            (input.shape[0] if by_image else 1, 3, input.shape[1]), dtype=torch.float64
+        ),
         input.new_empty((), dtype=torch.float64),
+    )
+
+
+def _gradients_like(
+    input: Tensor, pixels: tuple[int, ...], wanted: _Wanted
+) -> tuple[Tensor, Tensor]:
+    dtype = accumulate_dtype(input.dtype)
+    return (
+        torch.empty_like(input) if wanted.grad_input else input.new_empty((0,)),
+        input.new_empty(pixels if wanted.grad_pixel_weight else (0,), dtype=dtype),
     )
 
 
 @fake("dice_cross_entropy_backward")
 def _backward(
-    grad_output: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    coefficients: Tensor,
-    factor: Tensor,
-    *others: Any,
+    grad_output: Tensor, input: Tensor, target: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor]:
-    wanted = _Wanted(*others[_OPTIONS:])
-    dtype = accumulate_dtype(input.dtype)
-    return (
-        torch.empty_like(input) if wanted.grad_input else input.new_empty((0,)),
-        input.new_empty(target.shape if wanted.grad_pixel_weight else (0,), dtype=dtype),
-    )
+    return _gradients_like(input, target.shape, _Wanted(*others[-_WANTED:]))
 
 
-refuse_gradient("dice_cross_entropy_forward", "dice_cross_entropy_backward")
+@fake("dice_bce_backward")
+def _region_backward(
+    grad_output: Tensor, input: Tensor, target: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    return _gradients_like(input, pixel_shape(input), _Wanted(*others[-_WANTED:]))
+
+
+refuse_gradient(*[f"{name}_{way}" for name in _NAMES for way in ("forward", "backward")])
 
 
 class _Loss(NamedTuple):
@@ -88,7 +104,7 @@ class _Loss(NamedTuple):
     """Of the gradient of the pixels' cross-entropies."""
 
 
-class _Dice(NamedTuple):
+class _DiceSums(NamedTuple):
     total: Tensor
     """Of offset - dice, over the classes that count."""
     number: Tensor | int
@@ -97,7 +113,7 @@ class _Dice(NamedTuple):
     """Of `total`: by P and by I, ``(N or 1, 2, C)``."""
 
 
-def _dice_of(sums: Tensor, overlap: Overlap) -> _Dice:
+def _dice_of(sums: Tensor, overlap: Overlap) -> _DiceSums:
     """Of P, G and I, ``(N or 1, 3, C)``.
 
     With A = 2 I + s_n and B = P + G + s_d, or 2 (P + G - I) + s_d, and D = A / B the derivative of
@@ -130,7 +146,7 @@ def _dice_of(sums: Tensor, overlap: Overlap) -> _Dice:
         slopes = torch.where(counts.unsqueeze(1), slopes, 0)
         if overlap.absent == "skip":
             number = counts.sum(dtype=loss.dtype)
-    return _Dice(loss.sum(), number, slopes)
+    return _DiceSums(loss.sum(), number, slopes)
 
 
 def _normalizer(
@@ -195,24 +211,38 @@ def _vector(like: Tensor, *numbers: Tensor | int) -> Tensor:
     return torch.stack(each)
 
 
+def _region_normalizer(target: Tensor, mask: Tensor | None, reduction: str) -> Tensor | int:
+    """What the cross-entropy of regions is divided by."""
+    if reduction == "sum":
+        return 1
+    regions = target.shape[1]
+    if mask is None or reduction == "mean_all":
+        pixels: Tensor | int = target.numel() // regions
+    else:
+        pixels = mask.sum(dtype=torch.float64)
+    return pixels if reduction == "mean_pixels" else pixels * regions
+
+
 def _forward_call(
-    settings: _Settings,
+    name: str,
+    settings: _Settings | _RegionSettings,
     reduction: str,
     overlap: Overlap,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pixel_weight: Tensor | None,
+    *tensors: Any,
 ) -> _Loss:
-    operator = ops.dice_cross_entropy_forward.default
-    tensors = input, target, weight, pixel_weight
-    sums, surprise = call(operator, *tensors, *settings, overlap.ce_weight != 0)
-    normalizer = _normalizer(sums, target, weight, reduction)
+    input, target, weight, _, *mask = tensors
+    sums, surprise = call(
+        getattr(ops, f"{name}_forward").default, *tensors, *settings, overlap.ce_weight != 0
+    )
+    if mask:
+        normalizer = _region_normalizer(target, mask[0], reduction)
+    else:
+        normalizer = _normalizer(sums, target, weight, reduction)
     loss = _loss_of(sums, surprise, normalizer, overlap, reduction != "sum")
     return loss._replace(value=loss.value.to(accumulate_dtype(input.dtype)))
 
 
-class _DiceCrossEntropy(torch.autograd.Function):
+class _Dice(torch.autograd.Function):
     """Keeps the logits and what the sums say of the gradient, which is made from them in backward.
 
     A gradient depends on sums over all pixels, so the logits have to be read again anyway; in
@@ -225,17 +255,19 @@ class _DiceCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
+        name: str,
         wanted: _Wanted,
-        settings: _Settings,
+        settings: _Settings | _RegionSettings,
         reduction: str,
         overlap: Overlap,
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
-        return tuple(_forward_call(settings, reduction, overlap, *tensors))
+        return tuple(_forward_call(name, settings, reduction, overlap, *tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.wanted, ctx.settings, *_ = inputs[:_BEFORE_TENSORS]
+        ctx.name, ctx.wanted, ctx.settings, *_ = inputs[:_BEFORE_TENSORS]
+        ctx.tensors = len(inputs) - _BEFORE_TENSORS
         _, coefficients, factor = output
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[_BEFORE_TENSORS:], coefficients, factor)
@@ -245,27 +277,29 @@ class _DiceCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         nothing = (None,) * _BEFORE_TENSORS
         if grad_output is None:
-            return (*nothing, None, None, None, None)
+            return (*nothing, *(None,) * ctx.tensors)
         saved = ctx.saved_tensors  # read once: a checkpoint recomputes at every read
         if torch.is_grad_enabled():
             with torch.no_grad():
                 grads = _gradients_of(ctx, saved, grad_output)
             # The saved coefficients depend on the inputs: see above.
-            grads = FirstDerivative.apply("dice_cross_entropy", saved[4], grad_output, *grads)
+            coefficients = saved[ctx.tensors]
+            grads = FirstDerivative.apply(ctx.name, coefficients, grad_output, *grads)
         else:
             grads = _gradients_of(ctx, saved, grad_output)
         of_input = grads[0] if ctx.wanted.grad_input else None
         of_pixel_weight = grads[1] if ctx.wanted.grad_pixel_weight else None
-        return (*nothing, of_input, None, None, of_pixel_weight)
+        mask = (None,) * (ctx.tensors - 4)
+        return (*nothing, of_input, None, None, of_pixel_weight, *mask)
 
 
-_eager_apply = eager_apply(_DiceCrossEntropy)
+_eager_apply = eager_apply(_Dice)
 
 
 def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
     """The gradients of input and pixel weight, empty where not wanted."""
     grads: tuple[Tensor, ...] = call(
-        ops.dice_cross_entropy_backward.default,
+        getattr(ops, f"{ctx.name}_backward").default,
         grad_output.contiguous(),
         *saved,
         *ctx.settings,
@@ -283,12 +317,6 @@ def dice_cross_entropy(
     overlap: Overlap,
 ) -> Tensor:
     """Dice and cross-entropy; see :func:`segunc_ops.functional.dice_cross_entropy`."""
-    # Inside a Function ctx.needs_input_grad is True for leaves even under no_grad.
-    enabled = torch.is_grad_enabled()
-    wanted = _Wanted(
-        enabled and input.requires_grad,
-        enabled and pixel_weight is not None and pixel_weight.requires_grad,
-    )
     settings = _Settings(
         options.ignore_index,
         options.label_smoothing,
@@ -298,10 +326,54 @@ def dice_cross_entropy(
         overlap.squared,
     )
     tensors = addressable(input), target.contiguous(), options.weight, pixel_weight
+    return _loss("dice_cross_entropy", settings, options.reduction, overlap, *tensors)
+
+
+def dice_bce(
+    input: Tensor,
+    target: Tensor,
+    *,
+    pixel_weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    options: RegionOptions,
+    overlap: Overlap,
+) -> Tensor:
+    """Dice and binary cross-entropy; see :func:`segunc_ops.functional.dice_bce`."""
+    if mask is not None:
+        mask = mask.contiguous()
+    tensors = addressable(input), _dense(target), options.pos_weight, pixel_weight, mask
+    settings = _RegionSettings(not overlap.batch, overlap.squared)
+    return _loss("dice_bce", settings, options.reduction, overlap, *tensors)
+
+
+def _dense(target: Tensor) -> Tensor:
+    """Targets ``(N, C, *)`` with contiguous images: those without a last channel are not copied."""
+    stride = 1
+    for size, found in zip(reversed(target.shape[1:]), reversed(target.stride()[1:]), strict=True):
+        if size != 1 and found != stride:
+            return target.contiguous()
+        stride *= size
+    return target
+
+
+def _loss(
+    name: str,
+    settings: _Settings | _RegionSettings,
+    reduction: str,
+    overlap: Overlap,
+    *tensors: Any,
+) -> Tensor:
+    input, _, _, pixel_weight, *_ = tensors
+    # Inside a Function ctx.needs_input_grad is True for leaves even under no_grad.
+    enabled = torch.is_grad_enabled()
+    wanted = _Wanted(
+        enabled and input.requires_grad,
+        enabled and pixel_weight is not None and pixel_weight.requires_grad,
+    )
     # An exported program would keep the operators and lose the Function around them: their own
     # formula raises when such a program is differentiated.
     if not any(wanted) or is_exporting():
-        return _forward_call(settings, options.reduction, overlap, *tensors).value
-    apply = _eager_apply if is_eager() else _DiceCrossEntropy.apply
-    losses = apply(wanted, settings, options.reduction, overlap, *tensors)
-    return losses[0]
+        return _forward_call(name, settings, reduction, overlap, *tensors).value
+    apply = _eager_apply if is_eager() else _Dice.apply
+    losses = apply(name, wanted, settings, reduction, overlap, *tensors)
+    return cast(Tensor, losses[0])

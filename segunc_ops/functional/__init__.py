@@ -20,7 +20,7 @@ from .counts import (
     empty_counts,
 )
 from .cross_entropy import cross_entropy
-from .dice import dice_cross_entropy
+from .dice import dice_bce, dice_cross_entropy
 from .modulated import focal_cross_entropy, pixel_adaptive_cross_entropy
 from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
 from .targets import as_targets
@@ -40,6 +40,7 @@ __all__ = [
     "component_mean",
     "connected_components",
     "cross_entropy",
+    "dice_bce",
     "dice_cross_entropy",
     "empty_counts",
     "finalize_statistics",

@@ -1,27 +1,33 @@
-"""The overlap of classes (Dice) together with cross-entropy, as most trainers combine them."""
+"""The overlap of classes or regions (Dice) together with cross-entropy, as most trainers combine
+them."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any, get_args
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .._checks import (
     check_bool,
+    check_class_scores,
+    check_device,
     check_logits,
     check_number,
     check_pixel_weight,
     check_target,
+    check_tensor,
     check_upsampled_input,
     check_weight,
     describe,
+    pixel_shape,
 )
-from .._dtypes import accumulate_dtype, result_dtype
+from .._dtypes import BINARY_DTYPES, accumulate_dtype, result_dtype
 from .._native.backend import implementation
 from .._options import LossOptions, check_options
-from .._overlap import Absent, Overlap
+from .._overlap import REGION_REDUCTIONS, Absent, Overlap, RegionOptions, RegionReduction
 from .._types import Reduction, Upsample
 
 if TYPE_CHECKING:
@@ -29,7 +35,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_overlap",
+    "check_region_options",
     "check_scalar_reduction",
+    "dice_bce",
+    "dice_bce_with",
     "dice_cross_entropy",
     "dice_cross_entropy_with",
 ]
@@ -215,5 +224,184 @@ def dice_cross_entropy_with(
     result = result_dtype(input)
     loss: Tensor = implementation(input.device).dice_cross_entropy(
         input, target, pixel_weight=pixel_weight, options=options, overlap=overlap
+    )
+    return loss if loss.dtype == result else loss.to(result)
+
+
+def dice_bce(
+    input: Tensor,
+    target: Tensor,
+    pos_weight: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    ce_weight: float = 1.0,
+    dice_weight: float = 1.0,
+    batch: bool = False,
+    include_background: bool = True,
+    smooth_numerator: float = 1e-5,
+    smooth_denominator: float = 1e-5,
+    squared: bool = False,
+    jaccard: bool = False,
+    absent: Absent = "count",
+    dice_offset: float = 1.0,
+    group: ProcessGroup | None = None,
+    reduction: RegionReduction = "mean",
+    ignore_channel: bool = False,
+) -> Tensor:
+    r"""Binary cross-entropy and the Dice loss of regions, each with a sigmoid of its own.
+
+    For labels that overlap (multi-label; nnU-Net's regions). With p = sigmoid(z), y in {0, 1},
+    weights w of positives, pixel weight u, and sums over the valid pixels of an image, or of all
+    images with `batch`:
+
+    .. math::
+        P_c = \sum p_c, \quad G_c = \sum y_c, \quad I_c = \sum p_c y_c, \qquad
+        D_c = \frac{2 I_c + s_n}{P_c + G_c + s_d}
+
+    .. math::
+        l_c = u \left[w_c\, y_c (-\log p_c) + (1 - y_c) (-\log(1 - p_c))\right]
+
+    .. math::
+        L = \texttt{ce\_weight} \cdot \operatorname{mean} l_c +
+            \texttt{dice\_weight} \cdot \operatorname{mean}_c (\texttt{dice\_offset} - D_c)
+
+    The probabilities are never in memory: the logits are read once for the sums and once for the
+    gradient. Sums are made in a fixed order and in double precision.
+
+    Args:
+        input: logits, ``(N, C, *)`` or ``(N, C)`` of any number of regions, one too; float32,
+            bfloat16, float16 or float64, of any strides.
+        target: 0 or 1 for each region and pixel, of the input's shape; bool, an integer type that
+            targets have, or any of the input's types. Images that are not contiguous are copied.
+        pos_weight: w, ``(C,)``, without gradient; as for
+            :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
+        mask: bool ``(N, *)``; pixels where it is False count nothing anywhere: whatever logits,
+            targets and weights hold there is never read, and their gradient is 0.
+        pixel_weight: u, ``(N, *)`` or broadcast to it, any float type: factors of the
+            cross-entropy alone. It gets a gradient if it requires one.
+        ce_weight, dice_weight, batch, include_background, smooth_numerator, smooth_denominator,
+            squared, jaccard, absent, dice_offset, group: as for :func:`dice_cross_entropy`, region
+            0 being what `include_background` says of; it stays in the cross-entropy.
+        reduction: of the cross-entropy: ``"mean"``: the sum divided by the number of valid pixels
+            and of regions; ``"mean_pixels"``: by that of valid pixels alone; ``"mean_all"``: by
+            that of all pixels and regions; ``"sum"``. Weights are in no denominator; no valid
+            pixel gives NaN.
+        ignore_channel: whether the target has one channel more than the input, which is 1 where
+            pixels are to be ignored, as nnU-Net's; in place of `mask`.
+
+    Returns:
+        A scalar of the input's type, float32 under autocast.
+
+    Raises:
+        ValueError: on shapes, devices or options that do not fit; on a target that is neither 0
+            nor 1, on CUDA by the next call of any operation (see :func:`segunc_ops.check`), that
+            pixel's loss being NaN.
+        TypeError: on types that do not fit.
+        RuntimeError: on a group where no process group is initialised.
+    """
+    overlap = Overlap(
+        ce_weight,
+        dice_weight,
+        batch,
+        include_background,
+        smooth_numerator,
+        smooth_denominator,
+        squared,
+        jaccard,
+        absent,
+        dice_offset,
+        group,
+    )
+    options = check_region_options(RegionOptions(pos_weight, reduction, ignore_channel))
+    return dice_bce_with(options, check_overlap(overlap), input, target, mask, pixel_weight)
+
+
+def check_region_options(options: RegionOptions) -> RegionOptions:
+    """The options, if they are valid apart from what they need of an input.
+
+    Raises:
+        ValueError, TypeError: they are not.
+    """
+    check_bool("ignore_channel", options.ignore_channel)
+    if options.reduction not in REGION_REDUCTIONS:
+        raise ValueError(
+            f"reduction: expected one of {REGION_REDUCTIONS}, got {options.reduction!r}"
+        )
+    return options
+
+
+def _check_regions(input: Tensor, target: Tensor, ignore_channel: bool) -> None:
+    """Raises unless the target has a number for each region and pixel."""
+    check_tensor("target", target)
+    regions = input.shape[1] + ignore_channel
+    shape = (input.shape[0], regions, *input.shape[2:])
+    if target.shape != shape:
+        advice = ""
+        if target.shape == pixel_shape(input) and input.shape[1] == 1 and not ignore_channel:
+            advice = "; pass target.unsqueeze(1)"
+        elif target.shape in (pixel_shape(input), (input.shape[0], 1, *input.shape[2:])):
+            advice = "; for class indices there is dice_cross_entropy"
+        elif target.shape == (input.shape[0], input.shape[1] + 1, *input.shape[2:]):
+            advice = "; if its last channel says what to ignore, pass ignore_channel=True"
+        raise ValueError(
+            f"target: expected shape {shape} for input of shape {tuple(input.shape)}"
+            f"{' and ignore_channel=True' if ignore_channel else ''}, got "
+            f"{tuple(target.shape)}{advice}"
+        )
+    if target.dtype not in BINARY_DTYPES:
+        advice = "" if target.is_complex() else "; pass target.bool()"
+        raise TypeError(
+            "target: expected bool, int64, int32, int16, uint8 or a type of logits, got "
+            f"{target.dtype}{advice}"
+        )
+    check_device("target", target, input.device)
+    if target.requires_grad:
+        raise ValueError("target: expected one that needs no gradient; pass target.detach()")
+
+
+def _check_mask(input: Tensor, mask: Tensor) -> None:
+    """Raises unless it is a bool for each pixel."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"mask: expected a bool tensor, got {describe(mask)}")
+    if mask.shape != pixel_shape(input):
+        channel = mask.shape == (input.shape[0], 1, *input.shape[2:])
+        raise ValueError(
+            f"mask: expected shape {pixel_shape(input)} for input of shape {tuple(input.shape)}, "
+            f"got {tuple(mask.shape)}{'; pass mask.squeeze(1)' if channel else ''}"
+        )
+    check_device("mask", mask, input.device)
+
+
+def dice_bce_with(
+    options: RegionOptions,
+    overlap: Overlap,
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+) -> Tensor:
+    """:func:`dice_bce` of options that travel together, as losses have them. They are valid."""
+    check_class_scores("input", input)
+    if input.shape[1] == 1 and not overlap.include_background:
+        raise ValueError("include_background: expected True for an input of one channel, got False")
+    _check_regions(input, target, options.ignore_channel)
+    if options.ignore_channel:
+        if mask is not None:
+            raise ValueError("mask: expected none with ignore_channel=True, got one")
+        target, mask = target[:, :-1], target[:, -1] == 0
+    elif mask is not None:
+        _check_mask(input, mask)
+    if overlap.group is not None:
+        _check_group(overlap.group)
+    dtype = accumulate_dtype(input.dtype)
+    if options.pos_weight is not None:
+        pos_weight = check_weight(input, options.pos_weight, dtype, "pos_weight")
+        options = options._replace(pos_weight=pos_weight)
+    if pixel_weight is not None:
+        pixel_weight = check_pixel_weight(target[:, 0], pixel_weight, dtype, "a number a pixel")
+    result = result_dtype(input)
+    loss: Tensor = implementation(input.device).dice_bce(
+        input, target, pixel_weight=pixel_weight, mask=mask, options=options, overlap=overlap
     )
     return loss if loss.dtype == result else loss.to(result)

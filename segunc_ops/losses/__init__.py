@@ -6,7 +6,7 @@ from .class_adjusted import (
     LogitVariationCrossEntropyLoss,
 )
 from .cross_entropy import CrossEntropyLoss
-from .dice import DeepSupervision, DiceCrossEntropyLoss
+from .dice import DeepSupervision, DiceBCELoss, DiceCrossEntropyLoss
 from .focal import FocalCrossEntropyLoss
 from .instance_uncertainty import InstanceUncertaintyCrossEntropyLoss
 from .pixel_adaptive import PixelAdaptiveCrossEntropyLoss
@@ -16,6 +16,7 @@ __all__ = [
     "BalancedSoftmaxCrossEntropyLoss",
     "CrossEntropyLoss",
     "DeepSupervision",
+    "DiceBCELoss",
     "DiceCrossEntropyLoss",
     "FocalCrossEntropyLoss",
     "InstanceUncertaintyCrossEntropyLoss",

@@ -9,8 +9,14 @@ from torch import Tensor, nn
 
 from .._checks import check_number
 from .._options import LossOptions
-from .._overlap import Absent, Overlap
-from ..functional.dice import check_overlap, check_scalar_reduction, dice_cross_entropy_with
+from .._overlap import Absent, Overlap, RegionOptions, RegionReduction
+from ..functional.dice import (
+    check_overlap,
+    check_region_options,
+    check_scalar_reduction,
+    dice_bce_with,
+    dice_cross_entropy_with,
+)
 from ._base import ClassWeightedLoss
 
 if TYPE_CHECKING:
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
 
     from .._options import LossArguments
 
-__all__ = ["DeepSupervision", "DiceCrossEntropyLoss"]
+__all__ = ["DeepSupervision", "DiceBCELoss", "DiceCrossEntropyLoss"]
 
 
 class DiceCrossEntropyLoss(ClassWeightedLoss):
@@ -107,8 +113,8 @@ class DiceCrossEntropyLoss(ClassWeightedLoss):
         """nnU-Net's ``DC_and_CE_loss``: cross-entropy minus Dice without the background.
 
         nnU-Net sums over the batch where its plans say ``batch_dice`` (2-D as a rule): pass
-        ``batch=True``, and there with several GPUs ``group=torch.distributed.group.WORLD``. Regions
-        (a sigmoid per class) are another loss.
+        ``batch=True``, and there with several GPUs ``group=torch.distributed.group.WORLD``. For
+        regions, a sigmoid per class, there is :class:`DiceBCELoss`.
         """
         return cls._with(arguments, include_background=False, dice_offset=0.0)
 
@@ -152,13 +158,139 @@ class DiceCrossEntropyLoss(ClassWeightedLoss):
         return dice_cross_entropy_with(options, self.overlap, input, target, pixel_weight)
 
     def extra_repr(self) -> str:
-        defaults = Overlap._field_defaults
-        own = [
-            f"{name}={value!r}"
-            for name, value in self.overlap._asdict().items()
-            if value != defaults[name]
-        ]
-        return ", ".join([*own, super().extra_repr()])
+        return ", ".join([*_differences(self.overlap), super().extra_repr()])
+
+
+def _differences(overlap: Overlap) -> list[str]:
+    """The options that are not the defaults, for a loss's text."""
+    defaults = Overlap._field_defaults
+    return [
+        f"{name}={value!r}" for name, value in overlap._asdict().items() if value != defaults[name]
+    ]
+
+
+class DiceBCELoss(nn.Module):
+    r"""Binary cross-entropy and the Dice loss of regions, each with a sigmoid of its own.
+
+    For labels that overlap. With p = sigmoid(z), y in {0, 1}, and sums over the valid pixels of an
+    image, or of all images with `batch`:
+
+    .. math::
+        P_c = \sum p_c, \quad G_c = \sum y_c, \quad I_c = \sum p_c y_c, \qquad
+        D_c = \frac{2 I_c + s_n}{P_c + G_c + s_d}
+
+    .. math::
+        L = \texttt{ce\_weight} \cdot \mathrm{BCE} +
+            \texttt{dice\_weight} \cdot \operatorname{mean}_c (\texttt{dice\_offset} - D_c)
+
+    :meth:`nnunet` and :meth:`monai` have these packages' options; their arguments take the place of
+    single ones.
+
+    Args:
+        pos_weight: weights of the regions' positives, ``(C,)``, of the cross-entropy alone; a
+            buffer.
+        ce_weight, dice_weight, batch, include_background, smooth_numerator, smooth_denominator,
+            squared, jaccard, absent, dice_offset, group, reduction, ignore_channel: as for
+            :func:`segunc_ops.functional.dice_bce`.
+
+    Shape:
+        - input: ``(N, C, *)`` or ``(N, C)`` logits.
+        - target: that of the input, 0 or 1; bool, integers or floats. One channel more with
+          `ignore_channel`.
+        - mask: ``(N, *)``, bool, False where a pixel is ignored.
+        - pixel_weight: ``(N, *)``, or one that broadcasts to it; of the cross-entropy.
+        - result: a scalar.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`segunc_ops.functional.dice_bce`.
+
+    Example:
+        >>> loss = DiceBCELoss.nnunet(batch=True)
+        >>> loss(model(images), regions).backward()
+    """
+
+    pos_weight: Tensor | None
+
+    def __init__(
+        self,
+        pos_weight: Tensor | None = None,
+        *,
+        ce_weight: float = 1.0,
+        dice_weight: float = 1.0,
+        batch: bool = False,
+        include_background: bool = True,
+        smooth_numerator: float = 1e-5,
+        smooth_denominator: float = 1e-5,
+        squared: bool = False,
+        jaccard: bool = False,
+        absent: Absent = "count",
+        dice_offset: float = 1.0,
+        group: ProcessGroup | None = None,
+        reduction: RegionReduction = "mean",
+        ignore_channel: bool = False,
+    ) -> None:
+        super().__init__()
+        if pos_weight is not None and not isinstance(pos_weight, Tensor):
+            raise TypeError(
+                f"pos_weight: expected a tensor or None, got {type(pos_weight).__name__}"
+            )
+        options = check_region_options(RegionOptions(pos_weight, reduction, ignore_channel))
+        self.register_buffer("pos_weight", pos_weight)
+        self.reduction, self.ignore_channel = options.reduction, options.ignore_channel
+        self.overlap = check_overlap(
+            Overlap(
+                ce_weight,
+                dice_weight,
+                batch,
+                include_background,
+                smooth_numerator,
+                smooth_denominator,
+                squared,
+                jaccard,
+                absent,
+                dice_offset,
+                group,
+            )
+        )
+
+    @classmethod
+    def nnunet(cls, **arguments: Any) -> Self:
+        """nnU-Net's ``DC_and_BCE_loss``: binary cross-entropy minus Dice, region 0 included.
+
+        As for :meth:`DiceCrossEntropyLoss.nnunet` pass ``batch=True``, and `group`, where nnU-Net's
+        plans say ``batch_dice``. Where there is an ignore label pass ``ignore_channel=True``;
+        nnU-Net then adds up the regions' cross-entropies instead of averaging them.
+        """
+        defaults: dict[str, Any] = {"dice_offset": 0.0}
+        if arguments.get("ignore_channel"):
+            defaults["reduction"] = "mean_pixels"
+        return cls(**(defaults | arguments))
+
+    @classmethod
+    def monai(cls, **arguments: Any) -> Self:
+        """MONAI's ``DiceCELoss(sigmoid=True)`` of one channel, and its Dice of several.
+
+        There `weight` is `pos_weight`. To several channels MONAI adds the cross-entropy of a
+        softmax over them, which :class:`DiceCrossEntropyLoss` has; here it is binary as in its
+        ``DiceFocalLoss(sigmoid=True, gamma=0)``.
+        """
+        return cls(**arguments)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        pixel_weight: Tensor | None = None,
+    ) -> Tensor:
+        options = RegionOptions(self.pos_weight, self.reduction, self.ignore_channel)
+        return dice_bce_with(options, self.overlap, input, target, mask, pixel_weight)
+
+    def extra_repr(self) -> str:
+        regions = [] if self.pos_weight is None else [f"num_regions={self.pos_weight.numel()}"]
+        channel = ["ignore_channel=True"] if self.ignore_channel else []
+        reduction = f"reduction={self.reduction!r}"
+        return ", ".join([*regions, *_differences(self.overlap), reduction, *channel])
 
 
 class DeepSupervision(nn.Module):

@@ -1,4 +1,4 @@
-"""Dice and cross-entropy; see :mod:`segunc_ops.functional.dice`."""
+"""Dice and cross-entropy, of classes and of regions; see :mod:`segunc_ops.functional.dice`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._dtypes import accumulate_dtype
 from .._options import LossOptions
-from .._overlap import FLOOR, Overlap
+from .._overlap import FLOOR, Overlap, RegionOptions
 from .common import interpolate, valid_labels
 
-__all__ = ["dice_cross_entropy"]
+__all__ = ["dice_bce", "dice_cross_entropy"]
 
 
 class _AllReduce(torch.autograd.Function):
@@ -143,3 +144,83 @@ def dice_cross_entropy(
         ce = _cross_entropy(log_p, labels, valid, pixel_weight, options, overlap)
         loss = loss + overlap.ce_weight * ce
     return loss.to(log_p.dtype)
+
+
+def _binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    valid: Tensor,
+    pixel_weight: Tensor | None,
+    options: RegionOptions,
+    overlap: Overlap,
+) -> Tensor:
+    """Of ``(N, C, pixels)`` and valid pixels ``(N, 1, pixels)``, reduced."""
+    pos_weight = None
+    if options.pos_weight is not None:
+        pos_weight = options.pos_weight.to(logits.dtype).view(1, -1, 1)
+    loss = F.binary_cross_entropy_with_logits(
+        logits, target, reduction="none", pos_weight=pos_weight
+    )
+    if pixel_weight is not None:
+        loss = loss * torch.where(valid, pixel_weight.to(loss.dtype), 0)
+    total = torch.where(valid, loss, 0).sum(dtype=torch.float64)
+    if options.reduction == "sum":
+        return _added(total, overlap)
+    counts = torch.ones_like(valid) if options.reduction == "mean_all" else valid
+    number = counts.sum(dtype=torch.float64)
+    if options.reduction != "mean_pixels":
+        number = number * logits.shape[1]
+    total, number = _added(torch.stack([total, number]), overlap)
+    return total / number
+
+
+def _check_binary(target: Tensor, valid: Tensor) -> None:
+    # Reading the values would synchronise a GPU or break a compiled graph.
+    if target.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    outside = valid & (target != 0) & (target != 1)
+    if outside.any():
+        raise ValueError(f"target: expected 0 or 1, got {target[outside][0].item():g}")
+
+
+def dice_bce(
+    input: Tensor,
+    target: Tensor,
+    *,
+    pixel_weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    options: RegionOptions | None = None,
+    overlap: Overlap | None = None,
+) -> Tensor:
+    """Dice and binary cross-entropy; see :func:`segunc_ops.functional.dice_bce`.
+
+    With p = sigmoid(z), y in {0, 1} and sums over the valid pixels, of an image or of the batch::
+
+        P_c = sum p_c,  G_c = sum y_c,  I_c = sum p_c y_c
+        dice_c = (2 I_c + n) / max(P_c + G_c + d, 1e-8)
+        loss = ce_weight * BCE + dice_weight * mean(dice_offset - dice_c)
+
+    Args:
+        input, target, pixel_weight, mask: as there.
+        options, overlap: the other arguments.
+    """
+    options, overlap = options or RegionOptions(), overlap or Overlap()
+    shape = (*input.shape[:2], math.prod(input.shape[2:]))
+    valid = torch.ones(shape[0], 1, shape[2], dtype=torch.bool, device=input.device)
+    if mask is not None:
+        valid = mask.reshape(valid.shape)
+    target = target.reshape(shape)
+    _check_binary(target, valid)
+    # Whatever other pixels hold is never read: a NaN there would come back as 0 * NaN.
+    logits = torch.where(valid, input.reshape(shape), 0).to(accumulate_dtype(input.dtype))
+    target = torch.where(valid, target, 0).to(logits.dtype)
+    loss = torch.zeros((), dtype=torch.float64, device=input.device)
+    if overlap.dice_weight != 0:
+        p = torch.where(valid, torch.sigmoid(logits), 0)
+        loss = loss + overlap.dice_weight * _dice_loss(p, target, overlap)
+    if overlap.ce_weight != 0:
+        if pixel_weight is not None:
+            pixel_weight = pixel_weight.reshape(valid.shape)
+        bce = _binary_cross_entropy(logits, target, valid, pixel_weight, options, overlap)
+        loss = loss + overlap.ce_weight * bce
+    return loss.to(logits.dtype)

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../bad_target.h"
 #include "../tensors.h"
 
 namespace segunc::cuda {
@@ -48,6 +49,9 @@ inline void raise_pending() {
   volatile int64_t* flag = bad_target();
   if (flag[0] == 0) return;
   flag[0] = 0;
+  if (flag[1] == kNeitherZeroNorOne)
+    throw std::invalid_argument(
+        "target: an earlier call on CUDA met a number that is neither 0 nor 1; its loss is NaN");
   throw std::out_of_range("target: an earlier call on CUDA met the out-of-range class " +
                           std::to_string(flag[1]) +
                           "; the loss is NaN at such pixels, and no metric counts them");

@@ -5,6 +5,7 @@
 // doubles; each unit has its own sums.
 #include "../../common/cpu/interpolation.h"
 #include "pixels.h"
+#include "unit_sums.h"
 
 namespace segunc {
 inline namespace SEGUNC_VARIANT {
@@ -19,41 +20,6 @@ struct Sum {
 
   SEGUNC_HD void add(Pack<A> e, Pack<A>) { sum += e; }
   SEGUNC_HD void store(int j) const { store_pack(sums + j, sum); }
-};
-
-// Sums [kDiceSums][C] of a unit, each with the lanes of a pack, and what scattered pixels add.
-template <class A>
-class UnitSums {
- public:
-  explicit UnitSums(int C)
-      : classes_(C),
-        lanes_(int64_t(kDiceSums) * C * kLanes<A>),
-        scattered_(int64_t(kDiceSums) * C) {}
-
-  void clear() {
-    std::fill_n(lanes_.get(), kDiceSums * classes_ * kLanes<A>, 0.0);
-    std::fill_n(scattered_.get(), kDiceSums * classes_, 0.0);
-  }
-  SEGUNC_HD void add(DiceSum which, int c, Pack<A> pack) {
-    double* __restrict lanes = lanes_.get() + (which * classes_ + c) * kLanes<A>;
-    alignas(kAlignment) A values[kLanes<A>];
-    store_pack(values, pack);
-    for (int i = 0; i < kLanes<A>; ++i) lanes[i] += double(values[i]);
-  }
-  SEGUNC_HD void add_one(DiceSum which, int c, double value) {
-    scattered_.get()[which * classes_ + c] += value;
-  }
-  void store(double* sums) const {
-    for (int i = 0; i < kDiceSums * classes_; ++i) {
-      double sum = scattered_.get()[i];
-      for (int l = 0; l < kLanes<A>; ++l) sum += lanes_.get()[i * kLanes<A> + l];
-      sums[i] = sum;
-    }
-  }
-
- private:
-  const int classes_;
-  Scratch<double> lanes_, scattered_;
 };
 
 // Adds a tile of exponentials, whose px.inverse is ready.

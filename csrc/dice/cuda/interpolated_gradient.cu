@@ -2,7 +2,7 @@
 // size. A thread a target pixel keeps what its gradients need in scratch memory; then a thread a
 // logit gathers, in a fixed order, from the pixels that it has a share in.
 #include "kernels.h"
-#include "slopes.h"
+#include "pixel.h"
 
 namespace segunc::cuda {
 namespace {

@@ -7,19 +7,9 @@
 #include "../../math/cross_entropy.h"
 #include "../../math/dice.h"
 #include "../params.h"
+#include "slopes.h"
 
 namespace segunc::cuda {
-
-using namespace device;
-
-struct DicePolicy {  // tuning
-  static constexpr int kThreads = 256;
-  static constexpr int64_t kMaxBlocks = at_scale(8192);
-};
-
-// Resident blocks that the compiler has to leave registers for.
-template <class T>
-constexpr int kDiceBlocks = std::is_same_v<T, double> ? 2 : 4;  // tuning
 
 // Of the cross-entropy, what is the same for every pixel. Divided on the host: doubles are slow on
 // a GPU.
@@ -58,18 +48,6 @@ SEGUNC_DEVICE A cross_entropy_of(const DiceShares<A>& shares, int64_t classes, i
   }
   return math::cross_entropy(shares.on_target(label), softmax, log_of_sum(sum));
 }
-
-// The coefficients of an image, times the upstream gradient.
-template <class A>
-struct DiceSlopes {
-  const A* by_predicted;  // [C]
-  const A* by_common;     // [C]
-
-  SEGUNC_DEVICE DiceSlopes(const DiceParams& p, const A* slopes, int64_t image)
-      : by_predicted(slopes +
-                     ((p.by_image ? image : 0) * kDiceSlopes + kByPredicted) * p.map.classes),
-        by_common(slopes + ((p.by_image ? image : 0) * kDiceSlopes + kByCommon) * p.map.classes) {}
-};
 
 // What of a pixel the gradients of its logits need.
 template <class A>

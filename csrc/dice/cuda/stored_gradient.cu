@@ -2,7 +2,7 @@
 // pixel, in any layout. The logits are read for the softmax and the sum of a_c p_c, and once more,
 // from the cache, for the gradient.
 #include "kernels.h"
-#include "slopes.h"
+#include "pixel.h"
 
 namespace segunc::cuda {
 namespace {

@@ -8,17 +8,17 @@ from python_tests.native.mutation import Mutation
 MUTATIONS = (
     Mutation(
         "sums of the last warp are left out",
-        "for (int w = 0; w < kWarps; w++) sum",
-        "for (int w = 0; w + 1 < kWarps; w++) sum",
+        "for (int w = 0; w < kSumsWarps; w++) sum",
+        "for (int w = 0; w + 1 < kSumsWarps; w++) sum",
         "",
-        "sums.cu",
+        "*sums.cu",
     ),
     Mutation(
         "a table begins at the wrong row",
         "p.partial + table * rows * row + i",
         "p.partial + table * row + i",
         "",
-        "sums.cu",
+        "sums_finish.cu",
     ),
     Mutation(
         "all images have the first one's coefficients",
@@ -31,6 +31,41 @@ MUTATIONS = (
         "column + 1 < in_columns.last; column++",
         "interpolated",
         "interpolated_gradient.cu",
+    ),
+    Mutation(
+        "targets of an image follow the last one's",
+        "first(image * p.target_stride + pixel)",
+        "first(image * p.map.classes * p.map.pixels + pixel)",
+        "target_types",
+        "bce_*.cu",
+    ),
+    Mutation(
+        "masked pixels count",
+        "return !p.mask || p.mask[index];",
+        "return !p.mask || index >= 0;",
+        "target_types",
+        "bce_*.cu",
+    ),
+    Mutation(
+        "what is neither 0 nor 1 is 0",
+        "y == Y(1) ? 1 : y == Y(0) ? 0 : kOutOfRange",
+        "y == Y(1) ? 1 : 0",
+        "neither",
+        "bce_*.cu",
+    ),
+    Mutation(
+        "positives weigh as negatives",
+        "weight && label == 1 ? load_read_only(weight + c)",
+        "false ? load_read_only(weight + c)",
+        "grid",
+        "bce_*.cu",
+    ),
+    Mutation(
+        "a pixel's weight has the gradient of a weighted loss",
+        "= loss * shared_factor;",
+        "= loss * factor;",
+        "grid",
+        "bce_gradient.cu",
     ),
 )
 

@@ -1,0 +1,81 @@
+// A logit's part of Dice and binary cross-entropy of regions (math/binary.h).
+#pragma once
+#include "../../common/bad_target.h"
+#include "../../common/device/labels.h"
+#include "../../common/device/softmax.h"
+#include "../../common/device/work.h"
+#include "../../math/binary.h"
+#include "../../math/dice.h"
+#include "policy.h"
+
+namespace segunc::cuda {
+
+template <class Y>
+SEGUNC_DEVICE int binary_label(Y y) {
+  return y == Y(1) ? 1 : y == Y(0) ? 0 : kOutOfRange;
+}
+
+// Element i of the targets: 0, 1 or kOutOfRange.
+SEGUNC_DEVICE int load_binary_label(const void* data, BinaryType type, int64_t i) {
+  switch (type) {
+    case BinaryType::i64:
+      return binary_label(static_cast<const int64_t*>(data)[i]);
+    case BinaryType::i32:
+      return binary_label(static_cast<const int32_t*>(data)[i]);
+    case BinaryType::i16:
+      return binary_label(static_cast<const int16_t*>(data)[i]);
+    case BinaryType::f64:
+      return binary_label(static_cast<const double*>(data)[i]);
+    case BinaryType::f32:
+      return binary_label(static_cast<const float*>(data)[i]);
+    case BinaryType::bf16:
+      return binary_label(to_accumulate(static_cast<const bfloat16*>(data)[i]));
+    case BinaryType::f16:
+      return binary_label(to_accumulate(static_cast<const float16*>(data)[i]));
+    default:
+      return binary_label(static_cast<const uint8_t*>(data)[i]);
+  }
+}
+
+// The targets of a pixel.
+struct RegionTargets {
+  const void* data;
+  BinaryType type;
+  int64_t first, stride;  // of region 0, from one region to the next
+
+  SEGUNC_DEVICE RegionTargets(const DiceBceParams& p, int64_t image, int64_t pixel)
+      : data(p.target),
+        type(p.target_type),
+        first(image * p.target_stride + pixel),
+        stride(p.map.pixels) {}
+  SEGUNC_DEVICE int of(int64_t c) const {
+    return load_binary_label(data, type, first + c * stride);
+  }
+};
+
+// index: of a pixel among all.
+SEGUNC_DEVICE bool counts_pixel(const DiceBceParams& p, int64_t index) {
+  return !p.mask || p.mask[index];
+}
+
+template <class A>
+SEGUNC_DEVICE math::Sigmoids<A> sigmoids_of(A logit) {
+  const A e = math::exp_nonpositive(math::minus_magnitude(logit));
+  return {e, inverse(A(1) + e)};
+}
+
+template <class A>
+SEGUNC_DEVICE A label_weight(const DiceBceParams& p, int64_t c, int label) {
+  const A* const weight = static_cast<const A*>(p.pos_weight);
+  return weight && label == 1 ? load_read_only(weight + c) : A(1);
+}
+
+// Without the pixel's weight.
+template <class A>
+SEGUNC_DEVICE A cross_entropy_of(const math::Sigmoids<A>& sigmoids, A logit, int label, A weight) {
+  const A sum = A(1) + sigmoids.exponential;
+  const A t = label == 1 ? logit : -logit;
+  return weight * (math::surprise_without_log(sigmoids, sum, t) + log_of_sum(sum));
+}
+
+}  // namespace segunc::cuda

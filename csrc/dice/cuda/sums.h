@@ -1,0 +1,96 @@
+// How the sums that Dice is made of are added up on a GPU.
+//
+// A warp adds up what its pixels have of a class, where some of them have that label also the other
+// two sums, and puts it into its own row of doubles: in shared memory where there is room, else in
+// global memory. Rows are added in their order, so sums depend on the sizes alone.
+#pragma once
+#include "../../common/device/block.h"
+#include "../../common/device/work.h"
+#include "../../math/dice.h"
+#include "policy.h"
+
+namespace segunc::cuda {
+
+constexpr int kSumsWarps = DicePolicy::kThreads / int(kWarpSize);
+
+struct SumsPolicy {  // tuning
+  // A row of sums each: few enough to be added up by a thread a class.
+  static constexpr int64_t kMaxBlocks = at_scale(1024);
+  // Of the rows of a block: four blocks fit a multiprocessor.
+  static constexpr int64_t kMaxShared = 40 << 10;
+};
+
+// Blocks belong to images.
+struct SumsWork {
+  int64_t images, pixels;  // of an image
+  int64_t tiles, blocks;   // of an image
+  int64_t row;             // doubles of a row: kDiceSums * C, and the cross-entropy
+  bool shares;             // whether rows are in shared memory, and then one remains of a block
+  Divisor blocks_of_image;
+
+  int64_t shared_bytes() const { return shares ? kSumsWarps * row * int64_t(sizeof(double)) : 0; }
+  int64_t rows_of_image() const { return blocks * (shares ? 1 : kSumsWarps); }
+};
+
+inline SumsWork make_sums_work(const OverlapParams& p) {
+  SumsWork work{};
+  work.images = p.map.images;
+  work.pixels = result_pixels(p.map, p.interpolation);
+  work.row = kDiceSums * p.map.classes + 1;
+  work.tiles = divide_up(work.pixels, DicePolicy::kThreads);
+  if (work.images > 0) {
+    const int64_t most = SumsPolicy::kMaxBlocks / work.images;
+    work.blocks = std::min(work.tiles, std::max<int64_t>(most, 1));
+  }
+  work.shares = kSumsWarps * work.row * int64_t(sizeof(double)) <= SumsPolicy::kMaxShared;
+  work.blocks_of_image = Divisor(std::max<int64_t>(work.blocks, 1));
+  return work;
+}
+
+// A warp's row of sums. A block makes its own before any of its warps is done.
+struct WarpSums {
+  double *rows, *row;  // of the block, of the warp
+
+  SEGUNC_DEVICE WarpSums(const OverlapParams& p, const SumsWork& work)
+      : rows(work.shares ? dynamic_shared<double>()
+                         : p.partial + int64_t(block_index()) * kSumsWarps * work.row),
+        row(rows + warp() * work.row) {
+    for (int64_t i = lane(); i < work.row; i += kWarpSize) row[i] = 0;
+    warp_sync();
+  }
+
+  // Of class c, a pixel a thread. The whole warp takes part.
+  template <class A>
+  SEGUNC_DEVICE void add(const OverlapParams& p, int64_t c, A probability, bool is_label) const {
+    const int64_t classes = p.map.classes;
+    const A predicted = warp_sum(math::dice_mass(p.squared, probability));
+    const unsigned labelled = ballot(kFullMask, is_label);
+    A common = 0;
+    if (labelled) common = warp_sum(is_label ? probability : A(0));
+    if (lane() == 0) {
+      row[kPredicted * classes + c] += double(predicted);
+      if (labelled) {
+        row[kLabelled * classes + c] += popcount(labelled);
+        row[kCommon * classes + c] += double(common);
+      }
+    }
+  }
+
+  // surprise: of a thread's pixels. The whole block takes part.
+  SEGUNC_DEVICE void finish(const OverlapParams& p, const SumsWork& work, double surprise) const {
+    surprise = warp_sum(surprise);
+    if (lane() == 0) row[work.row - 1] = surprise;
+    if (!work.shares) return;
+    barrier();
+    for (int64_t i = thread(); i < work.row; i += DicePolicy::kThreads) {
+      double sum = 0;
+      for (int w = 0; w < kSumsWarps; w++) sum += rows[w * work.row + i];
+      p.partial[int64_t(block_index()) * work.row + i] = sum;
+    }
+  }
+};
+
+// Adds up the rows that a launch of such blocks has left.
+void launch_sums_finish(const OverlapParams& params, const SumsWork& work, Stream stream);
+
+}  // namespace segunc::cuda

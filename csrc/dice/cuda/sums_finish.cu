@@ -1,0 +1,43 @@
+// The rows of sums that blocks have left, added up in their order.
+#include "sums.h"
+
+namespace segunc::cuda {
+namespace {
+
+constexpr int kFinishThreads = 256;  // tuning
+
+// A thread a sum; the last block adds up the cross-entropies. rows: of a table.
+__global__ void __launch_bounds__(kFinishThreads)
+    dice_sums_finish_kernel(const OverlapParams p, const int64_t tables, const int64_t rows,
+                            const Divisor sums_of_table) {
+  const int64_t row = sums_of_table.value + 1;
+  if (block_index() + 1 == grid_size()) {
+    double sum = 0;
+    for (int64_t r = thread(); r < tables * rows; r += kFinishThreads) {
+      sum += p.partial[r * row + row - 1];
+    }
+    sum = block_sum(sum);
+    if (thread() == 0) *p.surprise = sum;
+    return;
+  }
+  const int64_t index = int64_t(block_index()) * kFinishThreads + thread();
+  if (index >= tables * sums_of_table.value) return;
+  int64_t i;
+  const int64_t table = sums_of_table.divide(index, i);
+  const double* partial = p.partial + table * rows * row + i;
+  double sum = 0;
+#pragma unroll 4
+  for (int64_t r = 0; r < rows; r++) sum += partial[r * row];
+  p.sums[index] = sum;
+}
+
+}  // namespace
+
+void launch_sums_finish(const OverlapParams& params, const SumsWork& work, Stream stream) {
+  const int64_t tables = params.by_image ? work.images : 1, sums = kDiceSums * params.map.classes;
+  const int64_t rows = work.images * work.rows_of_image() / std::max<int64_t>(tables, 1);
+  launch(dice_sums_finish_kernel, divide_up(tables * sums, kFinishThreads) + 1, kFinishThreads, 0,
+         stream, params, tables, rows, Divisor(sums));
+}
+
+}  // namespace segunc::cuda
