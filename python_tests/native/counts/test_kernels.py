@@ -175,7 +175,8 @@ def test_equal_values_are_counted_for_the_lowest_class(
 def test_bad_targets_are_not_counted(host: ModuleType, target_type: type, layout: str) -> None:
     case = CountsCase("f32", layout, 19, 2, (67,), target_type, 255)
     inputs = counts_inputs(case)
-    beyond = [19, 254] if target_type is np.uint8 else [19, 1000, -1, -(2**31)]
+    least = max(-(2**31), int(np.iinfo(target_type).min))
+    beyond = [19, 254] if target_type is np.uint8 else [19, 1000, -1, least]
     inputs.target[:, 3 : 3 + len(beyond)] = beyond
     for seed in SEEDS:  # whose value the flag holds depends on the schedule
         host.set_seed(seed)

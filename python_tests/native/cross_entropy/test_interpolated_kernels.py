@@ -214,7 +214,8 @@ def test_bad_targets_are_flagged(
         dtype, "planar", classes, (5, 6), (9, 23), target_type=target_type, images=2, **EVERYTHING
     )
     inputs = make_inputs(case)
-    beyond = [classes, 254] if target_type is np.uint8 else [classes, 1000, -1, -(2**31)]
+    least = max(-(2**31), int(np.iinfo(target_type).min))
+    beyond = [classes, 254] if target_type is np.uint8 else [classes, 1000, -1, least]
     if target_type is np.int64:
         beyond += [2**40, -(2**40), 2**32]
     inputs.target[:, 4, 3 : 3 + len(beyond)] = beyond
