@@ -11,10 +11,11 @@ from torch import Tensor
 import segunc_ops
 import segunc_ops.functional as sf
 from python_tests.comparison import assert_close, assert_same_bits_on_every_run
-from python_tests.dice.cases import batch, loss_of, truth_of
+from python_tests.dice import test_regions
+from python_tests.dice.cases import batch, loss_of, region_truth_of, regions, truth_of
 from python_tests.dice.test_functional import OPTIONS
 from python_tests.gpu import assert_graph_replays, peak_memory, synchronisation_raises
-from python_tests.support import IGNORED, LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
+from python_tests.support import IGNORED, LAYOUTS, LOGITS_DTYPES, REGION_DTYPES, TARGET_DTYPES
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("native_kernels")]
 
@@ -118,3 +119,66 @@ def test_peak_memory(dtype, autocast):
         torch.autograd.grad(1024 * loss, x)
 
     assert peak_memory(run) <= 1.1 * x.nbytes
+
+
+# ---- regions ----
+
+
+def region_step(x: Tensor, target: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    loss = sf.dice_bce(x, target, pixel_weight=u, **options)
+    return loss, *torch.autograd.grad(loss, (x, u), torch.full_like(loss, 0.75))
+
+
+@pytest.mark.parametrize("options", ["default", "squared", "jaccard without background", "sum"])
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_region_support_matrix(layout, dtype, options):
+    shapes = ((2, 4, 65, 67), (1, 70, 33, 35), (2, 2, 9, 10, 11))
+    for number, target_dtype in enumerate(REGION_DTYPES):
+        shape = shapes[number % len(shapes)]
+        _, target, mask, u = regions(dtype, shape[2:], shape[1], shape[0], target_dtype)
+        x = LAYOUTS[layout].make(torch.randn(shape).to(dtype)).detach()
+        own = {**test_regions.OPTIONS[options], "pos_weight": torch.rand(shape[1]) + 0.5}
+        leaves = [leaf.detach().cuda().requires_grad_() for leaf in (x, u)]
+        moved = {**own, "pos_weight": own["pos_weight"].cuda(), "mask": mask.cuda()}
+        found = region_step(leaves[0], target.cuda(), leaves[1], **moved)
+        truth, *wanted = region_truth_of(x, target, mask, u, **own)
+        size = 1 + float(x.abs().max())
+        assert_close(found[0].cpu(), truth, name="loss", scale=size, bias=False)
+        for name, a, b in zip(("input", "pixel_weight"), found[1:], wanted, strict=True):
+            scale = size * float(b.abs().max())
+            assert_close(a.cpu(), 0.75 * b, name=name, scale=scale, bias=False)
+
+
+def test_a_region_target_that_is_neither_0_nor_1_is_nan_and_raised_by_the_next_call():
+    x = torch.randn(2, 3, 40, 50, device="cuda", requires_grad=True)
+    for dtype, value in ((torch.float32, 0.5), (torch.uint8, 2), (torch.int64, -1)):
+        target = torch.zeros(x.shape, device="cuda", dtype=dtype)
+        target[1, 2, 3, 4] = value
+        for options in ({}, {"ce_weight": 0.0}):
+            assert sf.dice_bce(x, target, **options).isnan()
+            with pytest.raises(ValueError, match="a number that is neither 0 nor 1"):
+                segunc_ops.check()
+
+
+def test_regions_neither_synchronise_nor_vary_nor_need_more_than_the_gradient():
+    x, target, mask, u = (tensor.detach().cuda() for tensor in regions(size=(129, 131), classes=5))
+    x.requires_grad_(), u.requires_grad_()
+    for options in ({}, {"batch": True, "mask": mask}):
+        region_step(x, target, u, **options)
+        with synchronisation_raises():
+            region_step(x, target, u, **options)
+        assert_same_bits_on_every_run(
+            lambda options=options: region_step(x, target, u, **options), name=str([*options])
+        )
+
+    def refill() -> None:
+        x.normal_()
+        target.bernoulli_(0.4)
+
+    assert_graph_replays(lambda: region_step(x, target, u, batch=True), refill)
+    large = torch.randn(2, 4, 96, 96, 96, device="cuda", requires_grad=True)
+    labels = torch.rand(large.shape, device="cuda") < 0.5
+    assert peak_memory(lambda: torch.autograd.grad(sf.dice_bce(large, labels), large)) <= (
+        1.1 * large.nbytes
+    )

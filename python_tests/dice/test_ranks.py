@@ -36,14 +36,24 @@ def images() -> tuple[Tensor, Tensor]:
     return x, target
 
 
+def regions() -> tuple[Tensor, Tensor]:
+    """Of all ranks, with the channel of what is ignored, as the targets of `images`."""
+    target = images()[1]
+    classes = torch.arange(4).view(1, -1, 1, 1)
+    return images()[0], torch.cat([target[:, None] == classes, target[:, None] == IGNORED], 1)
+
+
 def network() -> nn.Module:
     torch.manual_seed(1)
     return nn.Conv2d(3, 4, 3, padding=1).double()
 
 
 def step(model: nn.Module, x: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """The loss, and the gradient of the first layer."""
-    loss = sf.dice_cross_entropy(model(x), target, ignore_index=IGNORED, **options)
+    """The loss, of classes or of regions, and the gradient of the first layer."""
+    if target.dtype == torch.bool:
+        loss = sf.dice_bce(model(x), target, ignore_channel=True, **options)
+    else:
+        loss = sf.dice_cross_entropy(model(x), target, ignore_index=IGNORED, **options)
     model.zero_grad()
     loss.backward()
     gradient = next(iter(model.parameters())).grad
@@ -53,12 +63,14 @@ def step(model: nn.Module, x: Tensor, target: Tensor, **options: Any) -> tuple[T
 
 def work(rank: int, size: int, folder: Path) -> list[tuple[Tensor, Tensor]]:
     model = DistributedDataParallel(network())
-    x, target = (tensor.chunk(size)[rank] for tensor in images())
     results = []
     for backend in ("native", "reference"):
         with segunc_ops.backend(backend):
-            for options in OPTIONS:
-                results.append(step(model, x, target, group=dist.group.WORLD, **options))
+            for batch in (images(), regions()):
+                x, target = (tensor.chunk(size)[rank] for tensor in batch)
+                for options in OPTIONS:
+                    results.append(step(model, x, target, group=dist.group.WORLD, **options))
+    x, target = (tensor.chunk(size)[rank] for tensor in images())
     alone = dist.new_group([1])
     if rank == 0:
         with pytest.raises(ValueError, match="group: expected one that rank 0 is in, got another"):
@@ -76,7 +88,8 @@ def work(rank: int, size: int, folder: Path) -> list[tuple[Tensor, Tensor]]:
 def test_ranks_together_are_one_process(tmp_path):
     found = run_ranks(work, RANKS, tmp_path)
     for rank in range(RANKS):
-        for number, options in enumerate(2 * OPTIONS):
-            loss, gradient = step(network(), *images(), **options)
+        cases = [(batch, options) for batch in (images(), regions()) for options in OPTIONS]
+        for number, (batch, options) in enumerate(2 * cases):
+            loss, gradient = step(network(), *batch, **options)
             torch.testing.assert_close(found[rank][number][0], loss, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(found[rank][number][1], gradient, rtol=1e-10, atol=1e-13)
