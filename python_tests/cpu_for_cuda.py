@@ -29,7 +29,9 @@ ONLY_A_GPU = {
     "test_devices_must_agree": "there are two devices",
     "test_device_clock_times_the_device": _CLOCK,
     "test_device_clock_leaves_out_launches": _CLOCK,
+    "test_a_region_target_that_is_neither_0_nor_1_is_nan_and_raised_by_the_next_call": _LATE,
     "test_peak_memory": _MEMORY,
+    "test_peak_memory_of_regions": _MEMORY,
     "test_upsampling_takes_an_eighth_of_the_memory": _MEMORY,
     "test_interpolated_statistics_take_no_more_memory_than_their_maps": _MEMORY,
 }

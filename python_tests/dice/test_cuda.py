@@ -161,7 +161,7 @@ def test_a_region_target_that_is_neither_0_nor_1_is_nan_and_raised_by_the_next_c
                 segunc_ops.check()
 
 
-def test_regions_neither_synchronise_nor_vary_nor_need_more_than_the_gradient():
+def test_regions_neither_synchronise_nor_vary():
     x, target, mask, u = (tensor.detach().cuda() for tensor in regions(size=(129, 131), classes=5))
     x.requires_grad_(), u.requires_grad_()
     for options in ({}, {"batch": True, "mask": mask}):
@@ -177,6 +177,9 @@ def test_regions_neither_synchronise_nor_vary_nor_need_more_than_the_gradient():
         target.bernoulli_(0.4)
 
     assert_graph_replays(lambda: region_step(x, target, u, batch=True), refill)
+
+
+def test_peak_memory_of_regions():
     large = torch.randn(2, 4, 96, 96, 96, device="cuda", requires_grad=True)
     labels = torch.rand(large.shape, device="cuda") < 0.5
     assert peak_memory(lambda: torch.autograd.grad(sf.dice_bce(large, labels), large)) <= (

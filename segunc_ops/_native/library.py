@@ -129,8 +129,9 @@ def linear_gradient(
 def check() -> None:
     """Raises the :class:`IndexError` of an out-of-range target that a CUDA kernel has met.
 
-    Kernels never synchronise: such a pixel's loss is NaN, no metric counts it, and the error is
-    raised by the next call of any operation. This function asks without one, after waiting for
+    Or the :class:`ValueError` of a region's target that is neither 0 nor 1. Kernels never
+    synchronise: such a pixel's loss is NaN, no metric counts it, and the error is raised by the
+    next call of any operation. This function asks without one, after waiting for
     the device.
     """
     if failures["cuda"] is None and torch.cuda.is_available():
