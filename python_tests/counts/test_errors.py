@@ -199,7 +199,7 @@ ERRORS = {
     "interpolated: target with a channel": (
         lambda: sf.accumulate_counts(_CONFUSION, _SMALL, _TARGET.unsqueeze(1), size=(8, 9)),
         ValueError,
-        r"^target: expected shape \(2, 8, 9\), got \(2, 1, 8, 9\); pass target\.squeeze\(1\)",
+        r"^target: expected shape \(2, 8, 9\), got \(2, 1, 8, 9\); pass segunc_ops.as_targets",
     ),
     "interpolated: uncertainty of the logits' size": (
         lambda: sf.accumulate_counts(_CONFUSION, _SMALL, _TARGET, _SMALL[:, 0], size=(8, 9)),

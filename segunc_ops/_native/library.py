@@ -131,8 +131,7 @@ def check() -> None:
 
     Or the :class:`ValueError` of a region's target that is neither 0 nor 1. Kernels never
     synchronise: such a pixel's loss is NaN, no metric counts it, and the error is raised by the
-    next call of any operation. This function asks without one, after waiting for
-    the device.
+    next call of any operation. This function asks without one, after waiting for the device.
     """
     if failures["cuda"] is None and torch.cuda.is_available():
         torch.cuda.synchronize()
