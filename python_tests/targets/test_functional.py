@@ -114,6 +114,11 @@ ERRORS = {
         TypeError,
         "target: expected class indices, got torch.float8_e4m3fn",
     ),
+    "integers of another kind": (
+        torch.zeros(2, dtype=torch.uint8).view(torch.bits8),
+        TypeError,
+        "target: expected class indices, got torch.bits8",
+    ),
     "a fraction": (
         torch.tensor([[0.0, 2.5], [1.0, 0.25]]),
         ValueError,

@@ -10,12 +10,15 @@ from .._dtypes import LOGITS_DTYPES, TARGET_DTYPES
 
 __all__ = ["as_targets"]
 
+# Of the same size, for a view. An index beyond int64's is no class in either type.
+_VIEWED = {torch.bool: torch.uint8, torch.uint64: torch.int64}
 # The narrowest type that is read as it is and holds every index of another.
 _WIDER = {
     torch.int8: torch.int16,
     torch.uint16: torch.int32,
     torch.uint32: torch.int64,
 }
+_TAKEN = {*TARGET_DTYPES, *LOGITS_DTYPES, *_VIEWED, *_WIDER}
 _NARROWEST_FIRST = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
@@ -46,7 +49,7 @@ def as_targets(target: Tensor, *, squeeze: bool = True) -> Tensor:
     """
     check_tensor("target", target)
     check_bool("squeeze", squeeze)
-    if target.is_complex() or (target.is_floating_point() and target.dtype not in LOGITS_DTYPES):
+    if target.dtype not in _TAKEN:
         raise TypeError(f"target: expected class indices, got {target.dtype}")
     if target.requires_grad:
         raise ValueError(
@@ -58,11 +61,8 @@ def as_targets(target: Tensor, *, squeeze: bool = True) -> Tensor:
         return target
     if target.is_floating_point():
         return _indices_of(target)
-    if target.dtype == torch.bool:
-        return target.view(torch.uint8)
-    if target.dtype == torch.uint64:
-        # An index beyond int64's is no class in either type.
-        return target.view(torch.int64)
+    if target.dtype in _VIEWED:
+        return target.view(_VIEWED[target.dtype])
     return target.to(_WIDER[target.dtype])
 
 
