@@ -200,12 +200,13 @@ def check_target(
         else:
             expected = f"({input.shape[0]}, {AXES[input.dim()]}) with pixels"
         if input.dim() == target.dim() > 1 and input.shape[1] == target.shape[1] == 1:
-            raise ValueError(_binary(target, of_probabilities))
+            raise ValueError(_binary(target, _as_targets("target"), of_probabilities))
         raise ValueError(_misfit(input, target, expected, upsample, size, takes_size))
     if target.dtype not in TARGET_DTYPES:
         masks = target.is_floating_point() or target.dtype == torch.bool
         if masks and input.dim() > 1 and input.shape[1] == 1:
-            raise TypeError(_binary(target, of_probabilities))
+            indices = _as_targets("target", target)
+            raise TypeError(_binary(target, indices, of_probabilities))
         check_target_dtype("target", target)
     check_device("target", target, input.device)
 
@@ -216,12 +217,12 @@ def _two_classes(of_probabilities: bool) -> str:
     return f"for a binary mask pass torch.cat([{other}, input], 1)"
 
 
-def _binary(target: Tensor, of_probabilities: bool) -> str:
+def _binary(target: Tensor, indices: str, of_probabilities: bool) -> str:
     """What to say of an input of one channel with a target that is a mask."""
     return (
         f"target: expected class indices, got {target.dtype} of shape {tuple(target.shape)} for an "
         "input of one channel, which is one class, always right; "
-        f"{_two_classes(of_probabilities)} and {_as_targets('target')}"
+        f"{_two_classes(of_probabilities)} and {indices}"
     )
 
 
@@ -294,15 +295,16 @@ def _misfit(
 def check_target_dtype(name: str, target: Tensor) -> None:
     """Raises unless class indices are of a type that is read as it is."""
     if target.dtype not in TARGET_DTYPES:
-        advice = "" if target.is_complex() else f"; pass {_as_targets(name)}"
+        advice = "" if target.is_complex() else f"; pass {_as_targets(name, target)}"
         raise TypeError(
             f"{name}: expected int64, int32, int16 or uint8, got {target.dtype}{advice}"
         )
 
 
-def _as_targets(name: str) -> str:
-    """What makes class indices of it that are read, if any."""
-    return f"segunc_ops.as_targets({name})"
+def _as_targets(name: str, fitting: Tensor | None = None) -> str:
+    """What makes class indices of it that are read, and of their shape if it is `fitting`."""
+    squeezes = fitting is None or fitting.dim() < 2 or fitting.shape[1] != 1
+    return f"segunc_ops.as_targets({name}{'' if squeezes else ', squeeze=False'})"
 
 
 def check_weight(input: Tensor, weight: Tensor, dtype: torch.dtype, name: str = "weight") -> Tensor:

@@ -360,6 +360,32 @@ def test_autocast():
     assert_close(gradient, wanted, name="gradient", bias=False)
 
 
+def test_gradients_of_float16_do_not_underflow():
+    """Scaled by GradScaler's factor before they are rounded."""
+    x, target, _, _ = regions(torch.float16, (300, 400), images=1)
+    scale = 32768.0  # the loss itself is float16
+    (gradient,) = torch.autograd.grad(scale * sf.dice_bce(x, target).float(), x)
+    _, wanted, _ = region_truth_of(x, target, None, None)
+    assert_close(gradient, wanted * scale, name="gradient", scale=1.0, bias=False)
+    assert (gradient != 0).float().mean() > 0.75
+
+
+class Subclass(Tensor):
+    """As MONAI's MetaTensor."""
+
+
+@pytest.mark.usefixtures("each_backend")
+def test_subclasses():
+    x, target, mask, u = regions()
+    plain = sf.dice_bce(x, target, mask=mask, pixel_weight=u)
+    others = (tensor.as_subclass(Subclass) for tensor in (x, target.float()))
+    found = sf.dice_bce(*others, mask=mask.as_subclass(Subclass), pixel_weight=u)
+    assert isinstance(found, Subclass)
+    assert_same_bits(found.as_subclass(Tensor), plain, name="loss")
+    a, b = (torch.autograd.grad(loss, x)[0].as_subclass(Tensor) for loss in (found, plain))
+    assert_same_bits(a, b, name="gradient")
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"absent": "skip", "reduction": "mean_pixels", "ignore_channel": True}]
 )

@@ -182,6 +182,13 @@ def test_the_advice_of_errors_is_right(dtype):
             assert call(segunc_ops.as_targets(target)) == wanted
 
 
+def test_the_advice_keeps_an_axis_of_pixels():
+    for channels in (1, 2):
+        x, target = torch.randn(2, channels, 1, 5), torch.zeros(2, 1, 5)
+        with pytest.raises(TypeError, match=r"segunc_ops.as_targets\(target, squeeze=False\)"):
+            sf.cross_entropy(x, target)
+
+
 @pytest.mark.usefixtures("each_backend")
 def test_nnunets_heads():
     """int16 of a channel, one for each scale, with -1 where nothing is known."""
