@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "math/binary.h"
 #include "math/counts.h"
 #include "math/cross_entropy.h"
 #include "math/exp_log.h"
@@ -13,6 +14,12 @@
 
 namespace segunc {
 namespace {
+
+template <class A>
+math::Sigmoids<A> sigmoids_of(A z) {
+  const A e = math::exp_nonpositive(math::minus_magnitude(z));
+  return {e, A(1) / (A(1) + e)};
+}
 
 template <class A>
 void define_formulas(py::module_& m) {
@@ -29,6 +36,13 @@ void define_formulas(py::module_& m) {
         }));
   m.def("target_exponential", py::vectorize([](A on_target, A total, A sum) {
           return math::target_exponential(on_target, total, sum);
+        }));
+  m.def("sigmoid", py::vectorize([](A z) { return sigmoids_of(z).of(z); }));
+  m.def("sigmoid_derivative", py::vectorize([](A z) { return sigmoids_of(z).derivative(); }));
+  m.def("binary_cross_entropy", py::vectorize([](A t) {
+          const auto sigmoids = sigmoids_of(t);
+          const A sum = A(1) + sigmoids.exponential;
+          return math::surprise_without_log(sigmoids, sum, t) + math::log_positive(sum);
         }));
   m.def("to_fixed", py::vectorize([](A v) { return math::to_fixed(v); }));
   m.def("negative_log", py::vectorize([](A p) { return math::negative_log(p); }));

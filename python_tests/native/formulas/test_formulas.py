@@ -100,6 +100,28 @@ def test_target_exponential(host: ModuleType, name: str, dtype: type, ulp: float
 
 
 @precisions
+def test_sigmoid_and_binary_cross_entropy(
+    host: ModuleType, name: str, dtype: type, ulp: float
+) -> None:
+    """Relative to themselves, where they are far below 1 as well."""
+    f = formulas(host, name)
+    z = np.linspace(-80, 80, 200_001).astype(dtype)
+    exact = z.astype(np.longdouble)
+    sigmoid = 1 / (1 + np.exp(-exact))
+    assert relative_error(f.sigmoid(z), sigmoid) < 4 * ulp
+    derivative = sigmoid * (1 / (1 + np.exp(exact)))
+    assert relative_error(f.sigmoid_derivative(z), derivative) < 6 * ulp
+    loss = np.log1p(np.exp(-exact))
+    assert relative_error(f.binary_cross_entropy(z), loss) < 4 * ulp
+    edges = np.array([np.inf, -np.inf, np.nan], dtype)
+    assert f.sigmoid(edges).tolist()[:2] == [1, 0]
+    assert f.binary_cross_entropy(edges).tolist()[:2] == [0, np.inf]
+    assert f.sigmoid_derivative(edges).tolist()[:2] == [0, 0]
+    for values in (f.sigmoid, f.binary_cross_entropy, f.sigmoid_derivative):
+        assert np.isnan(values(edges)[2])
+
+
+@precisions
 def test_infinite_logits_give_infinite_or_nan_losses(
     host: ModuleType, name: str, dtype: type, ulp: float
 ) -> None:
