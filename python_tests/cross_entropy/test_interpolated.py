@@ -53,7 +53,8 @@ def test_no_less_accurate_than_torch_in_the_same_type():
     """Where torch interpolates and computes in the logits' type too, its error is the bar."""
     for seed in range(1000, 1060):
         case = cases.random_upsampled_case(seed)
-        compare(case, cases.run(case), peer=cases.expected(case, case.input.dtype))
+        if case.input.dtype != torch.float64:  # torch's float64 is the truth itself
+            compare(case, cases.run(case), peer=cases.expected(case, case.input.dtype))
 
 
 def test_reference_is_torch_in_float64():

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,15 @@ def test_a_full_disk_leaves_the_statistics_of_before(folder, capsys):
     assert "cannot be written to" in capsys.readouterr().err
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """It interrupts even tests that run in the background, where shells have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_statistics_that_are_interrupted_leave_nothing(folder, capsys, monkeypatch, signum, status):
     def interrupted(*arguments: Any, progress: Any, **options: Any) -> ClassCounts:
@@ -401,6 +411,7 @@ def test_statistics_that_are_interrupted_leave_nothing(folder, capsys, monkeypat
     assert exit_code(command) == 0
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_statistics_are_written_whole_where_ctrl_c_comes_late(folder, monkeypatch):
     def late(*arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -51,7 +51,7 @@ struct Policy {                                     // tuning
 // report: budget counts_planar_registers_kernel<float, *Spaced* 19
 // report: budget counts_planar_registers_kernel<bfloat16, *Adjacent*, 19, 19* 18
 // report: budget counts_planar_registers_kernel<bfloat16, *Adjacent*, 20, 17* 22
-// report: budget counts_planar_registers_kernel<bfloat16, *Spaced* 20
+// report: budget counts_planar_registers_kernel<bfloat16, *Spaced* 21
 
 // Pixels a thread of planar_registers: at most 64 values.
 template <int K>

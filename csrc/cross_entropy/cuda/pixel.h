@@ -143,16 +143,27 @@ SEGUNC_DEVICE void adjust_logits(const Adjustment& adjustment, const Constants<A
   if constexpr (variation != kPlain) {
     if (!adjustment.offset) return;
     // report: begin rare adjustment
+    const A* const offsets = static_cast<const A*>(adjustment.offset);
+    if (adjustment.on_target) {
+      A of_label[V];
 #pragma unroll
-    for (int i = 0; i < K; i++) {
-      if (i < owner.owned) {
-        const int c = owner.class_of(i);
-        const A offset = load_read_only(static_cast<const A*>(adjustment.offset) + c);
+      for (int j = 0; j < V; j++)
+        of_label[j] = load_read_only(offsets + (label[j] < 0 ? 0 : label[j]));
+#pragma unroll
+      for (int i = 0; i < K; i++) {
 #pragma unroll
         for (int j = 0; j < V; j++) {
-          value[i][j] = constants.logit_scale * value[i][j] +
-                        (adjustment.on_target && c != label[j] ? A(0) : offset);
+          const A offset = owner.class_of(i) == label[j] ? of_label[j] : A(0);
+          value[i][j] = constants.logit_scale * value[i][j] + offset;
         }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < K; i++) {
+        if (i >= owner.owned) continue;
+        const A offset = load_read_only(offsets + owner.class_of(i));
+#pragma unroll
+        for (int j = 0; j < V; j++) value[i][j] = constants.logit_scale * value[i][j] + offset;
       }
     }
     // report: end

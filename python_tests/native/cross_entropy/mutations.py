@@ -226,8 +226,8 @@ MUTATIONS = (
     ),
     stored(
         "margins go to every class",
-        "(adjustment.on_target && c != label[j] ? A(0) : offset);",
-        "offset;",
+        "owner.class_of(i) == label[j] ? of_label[j] : A(0);",
+        "of_label[j];",
         tests="variations",
     ),
     stored(
