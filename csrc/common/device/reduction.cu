@@ -36,7 +36,8 @@ SEGUNC_DEVICE double sum_of_weights(const NormalizerParams& p) {
 }
 
 template <class A>
-__global__ void __launch_bounds__(kSumThreads, 4) normalizer_kernel(const NormalizerParams p) {
+__global__ void __launch_bounds__(kSumThreads, sizeof(A) > 4 ? 3 : 4)
+    normalizer_kernel(const NormalizerParams p) {
   double sum;
   switch (p.target_type) {
     case IndexType::i64:

@@ -69,6 +69,7 @@ MUTATIONS = (
         "continue;",
         tests="number_of_classes",
         kernels="logits.cu",
+        all_dtypes=True,
     ),
     Mutation(
         "the rounding of large logits counts",

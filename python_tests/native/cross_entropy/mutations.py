@@ -5,16 +5,20 @@ from __future__ import annotations
 from python_tests.native.mutation import Mutation
 
 
-def stored(name: str, snippet: str, replacement: str, tests: str = "") -> Mutation:
+def stored(
+    name: str, snippet: str, replacement: str, tests: str = "", all_dtypes: bool = False
+) -> Mutation:
     """Of the kernels of stored logits."""
     tests = f"not interpolated_kernels and ({tests})" if tests else "not interpolated_kernels"
-    return Mutation(name, snippet, replacement, tests, "stored.cu")
+    return Mutation(name, snippet, replacement, tests, "stored.cu", all_dtypes)
 
 
-def interpolated(name: str, snippet: str, replacement: str, tests: str = "") -> Mutation:
+def interpolated(
+    name: str, snippet: str, replacement: str, tests: str = "", all_dtypes: bool = False
+) -> Mutation:
     """Of the kernels of interpolated logits."""
     tests = f"interpolated_kernels and ({tests})" if tests else "interpolated_kernels"
-    return Mutation(name, snippet, replacement, tests, "interpolated.cu")
+    return Mutation(name, snippet, replacement, tests, "interpolated.cu", all_dtypes)
 
 
 MUTATIONS = (
@@ -33,6 +37,7 @@ MUTATIONS = (
         "c < Variant::kLeast || c < owner.owned",
         "c < Variant::kLeast || c <= owner.owned",
         tests="number_of_classes",
+        all_dtypes=True,
     ),
     stored(
         "one class of a tile too many in registers",
@@ -78,6 +83,7 @@ MUTATIONS = (
         "if (label[j] < 0) continue;",
         "continue;",
         tests="number_of_classes",
+        all_dtypes=True,
     ),
     stored(
         "large logits are not moved",
@@ -179,6 +185,7 @@ MUTATIONS = (
         "i < Variant::kLeast || i < work.run",
         "i < Variant::kLeast || i <= work.run",
         tests="many_classes",
+        all_dtypes=True,
     ),
     interpolated(
         "a pass beyond the last is staged",

@@ -64,6 +64,7 @@ MUTATIONS = (
         "",
         tests="nan",
         kernels="samples.cu",
+        all_dtypes=True,
     ),
     Mutation(
         "a tile without its tail",
@@ -77,6 +78,7 @@ MUTATIONS = (
         "return math::interpolate(lower, upper, weight);",
         tests="interpolated_kernels and infinity",
         kernels="samples.cu",
+        all_dtypes=True,
     ),
     Mutation(
         "volumes are interpolated within their slices alone",
@@ -84,6 +86,7 @@ MUTATIONS = (
         "if (false) {",
         tests="interpolated_kernels and statistics",
         kernels="samples.cu",
+        all_dtypes=True,
     ),
     Mutation(
         "equal means go to the last warp",
