@@ -94,6 +94,23 @@ SEGUNC_HD F log_polynomial(F x) {
 }
 #endif
 
+#ifdef __CUDACC__
+// Instructions of their own, which the functions of CUDA's library wrap in others. Operands and
+// results under 2^-126 are 0.
+// 2^x within 2 ulp.
+__device__ __forceinline__ float power_of_two(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+// log2 x within 2^-22, beyond [1/2, 2] of the result.
+__device__ __forceinline__ float binary_logarithm(float x) {
+  float logarithm;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(logarithm) : "f"(x));
+  return logarithm;
+}
+#endif
+
 // e^x for x <= 0, within 1.5 ulp. On the host results under e^-87 are 0, so that no denormal is
 // ever produced. NaN stays NaN.
 template <class F>

@@ -34,12 +34,10 @@ SEGUNC_HD double complement_of(double q, double) {
 }
 
 // Logarithms and exponentials to whatever base is cheapest: 2 on a GPU, where either is one
-// instruction. The logarithm is within 2^-22 there, or 2^-22 of it; powers under 2^-126 are 0.
+// instruction.
 SEGUNC_HD float log_any(float x) {
 #ifdef __CUDA_ARCH__
-  float logarithm;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(logarithm) : "f"(x));
-  return logarithm;
+  return binary_logarithm(x);
 #else
   return log_positive(x);
 #endif
@@ -47,9 +45,7 @@ SEGUNC_HD float log_any(float x) {
 SEGUNC_HD double log_any(double x) { return ::log(x); }
 SEGUNC_HD float exp_any(float x) {
 #ifdef __CUDA_ARCH__
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
-  return power;
+  return power_of_two(x);
 #else
   return exp_nonpositive(x);
 #endif

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "../../math/exp_log.h"
 #include "limits.h"
 
 #define SEGUNC_DEVICE __device__ __forceinline__
@@ -176,18 +177,8 @@ SEGUNC_DEVICE int find_first_set(unsigned v) { return __ffs(int(v)); }
 
 // Instructions of their own, which the functions of CUDA's library wrap in others. Operands and
 // results under 2^-126 are 0.
-// 2^x within 2 ulp.
-SEGUNC_DEVICE float power_of_two(float x) {
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
-  return power;
-}
-// log2 x within 2^-22, beyond [1/2, 2] of the result.
-SEGUNC_DEVICE float binary_logarithm(float x) {
-  float logarithm;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(logarithm) : "f"(x));
-  return logarithm;
-}
+using math::binary_logarithm;
+using math::power_of_two;
 // 1 / x within 1 ulp.
 SEGUNC_DEVICE float reciprocal(float x) {
   float inverse;

@@ -52,6 +52,21 @@ SEGUNC_DEVICE int label_of(int64_t target, int64_t classes, int64_t ignore_index
   return label;
 }
 
+// Calls run(Y()) with the type of the targets.
+template <class Run>
+SEGUNC_DEVICE auto with_index_type(IndexType type, Run run) {
+  switch (type) {
+    case IndexType::i64:
+      return run(int64_t());
+    case IndexType::i32:
+      return run(int32_t());
+    case IndexType::i16:
+      return run(int16_t());
+    default:
+      return run(uint8_t());
+  }
+}
+
 // The targets of pixels (pixels.h), of which `first` is the first; ignore_index where one is
 // missing. Apart from their labels, so that nothing waits for them yet.
 template <class Index, class Params, class Pixels, int V>
@@ -64,16 +79,8 @@ SEGUNC_DEVICE void load_targets_of(const Params& p, const Pixels& pixels, int64_
 template <class Params, class Pixels, int V>
 SEGUNC_DEVICE void load_targets(const Params& p, const Pixels& pixels, int64_t first,
                                 int64_t (&target)[V]) {
-  switch (p.target_type) {
-    case IndexType::i64:
-      return load_targets_of<int64_t>(p, pixels, first, target);
-    case IndexType::i32:
-      return load_targets_of<int32_t>(p, pixels, first, target);
-    case IndexType::i16:
-      return load_targets_of<int16_t>(p, pixels, first, target);
-    default:
-      return load_targets_of<uint8_t>(p, pixels, first, target);
-  }
+  with_index_type(p.target_type,
+                  [&](auto y) { load_targets_of<decltype(y)>(p, pixels, first, target); });
 }
 
 template <int V, class Params, class Bad>

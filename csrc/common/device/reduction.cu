@@ -1,6 +1,7 @@
 // Sums of class weights and of losses on a GPU, in an order that follows from the sizes alone.
 #include <algorithm>
 
+#include "labels.h"
 #include "reduction.h"
 #include "work.h"
 
@@ -38,22 +39,9 @@ SEGUNC_DEVICE double sum_of_weights(const NormalizerParams& p) {
 template <class A>
 __global__ void __launch_bounds__(kSumThreads, sizeof(A) > 4 ? 3 : 4)
     normalizer_kernel(const NormalizerParams p) {
-  double sum;
-  switch (p.target_type) {
-    case IndexType::i64:
-      sum = sum_of_weights<A, int64_t>(p);
-      break;
-    case IndexType::i32:
-      sum = sum_of_weights<A, int32_t>(p);
-      break;
-    case IndexType::i16:
-      sum = sum_of_weights<A, int16_t>(p);
-      break;
-    default:
-      sum = sum_of_weights<A, uint8_t>(p);
-      break;
-  }
-  sum = block_sum(sum);
+  const double of_thread =
+      with_index_type(p.target_type, [&](auto y) { return sum_of_weights<A, decltype(y)>(p); });
+  const double sum = block_sum(of_thread);
   if (thread() == 0) p.partial[block_index()] = sum;
 }
 

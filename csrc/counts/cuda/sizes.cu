@@ -1,5 +1,6 @@
 // Pixels of each class and image, on a GPU: a block's tile is counted in shared memory, where a
 // warp adds what it has of a class at once, and what it found is added to the image's counts.
+#include "../../common/device/labels.h"
 #include "../../common/device/work.h"
 #include "kernels.h"
 #include "tables.h"
@@ -42,16 +43,7 @@ __global__ void __launch_bounds__(kSizeThreads, 4)
     class_sizes_kernel(const ClassSizesParams p, const Work work, const bool shares) {
   uint32_t* const words = shares ? dynamic_shared<uint32_t>() : nullptr;
   if (shares) clear_words(words, int(p.classes));
-  switch (p.target_type) {
-    case IndexType::i64:
-      return count_classes<int64_t>(p, work, words);
-    case IndexType::i32:
-      return count_classes<int32_t>(p, work, words);
-    case IndexType::i16:
-      return count_classes<int16_t>(p, work, words);
-    default:
-      return count_classes<uint8_t>(p, work, words);
-  }
+  with_index_type(p.target_type, [&](auto y) { count_classes<decltype(y)>(p, work, words); });
 }
 
 }  // namespace

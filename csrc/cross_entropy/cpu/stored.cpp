@@ -63,14 +63,8 @@ void run_units(const CrossEntropyParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void cross_entropy_stored(const CrossEntropyParams& p, int64_t begin, int64_t end) {
-  // The tile of many classes is narrower, so that it stays in the L1 cache.
-  constexpr int64_t kWideClasses = 64;
-  with_dtype(p.dtype, [&](auto s) {
-    using S = decltype(s);
-    if constexpr (!std::is_same_v<S, double>)
-      if (p.map.classes <= kWideClasses) return run_units<S, 128>(p, begin, end);
-    run_units<S, 32>(p, begin, end);
-  });
+  with_tile(p.dtype, p.map.classes,
+            [&](auto s, auto pixels) { run_units<decltype(s), pixels()>(p, begin, end); });
 }
 
 }  // namespace SEGUNC_VARIANT

@@ -90,14 +90,8 @@ void run_width(const DiceBceParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void dice_bce_gradient(const DiceBceParams& p, int64_t begin, int64_t end) {
-  // The tile of many regions is narrower, so that it stays in the L1 cache.
-  constexpr int64_t kWideClasses = 64;
-  with_dtype(p.dtype, [&](auto s) {
-    using S = decltype(s);
-    if constexpr (!std::is_same_v<S, double>)
-      if (p.map.classes <= kWideClasses) return run_width<S, 128>(p, begin, end);
-    run_width<S, 32>(p, begin, end);
-  });
+  with_tile(p.dtype, p.map.classes,
+            [&](auto s, auto pixels) { run_width<decltype(s), pixels()>(p, begin, end); });
 }
 
 }  // namespace SEGUNC_VARIANT
