@@ -85,6 +85,11 @@ def _apply(mutation: Mutation, family: str, csrc: Path) -> list[Path]:
     return place.units
 
 
+def has_all_dtypes(mutation: Mutation | None) -> bool:
+    """Whether a copy has the kernels of every type of logits: that of a mutation that needs it."""
+    return mutation is not None and mutation.all_dtypes
+
+
 def _keep_float32(csrc: Path) -> None:
     """Leaves out the kernels of all other types of logits."""
     path = csrc / "common/device/work.h"
@@ -109,7 +114,7 @@ def build(mutation: Mutation | None, family: str, directory: Path) -> None:
         units = sorted((csrc / family / "cuda").glob("*.cu"))
     else:
         units = _apply(mutation, family, csrc)
-    if mutation is None or not mutation.all_dtypes:
+    if not has_all_dtypes(mutation):
         _keep_float32(csrc)
     objects = {unit.relative_to(csrc): directory / f"{unit.stem}.o" for unit in units}
     commands = [

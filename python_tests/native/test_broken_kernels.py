@@ -19,7 +19,7 @@ import pytest
 from python_tests.native.builds import Recipe
 from python_tests.native.flavors import start_pytest
 from python_tests.native.harness import FLAVOR
-from python_tests.native.mutation import Mutation, build, locate
+from python_tests.native.mutation import Mutation, build, has_all_dtypes, locate
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,6 +27,7 @@ pytestmark = [
 ]
 
 HERE = Path(__file__).resolve().parent
+FAMILIES = sorted(path.parent.name for path in HERE.glob("*/mutations.py"))
 TESTS_FAILED = 1  # pytest's exit status: not that of an error in a test's collection
 TIMEOUT_SECONDS = 240
 
@@ -41,7 +42,7 @@ def outcome(family: str, mutation: Mutation | None, directory: Path) -> tuple[in
     """pytest's exit status, negative after a crash, and the end of its output."""
     build(mutation, family, directory)
     arguments = ["-x", str(HERE / family), "-k", mutation.tests if mutation else ""]
-    if mutation is None or not mutation.all_dtypes:
+    if not has_all_dtypes(mutation):
         arguments.append("--fewer-dtypes")
     process = start_pytest("race", arguments, directory)
     try:
@@ -54,10 +55,9 @@ def outcome(family: str, mutation: Mutation | None, directory: Path) -> tuple[in
 
 def parameters() -> list[Any]:
     """All mutations."""
-    families = sorted(path.parent.name for path in HERE.glob("*/mutations.py"))
     return [
         pytest.param(family, mutation, id=f"{family}-{mutation.name.replace(' ', '_')}")
-        for family in families
+        for family in FAMILIES
         for mutation in mutations_of(family)
     ]
 
@@ -71,8 +71,8 @@ def outcomes(
 ) -> Iterator[Outcomes]:
     """Those of every copy that is tested, computed side by side."""
     calls = [getattr(item, "callspec", None) for item in request.session.items]
-    parameters = [call.params for call in calls if call and "mutation" in call.params]
-    wanted = [("scale", None), *((p["family"], p["mutation"]) for p in parameters)]
+    parameters = [call.params for call in calls if call and "family" in call.params]
+    wanted = [(p["family"], p.get("mutation")) for p in parameters]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {
             (family, mutation): pool.submit(
@@ -86,15 +86,16 @@ def outcomes(
 def test_what_is_to_break_is_there() -> None:
     """Found before the long run that breaks it."""
     csrc = Recipe.load("race").csrc
-    for path in sorted(HERE.glob("*/mutations.py")):
-        for mutation in mutations_of(path.parent.name):
-            locate(mutation, path.parent.name, csrc)
+    for family in FAMILIES:
+        for mutation in mutations_of(family):
+            locate(mutation, family, csrc)
 
 
 @pytest.mark.thorough
-def test_an_unchanged_copy_passes(outcomes: Outcomes) -> None:
-    """What fails below fails because of the mutation: test_flavors.py runs the other kernels."""
-    status, output = outcomes["scale", None].result()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unchanged_copy_passes(outcomes: Outcomes, family: str) -> None:
+    """What fails below fails because of the mutation, not for want of a type's kernels."""
+    status, output = outcomes[family, None].result()
     assert status == 0, output
 
 
