@@ -3,6 +3,7 @@ their formulas."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import segunc_ops
 import segunc_ops.functional as sf
+from python_tests.comparison import accumulate_dtype, assert_close
 from python_tests.support import IGNORED
 
 
@@ -37,13 +39,44 @@ def truth_of(
     x: Tensor, target: Tensor, u: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The reference's loss in float64 and its gradients."""
+    return _truth_by(lambda z, weights: loss_of(z, target, weights, **options), x, u)
+
+
+def _truth_by(
+    reference: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, u: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     exact = x.detach().double().requires_grad_()
     weights = None if u is None else u.detach().double().requires_grad_()
     with segunc_ops.backend("reference"):
-        loss = loss_of(exact, target, weights, **options)
+        loss = reference(exact, weights)
     if loss.requires_grad:
         loss.backward()
     return loss.detach(), exact.grad, None if weights is None else weights.grad
+
+
+def assert_equals(
+    truth: tuple[Tensor, Tensor, Tensor | None],
+    loss: Tensor,
+    x: Tensor,
+    u: Tensor | None,
+    upstream: float,
+) -> None:
+    """Compares a loss, and what of a gradient `upstream` flows back, with the truth."""
+    leaves = [leaf for leaf in (x, u) if leaf is not None]
+    found = torch.autograd.grad(
+        loss, leaves, torch.tensor(upstream, dtype=loss.dtype), allow_unused=True
+    )
+    value, *wanted = truth
+    compute = accumulate_dtype(x.dtype)
+    # A unit of these losses: their pixels' surprises are of the size of the logits.
+    size = 1 + float(x.detach().double().nan_to_num().abs().max())
+    assert_close(loss, value, name="loss", scale=size, compute=compute, bias=False)
+    for name, a, b in zip(("input", "pixel_weight"), found, wanted, strict=False):
+        if b is None:
+            assert a is None or not a.any()
+            continue
+        scale = size * float(b.abs().max()) * abs(upstream)
+        assert_close(a, b * upstream, name=name, scale=scale, compute=compute, bias=False)
 
 
 class Regions(NamedTuple):
@@ -73,13 +106,11 @@ def region_truth_of(
     x: Tensor, target: Tensor, mask: Tensor | None, u: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The reference's loss in float64 and its gradients."""
-    exact = x.detach().double().requires_grad_()
-    weights = None if u is None else u.detach().double().requires_grad_()
-    with segunc_ops.backend("reference"):
-        loss = sf.dice_bce(exact, target, mask=mask, pixel_weight=weights, **options)
-    if loss.requires_grad:
-        loss.backward()
-    return loss.detach(), exact.grad, None if weights is None else weights.grad
+
+    def reference(z: Tensor, weights: Tensor | None) -> Tensor:
+        return sf.dice_bce(z, target, mask=mask, pixel_weight=weights, **options)
+
+    return _truth_by(reference, x, u)
 
 
 # ---- the packages' own losses, of valid pixels alone ----

@@ -11,12 +11,11 @@ from torch import Tensor
 
 import segunc_ops
 from python_tests.comparison import (
-    accumulate_dtype,
     assert_close,
     assert_same_bits,
     assert_same_bits_on_every_run,
 )
-from python_tests.dice.cases import batch, loss_of, truth_of
+from python_tests.dice.cases import assert_equals, batch, loss_of, truth_of
 from python_tests.support import IGNORED, LAYOUTS, LOGITS_DTYPES, TARGET_DTYPES
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -48,21 +47,7 @@ def compare(
 ) -> None:
     """Loss and gradients against the reference in float64."""
     loss = loss_of(x, target, u, **options)
-    leaves = [leaf for leaf in (x, u) if leaf is not None]
-    found = torch.autograd.grad(
-        loss, leaves, torch.tensor(upstream, dtype=loss.dtype), allow_unused=True
-    )
-    truth, *wanted = truth_of(x, target, u, **options)
-    compute = accumulate_dtype(x.dtype)
-    # A unit of this loss: its pixels' surprises are of the size of the logits.
-    size = 1 + float(x.detach().double().nan_to_num().abs().max())
-    assert_close(loss, truth, name="loss", scale=size, compute=compute, bias=False)
-    for name, a, b in zip(("input", "pixel_weight"), found, wanted, strict=False):
-        if b is None:
-            assert a is None or not a.any()
-            continue
-        scale = size * float(b.abs().max()) * abs(upstream)
-        assert_close(a, b * upstream, name=name, scale=scale, compute=compute, bias=False)
+    assert_equals(truth_of(x, target, u, **options), loss, x, u, upstream)
 
 
 @pytest.mark.usefixtures("one_thread")

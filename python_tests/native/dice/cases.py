@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from python_tests.native.dice.calls import run_both
 from python_tests.native.harness import (
     Array,
     accumulate_type,
@@ -16,9 +17,6 @@ from python_tests.native.harness import (
     encode,
     epsilon,
     pixels_last,
-    place,
-    place_elements,
-    place_output,
     rounding,
     run_under_seeds,
 )
@@ -102,59 +100,17 @@ def make_inputs(case: Case) -> Inputs:
     )
 
 
-def _arguments(case: Case, inputs: Inputs, logits: Array) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "input": logits,
-        "target": inputs.target,
-        "weight": inputs.weight,
-        "pixel_weight": inputs.pixel_weight,
-        "ignore_index": case.ignore_index,
-        "label_smoothing": case.smoothing,
-        "by_image": case.by_image,
-        "squared": case.squared,
-        "cross_entropy": case.cross_entropy,
-        "dtype": case.dtype,
-        "as_strided": case.layout == "forced",
-    }
-    if case.to is not None:
-        arguments["align_corners"] = case.to.align_corners
-    return arguments
-
-
 def run(host: ModuleType, case: Case, inputs: Inputs) -> dict[str, Array]:
     """Both calls: the sums, and the gradient of any coefficients."""
-    accumulate = accumulate_type(case.dtype)
-    logits = place_elements(inputs.logits, case.dtype, case.layout)
-    before = logits.buffer.copy()
-    arguments = _arguments(case, inputs, logits.view)
-    outputs = {
-        "bad_target": place((2,), np.int64, values=np.zeros(2, np.int64)),
-        "sums": place((case.tables, 3, case.classes), np.float64),
-        "surprise": place((), np.float64),
+    own: dict[str, Any] = {
+        "target": inputs.target,
+        "weight": inputs.weight,
+        "ignore_index": case.ignore_index,
+        "label_smoothing": case.smoothing,
     }
-    arguments["bad_target"] = outputs["bad_target"].view
-    of_sums = {name: outputs[name].view for name in ("sums", "surprise")}
-    partial = place((host.dice_partials(**arguments),), np.float64)
-    host.dice_sums(**arguments, **of_sums, partial=partial.view)
-
-    if case.grad_input:
-        layout = case.grad_layout or case.layout
-        outputs["grad_input"] = place_output(inputs.logits.shape, case.dtype, layout)
-    if case.grad_pixel_weight:
-        outputs["grad_pixel_weight"] = place(inputs.target.shape, accumulate)
-    for name in ("grad_input", "grad_pixel_weight"):
-        if name in outputs:
-            arguments[name] = outputs[name].view
-    for name in ("coefficients", "factor", "upstream"):
-        arguments[name] = getattr(inputs, name)
-    scratch = place((host.dice_scratch_bytes(**arguments),), np.uint8)
-    host.dice_gradient(**arguments, scratch=scratch.view)
-    for name, output in {**outputs, "partial": partial, "scratch": scratch}.items():
-        output.check_surroundings(name)
-    assert np.array_equal(logits.buffer.view(np.uint8), before.view(np.uint8)), (
-        "the input has changed"
-    )
-    return {name: np.array(output.view) for name, output in outputs.items()}
+    if case.to is not None:
+        own["align_corners"] = case.to.align_corners
+    return run_both(host, "dice", case, inputs, own)
 
 
 @dataclass

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
+from python_tests.native.dice.calls import run_both
 from python_tests.native.harness import (
     Array,
     accumulate_type,
@@ -16,9 +16,6 @@ from python_tests.native.harness import (
     encode,
     epsilon,
     pixels_last,
-    place,
-    place_elements,
-    place_output,
     rounding,
     run_under_seeds,
 )
@@ -58,6 +55,10 @@ class RegionCase:
         )
 
     @property
+    def pixels(self) -> tuple[int, ...]:
+        return (self.images, *self.spatial)
+
+    @property
     def tables(self) -> int:
         return self.images if self.by_image else 1
 
@@ -79,7 +80,7 @@ def make_inputs(case: RegionCase) -> RegionInputs:
     generator = np.random.default_rng(case.seed)
     accumulate = accumulate_type(case.dtype)
     shape = (case.images, case.classes, *case.spatial)
-    pixels = (case.images, *case.spatial)
+    pixels = case.pixels
     logits = decode(encode(generator.normal(size=shape) * 3, case.dtype), case.dtype)
     target = (generator.random(shape) < 0.4).astype(np.float64)
     mask = generator.random(pixels) < 0.8 if case.mask else np.ones(pixels, bool)
@@ -110,49 +111,15 @@ def _stored_target(case: RegionCase, target: Array) -> Array:
 
 def run(host: ModuleType, case: RegionCase, inputs: RegionInputs) -> dict[str, Array]:
     """Both calls: the sums, and the gradient of any coefficients."""
-    accumulate = accumulate_type(case.dtype)
-    logits = place_elements(inputs.logits, case.dtype, case.layout)
     target = _stored_target(case, inputs.target)
-    arguments: dict[str, Any] = {
-        "input": logits.view,
+    own = {
         "target": target,
         "target_type": case.target_type,
         "target_stride": int(np.prod(target.shape[1:])),
         "mask": inputs.mask,
         "pos_weight": inputs.pos_weight,
-        "pixel_weight": inputs.pixel_weight,
-        "by_image": case.by_image,
-        "squared": case.squared,
-        "cross_entropy": case.cross_entropy,
-        "dtype": case.dtype,
-        "as_strided": case.layout == "forced",
     }
-    outputs = {
-        "bad_target": place((2,), np.int64, values=np.zeros(2, np.int64)),
-        "sums": place((case.tables, 3, case.classes), np.float64),
-        "surprise": place((), np.float64),
-    }
-    arguments["bad_target"] = outputs["bad_target"].view
-    of_sums = {name: outputs[name].view for name in ("sums", "surprise")}
-    partial = place((host.dice_bce_partials(**arguments),), np.float64)
-    host.dice_bce_sums(**arguments, **of_sums, partial=partial.view)
-
-    if case.grad_input:
-        layout = case.grad_layout or case.layout
-        outputs["grad_input"] = place_output(inputs.logits.shape, case.dtype, layout)
-    if case.grad_pixel_weight:
-        pixels = (case.images, *case.spatial)
-        outputs["grad_pixel_weight"] = place(pixels, accumulate)
-    for name in ("grad_input", "grad_pixel_weight"):
-        if name in outputs:
-            arguments[name] = outputs[name].view
-    for name in ("coefficients", "factor", "upstream"):
-        arguments[name] = getattr(inputs, name)
-    scratch = place((host.dice_bce_scratch_bytes(**arguments),), np.uint8)
-    host.dice_bce_gradient(**arguments, scratch=scratch.view)
-    for name, output in {**outputs, "partial": partial, "scratch": scratch}.items():
-        output.check_surroundings(name)
-    return {name: np.array(output.view) for name, output in outputs.items()}
+    return run_both(host, "dice_bce", case, inputs, own)
 
 
 def check(case: RegionCase, inputs: RegionInputs, results: dict[str, Array]) -> None:
