@@ -22,7 +22,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,8 @@ from .steps import REPOSITORY, Step, cuda_tests, find_wheel, run_step, stage
 PACKAGES = Path(__file__).parent / "gpu_machine.txt"
 
 _FOLDER = REPOSITORY / "build" / "rehearsal"
-_PYTHON = "python3.12"
+_VERSION = "3.12"  # the oldest that these packages install with
+_PYTHON = f"python{_VERSION}"
 _COST = "3 GB to download, 7 GB of disk"
 _BENCHMARK_SECONDS = 60.0
 _LIMIT = 1800.0
@@ -71,17 +71,23 @@ print(len(results), "results")
 
 
 def find_python(asked: str | None) -> str:
-    """The interpreter asked for, else that of the GPU machine's version if there is one.
+    """The interpreter asked for, else that of the GPU machine's version.
 
     Raises:
-        FileNotFoundError: the one asked for does not run.
+        FileNotFoundError: it does not run.
     """
-    for name in (asked,) if asked else (_PYTHON, sys.executable):
-        found = shutil.which(name)
-        # A name may stand for a version that is not installed.
-        if found and subprocess.run([found, "--version"], capture_output=True).returncode == 0:
-            return found
-    raise FileNotFoundError(f"--python: expected an interpreter, got {asked}")
+    name = asked or _PYTHON
+    found = shutil.which(name)
+    if found:
+        # pyenv has a file for every version, which runs the one that it is told, if installed.
+        command = [found, "-c", "import sys; print(sys.executable)"]
+        env = {**os.environ, "PYENV_VERSION": _VERSION}
+        told = subprocess.run(command, env=env, capture_output=True, text=True)
+        if told.returncode == 0:
+            return told.stdout.strip()
+    raise FileNotFoundError(
+        f"--python: expected an interpreter of {_VERSION} or later, got {name}, which does not run"
+    )
 
 
 def make_environment(folder: Path, python: str) -> Path:
@@ -131,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Rehearses `make gpu-check` with the packages of the GPU machine, without a GPU."""
     parser = argparse.ArgumentParser(prog="python -m tools.rehearsal", description=main.__doc__)
     parser.add_argument("--wheel", type=Path, help="default: the newest in dist/")
-    parser.add_argument("--python", help=f"default: {_PYTHON}, else this one")
+    parser.add_argument("--python", help=f"default: {_PYTHON}")
     options = parser.parse_args(arguments)
     try:
         python, wheel = find_python(options.python), find_wheel(options.wheel)

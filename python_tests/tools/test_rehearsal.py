@@ -69,11 +69,16 @@ def test_a_test_that_imports_what_the_gpu_machine_lacks_fails_the_rehearsal(tmp_
     assert there.status == "passed"
 
 
-def test_an_interpreter_that_does_not_run_is_not_taken(tmp_path, monkeypatch):
+@pytest.mark.parametrize("asked", [None, "python3.12"])
+def test_an_interpreter_that_does_not_run_is_not_taken(asked, tmp_path, monkeypatch):
     shim = tmp_path / "python3.12"
-    shim.write_text("#!/bin/sh\nexit 127\n")
-    shim.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert rehearsal.find_python(None) == sys.executable
-    with pytest.raises(FileNotFoundError, match="--python: expected an interpreter"):
-        rehearsal.find_python("python3.12")
+    for text in (None, "exit 127", f'test "$PYENV_VERSION" = 3.12 && exec {sys.executable} "$@"'):
+        if text:
+            shim.write_text(f"#!/bin/sh\n{text}\n")
+            shim.chmod(0o755)
+        if text and "exec" in text:
+            assert rehearsal.find_python(asked) == sys.executable
+        else:
+            with pytest.raises(FileNotFoundError, match="--python: expected an interpreter"):
+                rehearsal.find_python(asked)
