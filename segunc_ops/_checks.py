@@ -99,11 +99,19 @@ def check_logits(name: str, logits: Tensor) -> None:
         )
 
 
+def left_empty(logits: Tensor) -> str:
+    """What a message adds of logits whose memory an earlier loss may have."""
+    return ", as overwrite_input leaves logits" if logits.shape == (0,) else ""
+
+
 def check_class_scores(name: str, values: Tensor) -> None:
     """Raises unless it has a number for each class and pixel."""
     check_logits(name, values)
     if values.dim() < 2 or values.shape[1] == 0:
-        raise ValueError(f"{name}: expected shape (N, C, *) with C > 0, got {tuple(values.shape)}")
+        raise ValueError(
+            f"{name}: expected shape (N, C, *) with C > 0, got {tuple(values.shape)}"
+            f"{left_empty(values)}"
+        )
 
 
 def check_upsample(upsample: object, align_corners: object) -> None:

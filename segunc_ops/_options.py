@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
-from ._checks import INTEGERS, check_integer, check_share, check_upsample
+from ._checks import INTEGERS, check_bool, check_integer, check_share, check_upsample
 from ._types import REDUCTIONS, Reduction, Upsample
 
 _NUMBERS = (int, float)
@@ -28,6 +28,7 @@ class LossOptions(NamedTuple):
     label_smoothing: float = 0.0
     upsample: Upsample | None = None
     align_corners: bool = False
+    overwrite_input: bool = False
 
 
 class LossArguments(TypedDict, total=False):
@@ -38,6 +39,7 @@ class LossArguments(TypedDict, total=False):
     label_smoothing: float
     upsample: Upsample | None
     align_corners: bool
+    overwrite_input: bool
 
 
 def check_options(options: LossOptions) -> LossOptions:
@@ -47,6 +49,12 @@ def check_options(options: LossOptions) -> LossOptions:
         ValueError, TypeError: they are not.
     """
     check_upsample(options.upsample, options.align_corners)
+    check_bool("overwrite_input", options.overwrite_input)
+    if options.overwrite_input and options.upsample is not None:
+        raise ValueError(
+            "overwrite_input: expected False with upsample, which has nothing of that size, got "
+            "True"
+        )
     reduction, smoothing = options.reduction, options.label_smoothing
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")

@@ -44,3 +44,4 @@ class RegionOptions(NamedTuple):
     pos_weight: Tensor | None = None
     reduction: RegionReduction = "mean"
     ignore_channel: bool = False
+    overwrite_input: bool = False

@@ -20,6 +20,8 @@ using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 [[noreturn]] inline void fail(const std::string& message) { throw std::invalid_argument(message); }
 
+constexpr const char* kNotOverwritten = "input: interpolated logits cannot be overwritten";
+
 inline std::string to_string(Sizes sizes) {
   std::string text = "(";
   for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);

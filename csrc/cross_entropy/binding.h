@@ -24,6 +24,7 @@ struct CrossEntropyOptions {
   bool offset_on_target;
   NoiseKind noise;
   double noise_sigma;
+  bool overwrites;  // the logits by their gradient
 
   bool divides() const { return reduction != Reduction::none && reduction != Reduction::sum; }
 };
@@ -80,17 +81,21 @@ inline CrossEntropyParams params_of(const Tensor& input, const Tensor& target,
   return p;
 }
 
-// Allocates the gradients that are wanted, empty tensors for the others.
+// Finds room for the gradients that are wanted: returns fresh tensors, empty ones for the others
+// and for what is written over the logits.
 template <class Backend>
-std::pair<Tensor, Tensor> allocate_gradients(CrossEntropyParams& p, const Tensor& input,
-                                             const Tensor& target,
-                                             const CrossEntropyOptions& options) {
+std::pair<Tensor, Tensor> gradients_for(CrossEntropyParams& p, const Tensor& input,
+                                        const Tensor& target, const CrossEntropyOptions& options) {
   const ScalarType type = accumulate_type(input);
-  Tensor of_input =
-      options.grad_input ? allocate_like(input) : allocate(input, {0}, input.scalar_type());
+  const bool apart = options.grad_input && !options.overwrites;
+  Tensor of_input = apart ? allocate_like(input) : allocate(input, {0}, input.scalar_type());
   Tensor of_weight = options.grad_pixel_weight ? allocate(input, target.sizes(), type)
                                                : allocate(input, {0}, type);
-  if (options.grad_input) {
+  if (options.overwrites) {
+    if (options.interpolate) fail(kNotOverwritten);
+    p.grad_input = input.mutable_data_ptr();
+  }
+  if (apart) {
     p.grad_input = of_input.mutable_data_ptr();
     p.grad_map = map_of("gradient", of_input, options, !p.modulation.image_factor);
     // Kernels with a fast traversal use it for both sides or for neither.
@@ -133,7 +138,7 @@ void launch(const Backend& backend, const Plan& plan, CrossEntropyParams& p, con
 
 // Returns the loss, its normalizer and the gradients of a scalar loss; where no gradient is wanted
 // an empty tensor.
-template <class Backend>
+template <class Backend, bool kOverwrites>
 std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
     const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
     std::optional<Tensor> pixel_weight, int64_t ignore_index, int64_t reduction,
@@ -146,11 +151,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
       ignore_index,     Reduction(reduction), label_smoothing,   interpolate,
       align_corners,    grad_input,           grad_pixel_weight, ModulationKind(modulation),
       modulation_rate,  modulation_peak,      detach_modulation, logit_scale,
-      offset_on_target, NoiseKind(noise),     noise_sigma};
+      offset_on_target, NoiseKind(noise),     noise_sigma,       kOverwrites};
   const Backend backend(input);
   CrossEntropyParams p =
       params_of(input, target, {weight, pixel_weight, image_factor, offset, noise_seed}, options);
-  auto [of_input, of_weight] = allocate_gradients<Backend>(p, input, target, options);
+  auto [of_input, of_weight] = gradients_for<Backend>(p, input, target, options);
   Tensor normalizer = normalizer_of(backend, p, target, options.reduction);
   if (options.divides()) p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
   const auto plan = backend.plan(p);
@@ -172,7 +177,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
 
 // The gradients, recomputed from the logits: of a loss per pixel, or of a scalar loss of fp16.
 // grad_output is the gradient that flows into the result, normalizer what the loss was divided by.
-template <class Backend>
+template <class Backend, bool kOverwrites>
 std::tuple<Tensor, Tensor> cross_entropy_backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& target,
     std::optional<Tensor> weight, std::optional<Tensor> pixel_weight, const Tensor& normalizer,
@@ -185,7 +190,7 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(
       ignore_index,     Reduction(reduction), label_smoothing,   interpolate,
       align_corners,    grad_input,           grad_pixel_weight, ModulationKind(modulation),
       modulation_rate,  modulation_peak,      detach_modulation, logit_scale,
-      offset_on_target, NoiseKind(noise),     noise_sigma};
+      offset_on_target, NoiseKind(noise),     noise_sigma,       kOverwrites};
   const Backend backend(input);
   CrossEntropyParams p =
       params_of(input, target, {weight, pixel_weight, image_factor, offset, noise_seed}, options);
@@ -198,7 +203,7 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(
     check_dense("normalizer", normalizer, scalar, ScalarType::Double, input);
     p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
   }
-  auto [of_input, of_weight] = allocate_gradients<Backend>(p, input, target, options);
+  auto [of_input, of_weight] = gradients_for<Backend>(p, input, target, options);
   if (grad_input || grad_pixel_weight) launch(backend, backend.plan(p), p, input);
   return {of_input, of_weight};
 }

@@ -24,6 +24,8 @@ struct Cuda : cuda::LossBackend {
 
 STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CUDA, m) {
   using namespace segunc;
-  m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy_forward<Cuda>));
-  m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward<Cuda>));
+  m.impl("cross_entropy_forward", TORCH_BOX((&cross_entropy_forward<Cuda, false>)));
+  m.impl("cross_entropy_forward_", TORCH_BOX((&cross_entropy_forward<Cuda, true>)));
+  m.impl("cross_entropy_backward", TORCH_BOX((&cross_entropy_backward<Cuda, false>)));
+  m.impl("cross_entropy_backward_", TORCH_BOX((&cross_entropy_backward<Cuda, true>)));
 }

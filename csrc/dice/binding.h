@@ -12,7 +12,7 @@ namespace segunc {
 
 // The sums [M, kDiceSums, C], and that of the pixels' cross-entropies.
 using DiceForward = std::tuple<Tensor, Tensor>;
-// Those of input and of pixel_weight, empty where not wanted.
+// Those of input and of pixel_weight, empty where not wanted or written over the logits.
 using DiceGradients = std::tuple<Tensor, Tensor>;
 
 // ---- both losses ----
@@ -59,6 +59,7 @@ DiceForward overlap_sums(const Backend& backend, Params& p, const Tensor& input,
 struct DiceUpstream {
   const Tensor &grad_output, &coefficients, &factor;
   bool grad_input, grad_pixel_weight;  // which are wanted
+  bool overwrites;                     // the logits by their gradient
 };
 
 // map_of: of a gradient like the input.
@@ -76,10 +77,11 @@ DiceGradients overlap_gradients(const Backend& backend, Params& p, const Tensor&
   p.coefficients = static_cast<const double*>(upstream.coefficients.const_data_ptr());
   p.factor = static_cast<const double*>(upstream.factor.const_data_ptr());
   const bool of_weight_too = upstream.grad_pixel_weight;
-  Tensor of_input =
-      upstream.grad_input ? allocate_like(input) : allocate(input, {0}, input.scalar_type());
+  const bool apart = upstream.grad_input && !upstream.overwrites;
+  Tensor of_input = apart ? allocate_like(input) : allocate(input, {0}, input.scalar_type());
   Tensor of_weight = of_weight_too ? allocate(input, pixels, type) : allocate(input, {0}, type);
-  if (upstream.grad_input) {
+  if (upstream.overwrites) p.grad_input = input.mutable_data_ptr();
+  if (apart) {
     p.grad_input = of_input.mutable_data_ptr();
     p.grad_map = map_of(of_input);
     // Kernels with a fast traversal use it for both sides or for neither.
@@ -142,7 +144,7 @@ DiceForward dice_cross_entropy_forward(const Tensor& input, const Tensor& target
   return overlap_sums(backend, p, input, cross_entropy);
 }
 
-template <class Backend>
+template <class Backend, bool kOverwrites>
 DiceGradients dice_cross_entropy_backward(const Tensor& grad_output, const Tensor& input,
                                           const Tensor& target, std::optional<Tensor> weight,
                                           std::optional<Tensor> pixel_weight,
@@ -152,11 +154,12 @@ DiceGradients dice_cross_entropy_backward(const Tensor& grad_output, const Tenso
                                           bool squared, bool grad_input, bool grad_pixel_weight) {
   const DiceOptions options{ignore_index,  label_smoothing, interpolate,
                             align_corners, by_image,        squared};
+  if (kOverwrites && interpolate) fail(kNotOverwritten);
   const Backend backend(input);
   DiceParams p = params_of(input, target, weight, pixel_weight, options);
   return overlap_gradients(
       backend, p, input, target.sizes(),
-      {grad_output, coefficients, factor, grad_input, grad_pixel_weight},
+      {grad_output, coefficients, factor, grad_input, grad_pixel_weight, kOverwrites},
       [&](const Tensor& gradient) { return map_of("gradient", gradient, options); });
 }
 
@@ -227,7 +230,7 @@ DiceForward dice_bce_forward(const Tensor& input, const Tensor& target,
   return overlap_sums(backend, p, input, cross_entropy);
 }
 
-template <class Backend>
+template <class Backend, bool kOverwrites>
 DiceGradients dice_bce_backward(const Tensor& grad_output, const Tensor& input,
                                 const Tensor& target, std::optional<Tensor> pos_weight,
                                 std::optional<Tensor> pixel_weight, std::optional<Tensor> mask,
@@ -238,7 +241,7 @@ DiceGradients dice_bce_backward(const Tensor& grad_output, const Tensor& input,
       region_params_of(input, target, pos_weight, pixel_weight, mask, by_image, squared);
   return overlap_gradients(
       backend, p, input, without_classes(input),
-      {grad_output, coefficients, factor, grad_input, grad_pixel_weight},
+      {grad_output, coefficients, factor, grad_input, grad_pixel_weight, kOverwrites},
       [](const Tensor& gradient) { return class_map_of("gradient", gradient, false); });
 }
 

@@ -115,36 +115,41 @@ struct Cpu : cpu::Backend {
 }  // namespace
 }  // namespace segunc
 
-// What both operators of classes take after their tensors.
+// What the operators of classes take after their tensors.
 #define SEGUNC_DICE_OPTIONS                                                            \
   "SymInt ignore_index, float label_smoothing, bool interpolate, bool align_corners, " \
   "bool by_image, bool squared"
+#define SEGUNC_DICE_GRADIENTS \
+  "bool grad_input, bool grad_pixel_weight) -> (Tensor grad_input, Tensor grad_pixel_weight)"
+// Those that end in _ write the gradient over the logits, and return an empty one.
+#define SEGUNC_DICE_BACKWARD                                                          \
+  "Tensor target, Tensor? weight, Tensor? pixel_weight, Tensor coefficients, Tensor " \
+  "factor, " SEGUNC_DICE_OPTIONS ", " SEGUNC_DICE_GRADIENTS
+#define SEGUNC_DICE_BCE_BACKWARD                                                                 \
+  "Tensor target, Tensor? pos_weight, Tensor? pixel_weight, Tensor? mask, Tensor coefficients, " \
+  "Tensor factor, bool by_image, bool squared, " SEGUNC_DICE_GRADIENTS
 
 STABLE_TORCH_LIBRARY_FRAGMENT(segunc_ops, m) {
   m.def(
       "dice_cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, Tensor? "
       "pixel_weight, " SEGUNC_DICE_OPTIONS
       ", bool cross_entropy) -> (Tensor sums, Tensor surprise)");
-  m.def(
-      "dice_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? "
-      "weight, Tensor? pixel_weight, Tensor coefficients, Tensor factor, " SEGUNC_DICE_OPTIONS
-      ", bool grad_input, bool grad_pixel_weight) -> (Tensor grad_input, Tensor "
-      "grad_pixel_weight)");
+  m.def("dice_cross_entropy_backward(Tensor grad_output, Tensor input, " SEGUNC_DICE_BACKWARD);
+  m.def("dice_cross_entropy_backward_(Tensor grad_output, Tensor(a!) input, " SEGUNC_DICE_BACKWARD);
   m.def(
       "dice_bce_forward(Tensor input, Tensor target, Tensor? pos_weight, Tensor? pixel_weight, "
       "Tensor? mask, bool by_image, bool squared, bool cross_entropy) -> (Tensor sums, Tensor "
       "surprise)");
-  m.def(
-      "dice_bce_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? pos_weight, "
-      "Tensor? pixel_weight, Tensor? mask, Tensor coefficients, Tensor factor, bool by_image, bool "
-      "squared, bool grad_input, bool grad_pixel_weight) -> (Tensor grad_input, Tensor "
-      "grad_pixel_weight)");
+  m.def("dice_bce_backward(Tensor grad_output, Tensor input, " SEGUNC_DICE_BCE_BACKWARD);
+  m.def("dice_bce_backward_(Tensor grad_output, Tensor(a!) input, " SEGUNC_DICE_BCE_BACKWARD);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CPU, m) {
   using namespace segunc;
   m.impl("dice_cross_entropy_forward", TORCH_BOX(&dice_cross_entropy_forward<Cpu>));
-  m.impl("dice_cross_entropy_backward", TORCH_BOX(&dice_cross_entropy_backward<Cpu>));
+  m.impl("dice_cross_entropy_backward", TORCH_BOX((&dice_cross_entropy_backward<Cpu, false>)));
+  m.impl("dice_cross_entropy_backward_", TORCH_BOX((&dice_cross_entropy_backward<Cpu, true>)));
   m.impl("dice_bce_forward", TORCH_BOX(&dice_bce_forward<Cpu>));
-  m.impl("dice_bce_backward", TORCH_BOX(&dice_bce_backward<Cpu>));
+  m.impl("dice_bce_backward", TORCH_BOX((&dice_bce_backward<Cpu, false>)));
+  m.impl("dice_bce_backward_", TORCH_BOX((&dice_bce_backward<Cpu, true>)));
 }

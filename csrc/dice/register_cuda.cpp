@@ -29,7 +29,9 @@ struct Cuda : cuda::Backend {
 STABLE_TORCH_LIBRARY_IMPL(segunc_ops, CUDA, m) {
   using namespace segunc;
   m.impl("dice_cross_entropy_forward", TORCH_BOX(&dice_cross_entropy_forward<Cuda>));
-  m.impl("dice_cross_entropy_backward", TORCH_BOX(&dice_cross_entropy_backward<Cuda>));
+  m.impl("dice_cross_entropy_backward", TORCH_BOX((&dice_cross_entropy_backward<Cuda, false>)));
+  m.impl("dice_cross_entropy_backward_", TORCH_BOX((&dice_cross_entropy_backward<Cuda, true>)));
   m.impl("dice_bce_forward", TORCH_BOX(&dice_bce_forward<Cuda>));
-  m.impl("dice_bce_backward", TORCH_BOX(&dice_bce_backward<Cuda>));
+  m.impl("dice_bce_backward", TORCH_BOX((&dice_bce_backward<Cuda, false>)));
+  m.impl("dice_bce_backward_", TORCH_BOX((&dice_bce_backward<Cuda, true>)));
 }

@@ -222,6 +222,12 @@ def place_output(shape: tuple[int, ...], dtype: str, layout: str) -> Placed:
     return place(shape, _STORAGE[dtype], layout)
 
 
+def assert_unchanged(input: Placed, before: Array) -> None:
+    """Fails if a kernel's input is not what it was."""
+    same = np.array_equal(input.buffer.view(np.uint8), before.view(np.uint8))
+    assert same, "the input has changed"
+
+
 def place_far_apart(values: Array) -> Array:
     """A copy of one image [1, C, P], planar, with classes further apart than 32 bits can tell. What
     lies between them is never touched and takes no memory."""

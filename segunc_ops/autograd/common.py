@@ -24,6 +24,15 @@ def call(operator: Any, *args: Any) -> Any:
     return call_below_autograd(operator, *args) if is_eager() else operator(*args)
 
 
+def taken_over(logits: Tensor) -> Tensor:
+    """Logits whose memory becomes that of their gradient, within a Function that keeps it.
+
+    To others who have kept them for their own backward pass they have changed.
+    """
+    torch.autograd.graph.increment_version(logits)
+    return logits.detach()
+
+
 def class_sizes(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Pixels of each class and image; see :func:`segunc_ops.functional.class_sizes`."""
     sizes = torch.zeros(target.shape[0], num_classes, dtype=torch.int64, device=target.device)

@@ -13,7 +13,7 @@ from .._native.library import fake, ops, refuse_gradient
 from .._options import LossOptions
 from .._torch import call_below_autograd, eager_apply, is_eager, is_exporting, keeps_graph
 from .._variations import PLAIN, Focal, Variation
-from .common import FirstDerivative, addressable, call, class_sizes
+from .common import FirstDerivative, addressable, call, class_sizes, taken_over
 
 __all__ = ["cross_entropy"]
 
@@ -49,6 +49,15 @@ class _Varied(NamedTuple):
     noise_sigma: float = 0.0
 
 
+class _Plan(NamedTuple):
+    """How the gradient of the logits is made."""
+
+    deferred: bool
+    """In the backward pass."""
+    overwrites: bool
+    """In the logits' own memory."""
+
+
 class _Wanted(NamedTuple):
     """Which gradients there are to be, the operators' last arguments."""
 
@@ -59,7 +68,7 @@ class _Wanted(NamedTuple):
 _NOTHING = _Wanted(False, False)
 _OPTIONS = len(_Settings._fields)
 _FLAGS = _OPTIONS + len(_Wanted._fields)
-# Of the Functions: deferred, wanted, settings, input, target, weight and pixel weight, before what
+# Of the Functions: plan, wanted, settings, input, target, weight and pixel weight, before what
 # varies the loss; of that, tensors come first.
 _INPUTS = 7
 _TENSORS = 3
@@ -86,6 +95,12 @@ def _forward(
     )
 
 
+@fake("cross_entropy_forward_")
+def _overwriting_forward(input: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    loss, normalizer, _, of_pixel_weight = _forward(input, *others)
+    return loss, normalizer, input.new_empty((0,)), of_pixel_weight
+
+
 @fake("cross_entropy_backward")
 def _backward(
     grad_output: Tensor,
@@ -99,16 +114,23 @@ def _backward(
     return _gradients(input, target, _Wanted(*others[_OPTIONS:_FLAGS]))
 
 
+@fake("cross_entropy_backward_")
+def _overwriting_backward(
+    grad_output: Tensor, input: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    return input.new_empty((0,)), _backward(grad_output, input, *others)[1]
+
+
 refuse_gradient("cross_entropy_forward", "cross_entropy_backward")
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
-    ctx.deferred, ctx.wanted, ctx.settings, *tensors = inputs[:_INPUTS]
+    ctx.plan, ctx.wanted, ctx.settings, *tensors = inputs[:_INPUTS]
     varied = inputs[_INPUTS:]
     _, normalizer, grad_input, grad_pixel_weight = results
     ctx.set_materialize_grads(False)
     ctx.num_inputs = len(inputs)
-    if ctx.deferred:
+    if ctx.plan.deferred:
         ctx.save_for_backward(*tensors, normalizer, *varied[:_TENSORS])
         ctx.varied = varied[_TENSORS:]
     else:
@@ -116,7 +138,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], results: tuple[Tensor, ...]) -> Non
 
 
 def _forward_call(
-    deferred: bool,
+    plan: _Plan,
     wanted: _Wanted,
     settings: _Settings,
     input: Tensor,
@@ -126,9 +148,18 @@ def _forward_call(
     *varied: Any,
 ) -> tuple[Any, ...]:
     """The operator and its arguments, of a Function's inputs."""
-    forward = ops.cross_entropy_forward.default
-    now = _NOTHING if deferred else wanted
-    return forward, input, target, weight, pixel_weight, *settings, *now, *varied
+    now = _NOTHING if plan.deferred else wanted
+    over = plan.overwrites and now.grad_input
+    forward = ops.cross_entropy_forward_ if over else ops.cross_entropy_forward
+    return forward.default, input, target, weight, pixel_weight, *settings, *now, *varied
+
+
+def _with_gradient(plan: _Plan, results: tuple[Tensor, ...], input: Tensor) -> tuple[Tensor, ...]:
+    """An operator's results, with the gradient that it has written over the input, if it has."""
+    if plan.overwrites and not plan.deferred:
+        loss, normalizer, _, grad_pixel_weight = results
+        return loss, normalizer, input, grad_pixel_weight
+    return results
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -144,8 +175,13 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(deferred: bool, wanted: _Wanted, settings: _Settings, *others: Any) -> Any:
-        return call(*_forward_call(deferred, wanted, settings, *others))
+    def forward(
+        plan: _Plan, wanted: _Wanted, settings: _Settings, input: Tensor, *rest: Any
+    ) -> Any:
+        if plan.overwrites:
+            input = input.clone()  # which a compiler leaves out where nothing else reads the logits
+        results = call(*_forward_call(plan, wanted, settings, input, *rest))
+        return _with_gradient(plan, results, input)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -161,7 +197,7 @@ class _CrossEntropy(torch.autograd.Function):
             with torch.no_grad():
                 grads = _gradients_of(ctx, saved, grad_output)
             # The saved normalizer depends on the inputs: see above.
-            normalizer = saved[4] if ctx.deferred else saved[2]
+            normalizer = saved[4] if ctx.plan.deferred else saved[2]
             grads = FirstDerivative.apply("cross_entropy", normalizer, grad_output, *grads)
         else:
             grads = _gradients_of(ctx, saved, grad_output)
@@ -179,7 +215,12 @@ class _EagerCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        plan, wanted, settings, input, *rest = inputs
+        if plan.overwrites:
+            input = taken_over(input)
+            inputs = plan, wanted, settings, input, *rest
         results: tuple[Tensor, ...] = call_below_autograd(*_forward_call(*inputs))
+        results = _with_gradient(plan, results, input)
         _keep(ctx, inputs, results)
         return results[:2]
 
@@ -191,11 +232,12 @@ _eager_apply = eager_apply(_EagerCrossEntropy)
 
 def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
     """The gradients of input and pixel weight, empty where not wanted."""
-    if ctx.deferred:
-        backward = ops.cross_entropy_backward.default
+    if ctx.plan.deferred:
         tensors, varied = saved[:5], saved[5:]
+        over = ctx.plan.overwrites and not keeps_graph()
+        backward = ops.cross_entropy_backward_ if over else ops.cross_entropy_backward
         grads: tuple[Tensor, ...] = call(
-            backward,
+            backward.default,
             grad_output.contiguous(),
             *tensors,
             *ctx.settings,
@@ -203,7 +245,7 @@ def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> t
             *varied,
             *ctx.varied,
         )
-        return grads
+        return (tensors[0], grads[1]) if over else grads
     grads = saved[:2]
     # In place where nobody can see the saved gradient again after this backward.
     if not is_eager() or keeps_graph():
@@ -288,9 +330,15 @@ def cross_entropy(
     # An exported program would keep the operator and lose the Function around it: the operator's
     # own formula raises when such a program is differentiated.
     if wanted == _NOTHING or is_exporting():
-        loss: Tensor = call(*_forward_call(True, wanted, settings, *tensors, *varied))[0]
+        untouched = _Plan(deferred=True, overwrites=False)
+        loss: Tensor = call(*_forward_call(untouched, wanted, settings, *tensors, *varied))[0]
         return loss
+    eager = is_eager()
     deferred = options.reduction == "none" or input.dtype == torch.float16
-    apply = _eager_apply if is_eager() else _CrossEntropy.apply
-    losses = apply(deferred, wanted, settings, *tensors, *varied)
+    overwrites = options.overwrite_input and wanted.grad_input
+    if not eager:  # a compiler cannot be shown that nobody else reads the logits before backward
+        overwrites = overwrites and torch.compiler.is_compiling() and not deferred
+    plan = _Plan(deferred, overwrites)
+    apply = _eager_apply if eager else _CrossEntropy.apply
+    losses = apply(plan, wanted, settings, *tensors, *varied)
     return losses[0]

@@ -14,8 +14,8 @@ from .._dtypes import accumulate_dtype
 from .._native.library import fake, ops, refuse_gradient
 from .._options import LossOptions
 from .._overlap import FLOOR, Overlap, RegionOptions
-from .._torch import eager_apply, is_eager, is_exporting
-from .common import FirstDerivative, addressable, call
+from .._torch import eager_apply, is_eager, is_exporting, keeps_graph
+from .common import FirstDerivative, addressable, call, taken_over
 
 __all__ = ["dice_bce", "dice_cross_entropy"]
 
@@ -46,9 +46,9 @@ class _Wanted(NamedTuple):
 
 
 _WANTED = len(_Wanted._fields)
-# Of the Function: name, wanted, settings, reduction, overlap, and then the operators' tensors:
-# input, target, class weight, pixel weight, and of regions the mask.
-_BEFORE_TENSORS = 5
+# Of the Function: name, wanted, settings, reduction, overlap, whether logits are overwritten, and
+# then the operators' tensors: input, target, class weight, pixel weight, and of regions the mask.
+_BEFORE_TENSORS = 6
 _NAMES = ("dice_cross_entropy", "dice_bce")
 
 
@@ -85,6 +85,20 @@ def _region_backward(
     grad_output: Tensor, input: Tensor, target: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor]:
     return _gradients_like(input, pixel_shape(input), _Wanted(*others[-_WANTED:]))
+
+
+@fake("dice_cross_entropy_backward_")
+def _overwriting_backward(
+    grad_output: Tensor, input: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    return input.new_empty((0,)), _backward(grad_output, input, *others)[1]
+
+
+@fake("dice_bce_backward_")
+def _overwriting_region_backward(
+    grad_output: Tensor, input: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    return input.new_empty((0,)), _region_backward(grad_output, input, *others)[1]
 
 
 refuse_gradient(*[f"{name}_{way}" for name in _NAMES for way in ("forward", "backward")])
@@ -260,17 +274,21 @@ class _Dice(torch.autograd.Function):
         settings: _Settings | _RegionSettings,
         reduction: str,
         overlap: Overlap,
+        overwrites: bool,
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
         return tuple(_forward_call(name, settings, reduction, overlap, *tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.name, ctx.wanted, ctx.settings, *_ = inputs[:_BEFORE_TENSORS]
-        ctx.tensors = len(inputs) - _BEFORE_TENSORS
+        ctx.name, ctx.wanted, ctx.settings, *_, ctx.overwrites = inputs[:_BEFORE_TENSORS]
+        input, *others = inputs[_BEFORE_TENSORS:]
+        ctx.tensors = 1 + len(others)
         _, coefficients, factor = output
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[_BEFORE_TENSORS:], coefficients, factor)
+        ctx.save_for_backward(
+            taken_over(input) if ctx.overwrites else input, *others, coefficients, factor
+        )
         ctx.mark_non_differentiable(factor)
 
     @staticmethod
@@ -298,14 +316,15 @@ _eager_apply = eager_apply(_Dice)
 
 def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
     """The gradients of input and pixel weight, empty where not wanted."""
+    over = ctx.overwrites and not keeps_graph()
     grads: tuple[Tensor, ...] = call(
-        getattr(ops, f"{ctx.name}_backward").default,
+        getattr(ops, f"{ctx.name}_backward{'_' if over else ''}").default,
         grad_output.contiguous(),
         *saved,
         *ctx.settings,
         *ctx.wanted,
     )
-    return grads
+    return (saved[0], grads[1]) if over else grads
 
 
 def dice_cross_entropy(
@@ -326,7 +345,8 @@ def dice_cross_entropy(
         overlap.squared,
     )
     tensors = addressable(input), target.contiguous(), options.weight, pixel_weight
-    return _loss("dice_cross_entropy", settings, options.reduction, overlap, *tensors)
+    name, over = "dice_cross_entropy", options.overwrite_input
+    return _loss(name, settings, options.reduction, overlap, over, *tensors)
 
 
 def dice_bce(
@@ -343,7 +363,8 @@ def dice_bce(
         mask = mask.contiguous()
     tensors = addressable(input), _dense(target), options.pos_weight, pixel_weight, mask
     settings = _RegionSettings(not overlap.batch, overlap.squared)
-    return _loss("dice_bce", settings, options.reduction, overlap, *tensors)
+    over = options.overwrite_input
+    return _loss("dice_bce", settings, options.reduction, overlap, over, *tensors)
 
 
 def _dense(target: Tensor) -> Tensor:
@@ -361,6 +382,7 @@ def _loss(
     settings: _Settings | _RegionSettings,
     reduction: str,
     overlap: Overlap,
+    overwrite_input: bool,
     *tensors: Any,
 ) -> Tensor:
     input, _, _, pixel_weight, *_ = tensors
@@ -374,6 +396,8 @@ def _loss(
     # formula raises when such a program is differentiated.
     if not any(wanted) or is_exporting():
         return _forward_call(name, settings, reduction, overlap, *tensors).value
-    apply = _eager_apply if is_eager() else _Dice.apply
-    losses = apply(name, wanted, settings, reduction, overlap, *tensors)
+    eager = is_eager()
+    apply = _eager_apply if eager else _Dice.apply
+    overwrites = overwrite_input and wanted.grad_input and eager
+    losses = apply(name, wanted, settings, reduction, overlap, overwrites, *tensors)
     return cast(Tensor, losses[0])

@@ -100,6 +100,7 @@ def balanced_softmax_cross_entropy(
     label_smoothing: float = 0.0,
     upsample: Upsample | None = None,
     align_corners: bool = False,
+    overwrite_input: bool = False,
 ) -> Tensor:
     r"""Cross-entropy of logits that have the classes' prior added, which prediction leaves out.
 
@@ -112,7 +113,8 @@ def balanced_softmax_cross_entropy(
         input, target, weight, pixel_weight: as for :func:`cross_entropy`.
         counts: n, a positive number for each class, of any type; only their ratios matter. A tensor
             on a GPU is not waited for: a count of zero there makes losses that are no number.
-        ignore_index, reduction, label_smoothing, upsample, align_corners: as there.
+        ignore_index, reduction, label_smoothing, upsample, align_corners, overwrite_input: as
+            there.
 
     Returns:
         As :func:`cross_entropy`.
@@ -123,7 +125,15 @@ def balanced_softmax_cross_entropy(
     """
     variation = Variation(adjustment=balanced_adjustment(counts))
     return cross_entropy_with(
-        LossOptions(weight, ignore_index, reduction, label_smoothing, upsample, align_corners),
+        LossOptions(
+            weight,
+            ignore_index,
+            reduction,
+            label_smoothing,
+            upsample,
+            align_corners,
+            overwrite_input,
+        ),
         input,
         target,
         pixel_weight,
@@ -146,6 +156,7 @@ def ldam_cross_entropy(
     label_smoothing: float = 0.0,
     upsample: Upsample | None = None,
     align_corners: bool = False,
+    overwrite_input: bool = False,
 ) -> Tensor:
     r"""Cross-entropy that asks of rare classes to be ahead by a larger margin.
 
@@ -161,7 +172,8 @@ def ldam_cross_entropy(
         scale: s, above 0.
         margin_on: ``"target"``, or ``"all"`` for margins off every logit, as the comparison in
             "Pixel-wise Adaptive Training" (Do et al. 2024, table 2) has it.
-        ignore_index, reduction, label_smoothing, upsample, align_corners: as there.
+        ignore_index, reduction, label_smoothing, upsample, align_corners, overwrite_input: as
+            there.
 
     Returns:
         As :func:`cross_entropy`.
@@ -172,7 +184,15 @@ def ldam_cross_entropy(
     """
     variation = Variation(adjustment=ldam_adjustment(counts, max_margin, scale, margin_on))
     return cross_entropy_with(
-        LossOptions(weight, ignore_index, reduction, label_smoothing, upsample, align_corners),
+        LossOptions(
+            weight,
+            ignore_index,
+            reduction,
+            label_smoothing,
+            upsample,
+            align_corners,
+            overwrite_input,
+        ),
         input,
         target,
         pixel_weight,
@@ -195,6 +215,7 @@ def logit_variation_cross_entropy(
     label_smoothing: float = 0.0,
     upsample: Upsample | None = None,
     align_corners: bool = False,
+    overwrite_input: bool = False,
 ) -> Tensor:
     r"""Cross-entropy of logits with noise, which is larger the rarer their class is.
 
@@ -217,8 +238,8 @@ def logit_variation_cross_entropy(
         seed: of the noise, an integer or an int64 tensor ``()``; None draws one by torch's
             generator of the input's device, which ``torch.manual_seed`` sets and checkpointing
             restores.
-        ignore_index, reduction, label_smoothing, upsample, align_corners: as there. With `upsample`
-            noise is added to the interpolated logits.
+        ignore_index, reduction, label_smoothing, upsample, align_corners, overwrite_input: as
+            there. With `upsample` noise is added to the interpolated logits.
 
     Returns:
         As :func:`cross_entropy`.
@@ -229,6 +250,8 @@ def logit_variation_cross_entropy(
     """
     check_tensor("input", input)
     adjustment = seeded(variation_adjustment(counts, sigma, distribution), seed, input.device)
-    options = LossOptions(weight, ignore_index, reduction, label_smoothing, upsample, align_corners)
+    options = LossOptions(
+        weight, ignore_index, reduction, label_smoothing, upsample, align_corners, overwrite_input
+    )
     variation = Variation(adjustment=adjustment)
     return cross_entropy_with(options, input, target, pixel_weight, variation)

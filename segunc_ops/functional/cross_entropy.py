@@ -12,11 +12,13 @@ from .._checks import (
     check_target,
     check_upsampled_input,
     check_weight,
+    left_empty,
     one_channel_error,
 )
 from .._dtypes import accumulate_dtype, result_dtype
 from .._native.backend import implementation
 from .._options import LossOptions, check_options
+from .._overwriting import empty, lend
 from .._types import Reduction, Upsample
 from .._variations import PLAIN, Adjustment, Variation
 
@@ -34,6 +36,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     upsample: Upsample | None = None,
     align_corners: bool = False,
+    overwrite_input: bool = False,
 ) -> Tensor:
     r"""Cross-entropy between logits and class indices, weighted by class and by pixel.
 
@@ -67,6 +70,11 @@ def cross_entropy(
             the pixels that it has a share in. None: no interpolation.
         align_corners: whether the centres of the corner pixels, instead of the corners, of logits
             and target coincide. As for torch, False in most models.
+        overwrite_input: whether the gradient is written over the logits, so that nothing of their
+            size is allocated. For logits that only this loss reads: they are empty afterwards,
+            of shape ``(0,)``. A leaf, a view and logits kept by what made them (ReLU, softmax) are
+            an error, the last in the backward pass. Logits stay as they are where no gradient of
+            them is wanted, and where torch compiles or transforms the call. Not with `upsample`.
 
     Returns:
         A scalar, or the target's ``(N, *)`` for ``"none"``; of the input's type, float32 under
@@ -79,7 +87,9 @@ def cross_entropy(
         IndexError: on a target outside [0, C) that is not `ignore_index`; on CUDA by the next
             call of any operation (see :func:`segunc_ops.check`), that pixel's loss being NaN.
     """
-    options = LossOptions(weight, ignore_index, reduction, label_smoothing, upsample, align_corners)
+    options = LossOptions(
+        weight, ignore_index, reduction, label_smoothing, upsample, align_corners, overwrite_input
+    )
     return cross_entropy_with(options, input, target, pixel_weight)
 
 
@@ -98,6 +108,7 @@ def cross_entropy_with(
     if input.dim() < 1 or (input.dim() > 1 and input.shape[1] == 0) or input.shape == (0,):
         raise ValueError(
             f"input: expected shape (N, C, *) or (C,) with C > 0, got {tuple(input.shape)}"
+            f"{left_empty(input)}"
         )
     options = check_options(options)
     if options.upsample is not None:
@@ -111,19 +122,24 @@ def cross_entropy_with(
     if variation.adjustment is not None:
         variation = variation._replace(adjustment=_fitting(variation.adjustment, input, dtype))
     result = result_dtype(input)
+    logits = lend(input, options.overwrite_input)
+    lent = logits is not input
 
     single = input.dim() == 1
     if single:
-        input, target = input.unsqueeze(0), target.unsqueeze(0)
+        logits, target = logits.unsqueeze(0), target.unsqueeze(0)
         pixel_weight = None if pixel_weight is None else pixel_weight.unsqueeze(0)
     try:
         loss: Tensor = implementation(input.device).cross_entropy(
-            input, target, pixel_weight=pixel_weight, options=options, variation=variation
+            logits, target, pixel_weight=pixel_weight, options=options, variation=variation
         )
     except IndexError as error:
         if single:
             raise
         raise one_channel_error(error, input) from None
+    finally:
+        if lent:
+            empty(input)
     if single and options.reduction == "none":
         loss = loss.squeeze(0)
     return loss if loss.dtype == result else loss.to(result)

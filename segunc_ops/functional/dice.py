@@ -22,12 +22,14 @@ from .._checks import (
     check_upsampled_input,
     check_weight,
     describe,
+    left_empty,
     pixel_shape,
 )
 from .._dtypes import BINARY_DTYPES, accumulate_dtype, result_dtype
 from .._native.backend import implementation
 from .._options import LossOptions, check_options
 from .._overlap import REGION_REDUCTIONS, Absent, Overlap, RegionOptions, RegionReduction
+from .._overwriting import empty, lend
 from .._types import Reduction, Upsample
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def dice_cross_entropy(
     label_smoothing: float = 0.0,
     upsample: Upsample | None = None,
     align_corners: bool = False,
+    overwrite_input: bool = False,
 ) -> Tensor:
     r"""Cross-entropy and the Dice loss of the same logits, from one softmax.
 
@@ -116,7 +119,7 @@ def dice_cross_entropy(
         reduction: of the cross-entropy: ``"mean"``, ``"mean_all"`` or ``"sum"``, as for
             :func:`cross_entropy`. There is no loss of a pixel, hence no ``"none"``.
         label_smoothing: of the cross-entropy alone.
-        upsample, align_corners: as for :func:`cross_entropy`.
+        upsample, align_corners, overwrite_input: as for :func:`cross_entropy`.
 
     Returns:
         A scalar of the input's type, float32 under autocast.
@@ -139,7 +142,9 @@ def dice_cross_entropy(
         dice_offset,
         group,
     )
-    options = LossOptions(weight, ignore_index, reduction, label_smoothing, upsample, align_corners)
+    options = LossOptions(
+        weight, ignore_index, reduction, label_smoothing, upsample, align_corners, overwrite_input
+    )
     return dice_cross_entropy_with(options, check_overlap(overlap), input, target, pixel_weight)
 
 
@@ -202,7 +207,10 @@ def dice_cross_entropy_with(
     """
     check_logits("input", input)
     if input.dim() < 2 or input.shape[1] == 0:
-        raise ValueError(f"input: expected shape (N, C, *) with C > 1, got {tuple(input.shape)}")
+        raise ValueError(
+            f"input: expected shape (N, C, *) with C > 1, got {tuple(input.shape)}"
+            f"{left_empty(input)}"
+        )
     if input.shape[1] == 1:
         raise ValueError(
             f"input: expected logits of at least two classes, got shape {tuple(input.shape)}: the "
@@ -222,9 +230,14 @@ def dice_cross_entropy_with(
     if pixel_weight is not None:
         pixel_weight = check_pixel_weight(target, pixel_weight, dtype)
     result = result_dtype(input)
-    loss: Tensor = implementation(input.device).dice_cross_entropy(
-        input, target, pixel_weight=pixel_weight, options=options, overlap=overlap
-    )
+    logits = lend(input, options.overwrite_input)
+    try:
+        loss: Tensor = implementation(input.device).dice_cross_entropy(
+            logits, target, pixel_weight=pixel_weight, options=options, overlap=overlap
+        )
+    finally:
+        if logits is not input:
+            empty(input)
     return loss if loss.dtype == result else loss.to(result)
 
 
@@ -248,6 +261,7 @@ def dice_bce(
     group: ProcessGroup | None = None,
     reduction: RegionReduction = "mean",
     ignore_channel: bool = False,
+    overwrite_input: bool = False,
 ) -> Tensor:
     r"""Binary cross-entropy and the Dice loss of regions, each with a sigmoid of its own.
 
@@ -289,6 +303,7 @@ def dice_bce(
             pixel gives NaN.
         ignore_channel: whether the target has one channel more than the input, which is 1 where
             pixels are to be ignored, as nnU-Net's; in place of `mask`.
+        overwrite_input: as for :func:`cross_entropy`.
 
     Returns:
         A scalar of the input's type, float32 under autocast.
@@ -313,7 +328,9 @@ def dice_bce(
         dice_offset,
         group,
     )
-    options = check_region_options(RegionOptions(pos_weight, reduction, ignore_channel))
+    options = check_region_options(
+        RegionOptions(pos_weight, reduction, ignore_channel, overwrite_input)
+    )
     return dice_bce_with(options, check_overlap(overlap), input, target, mask, pixel_weight)
 
 
@@ -324,6 +341,7 @@ def check_region_options(options: RegionOptions) -> RegionOptions:
         ValueError, TypeError: they are not.
     """
     check_bool("ignore_channel", options.ignore_channel)
+    check_bool("overwrite_input", options.overwrite_input)
     if options.reduction not in REGION_REDUCTIONS:
         raise ValueError(
             f"reduction: expected one of {REGION_REDUCTIONS}, got {options.reduction!r}"
@@ -401,7 +419,12 @@ def dice_bce_with(
     if pixel_weight is not None:
         pixel_weight = check_pixel_weight(target[:, 0], pixel_weight, dtype, "a number a pixel")
     result = result_dtype(input)
-    loss: Tensor = implementation(input.device).dice_bce(
-        input, target, pixel_weight=pixel_weight, mask=mask, options=options, overlap=overlap
-    )
+    logits = lend(input, options.overwrite_input)
+    try:
+        loss: Tensor = implementation(input.device).dice_bce(
+            logits, target, pixel_weight=pixel_weight, mask=mask, options=options, overlap=overlap
+        )
+    finally:
+        if logits is not input:
+            empty(input)
     return loss if loss.dtype == result else loss.to(result)

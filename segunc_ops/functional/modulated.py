@@ -71,6 +71,7 @@ def focal_cross_entropy(
     reduction: Reduction = "mean",
     upsample: Upsample | None = None,
     align_corners: bool = False,
+    overwrite_input: bool = False,
 ) -> Tensor:
     r"""Cross-entropy whose pixels count less the more certain they are of their class.
 
@@ -83,8 +84,8 @@ def focal_cross_entropy(
     Args:
         input, target, weight, pixel_weight: as for :func:`cross_entropy`.
         gamma: the exponent, at least 0; 0 is cross-entropy.
-        ignore_index, reduction, upsample, align_corners: as there. Labels cannot be smoothed: the
-            formula has no other class than the labelled one.
+        ignore_index, reduction, upsample, align_corners, overwrite_input: as there. Labels cannot
+            be smoothed: the formula has no other class than the labelled one.
 
     Returns:
         As :func:`cross_entropy`. ``"mean"`` divides by the sum of w_y over the valid pixels; the
@@ -96,7 +97,7 @@ def focal_cross_entropy(
     """
     variation = Variation(check_focal(gamma))
     return cross_entropy_with(
-        LossOptions(weight, ignore_index, reduction, 0.0, upsample, align_corners),
+        LossOptions(weight, ignore_index, reduction, 0.0, upsample, align_corners, overwrite_input),
         input,
         target,
         pixel_weight,
@@ -120,6 +121,7 @@ def pixel_adaptive_cross_entropy(
     label_smoothing: float = 0.0,
     upsample: Upsample | None = None,
     align_corners: bool = False,
+    overwrite_input: bool = False,
 ) -> Tensor:
     r"""Cross-entropy weighted by image-wise class sizes and by a pixel's own probability.
 
@@ -139,7 +141,8 @@ def pixel_adaptive_cross_entropy(
         curve: ``"equation"``, or ``"table"`` for the inverse.
         size_normalized: whether losses are divided by S.
         detach_weight: whether beta is a constant for the gradient. The paper differentiates it.
-        ignore_index, reduction, label_smoothing, upsample, align_corners: as there.
+        ignore_index, reduction, label_smoothing, upsample, align_corners, overwrite_input: as
+            there.
 
     Returns:
         As :func:`cross_entropy`. With `size_normalized` ``"mean"`` is equation 4, the sum divided
@@ -150,6 +153,8 @@ def pixel_adaptive_cross_entropy(
             above 0 or whose weights overflow float32; on ``"mean_all"`` with `size_normalized`.
     """
     modulation = check_pixel_adaptive(temperature, epsilon, curve, size_normalized, detach_weight)
-    given = LossOptions(weight, ignore_index, reduction, label_smoothing, upsample, align_corners)
+    given = LossOptions(
+        weight, ignore_index, reduction, label_smoothing, upsample, align_corners, overwrite_input
+    )
     check_reduction(modulation, given.reduction)
     return cross_entropy_with(given, input, target, pixel_weight, Variation(modulation))

@@ -45,6 +45,7 @@ class ClassWeightedLoss(nn.Module):
     label_smoothing: float
     upsample: Upsample | None
     align_corners: bool
+    overwrite_input: bool
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
@@ -100,7 +101,7 @@ class ClassWeightedLoss(nn.Module):
         smoothing = f", label_smoothing={self.label_smoothing}" if taken else ""
         return (
             f"{classes}ignore_index={self.ignore_index}, reduction={self.reduction!r}"
-            f"{smoothing}{upsample}"
+            f"{smoothing}{upsample}{', overwrite_input=True' if self.overwrite_input else ''}"
         )
 
 

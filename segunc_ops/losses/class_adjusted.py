@@ -65,8 +65,8 @@ class BalancedSoftmaxCrossEntropyLoss(_AdjustedLoss):
         counts: n, a positive number for each class; log n less its largest is kept as the buffer
             ``offset``.
         weight: class weights w, ``(C,)``, of any float type; a buffer.
-        ignore_index, reduction, label_smoothing, upsample, align_corners: as for
-            :class:`CrossEntropyLoss`.
+        ignore_index, reduction, label_smoothing, upsample, align_corners, overwrite_input:
+            as for :class:`CrossEntropyLoss`.
 
     Shape:
         - input, target, pixel_weight, result: as for :class:`CrossEntropyLoss`.
@@ -105,8 +105,8 @@ class LDAMCrossEntropyLoss(_AdjustedLoss):
         scale: s, above 0. Logits are multiplied by it, and so are their gradients.
         margin_on: ``"target"``, or ``"all"`` for margins off every logit, as the comparison in
             "Pixel-wise Adaptive Training" (Do et al. 2024, table 2) has it.
-        ignore_index, reduction, label_smoothing, upsample, align_corners: as for
-            :class:`CrossEntropyLoss`.
+        ignore_index, reduction, label_smoothing, upsample, align_corners, overwrite_input:
+            as for :class:`CrossEntropyLoss`.
 
     Shape:
         - input, target, pixel_weight, result: as for :class:`CrossEntropyLoss`.
@@ -158,8 +158,8 @@ class LogitVariationCrossEntropyLoss(_AdjustedLoss):
         weight: class weights w, ``(C,)``, of any float type; a buffer.
         sigma: of the normal distribution, or the largest size of the uniform one; at least 0.
         distribution: ``"normal"``, or ``"uniform"`` on [-sigma, sigma].
-        ignore_index, reduction, label_smoothing, upsample, align_corners: as for
-            :class:`CrossEntropyLoss`.
+        ignore_index, reduction, label_smoothing, upsample, align_corners, overwrite_input:
+            as for :class:`CrossEntropyLoss`.
 
     Shape:
         - input, target, pixel_weight, result: as for :class:`CrossEntropyLoss`.

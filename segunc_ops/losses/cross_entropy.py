@@ -33,6 +33,8 @@ class CrossEntropyLoss(ClassWeightedLoss):
         upsample: ``"bilinear"`` or, for volumes, ``"trilinear"``: z are the logits interpolated to
             the target's size, which are never in memory. None: no interpolation.
         align_corners: as for :func:`torch.nn.functional.interpolate`.
+        overwrite_input: whether the gradient is written over the logits: see
+            :func:`segunc_ops.functional.cross_entropy`.
 
     Shape:
         - input: ``(N, C, *)``, ``(N, C)`` or ``(C,)`` logits; float32, bfloat16, float16 or

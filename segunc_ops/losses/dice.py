@@ -50,7 +50,8 @@ class DiceCrossEntropyLoss(ClassWeightedLoss):
         ce_weight, dice_weight, batch, include_background, smooth_numerator, smooth_denominator,
             squared, jaccard, absent, dice_offset, group: as for
             :func:`segunc_ops.functional.dice_cross_entropy`.
-        ignore_index, label_smoothing, upsample, align_corners: as for :class:`CrossEntropyLoss`.
+        ignore_index, label_smoothing, upsample, align_corners, overwrite_input: as for
+            :class:`CrossEntropyLoss`.
         reduction: of the cross-entropy; there is no ``"none"``.
 
     Shape:
@@ -190,7 +191,8 @@ class DiceBCELoss(nn.Module):
         pos_weight: weights of the regions' positives, ``(C,)``, of the cross-entropy alone; a
             buffer.
         ce_weight, dice_weight, batch, include_background, smooth_numerator, smooth_denominator,
-            squared, jaccard, absent, dice_offset, group, reduction, ignore_channel: as for
+            squared, jaccard, absent, dice_offset, group, reduction, ignore_channel,
+            overwrite_input: as for
             :func:`segunc_ops.functional.dice_bce`.
 
     Shape:
@@ -210,6 +212,7 @@ class DiceBCELoss(nn.Module):
     """
 
     pos_weight: Tensor | None
+    overwrite_input: bool
 
     def __init__(
         self,
@@ -228,15 +231,19 @@ class DiceBCELoss(nn.Module):
         group: ProcessGroup | None = None,
         reduction: RegionReduction = "mean",
         ignore_channel: bool = False,
+        overwrite_input: bool = False,
     ) -> None:
         super().__init__()
         if pos_weight is not None and not isinstance(pos_weight, Tensor):
             raise TypeError(
                 f"pos_weight: expected a tensor or None, got {type(pos_weight).__name__}"
             )
-        options = check_region_options(RegionOptions(pos_weight, reduction, ignore_channel))
+        options = check_region_options(
+            RegionOptions(pos_weight, reduction, ignore_channel, overwrite_input)
+        )
         self.register_buffer("pos_weight", pos_weight)
         self.reduction, self.ignore_channel = options.reduction, options.ignore_channel
+        self.overwrite_input = options.overwrite_input
         self.overlap = check_overlap(
             Overlap(
                 ce_weight,
@@ -283,14 +290,15 @@ class DiceBCELoss(nn.Module):
         mask: Tensor | None = None,
         pixel_weight: Tensor | None = None,
     ) -> Tensor:
-        options = RegionOptions(self.pos_weight, self.reduction, self.ignore_channel)
+        options = RegionOptions(*[getattr(self, name) for name in RegionOptions._fields])
         return dice_bce_with(options, self.overlap, input, target, mask, pixel_weight)
 
     def extra_repr(self) -> str:
         regions = [] if self.pos_weight is None else [f"num_regions={self.pos_weight.numel()}"]
-        channel = ["ignore_channel=True"] if self.ignore_channel else []
+        flags = ("ignore_channel", "overwrite_input")
+        given = [f"{name}=True" for name in flags if getattr(self, name)]
         reduction = f"reduction={self.reduction!r}"
-        return ", ".join([*regions, *_differences(self.overlap), reduction, *channel])
+        return ", ".join([*regions, *_differences(self.overlap), reduction, *given])
 
 
 class DeepSupervision(nn.Module):

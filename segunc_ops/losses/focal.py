@@ -31,8 +31,9 @@ class FocalCrossEntropyLoss(ClassWeightedLoss):
     Args:
         gamma: the exponent, at least 0; 0 is cross-entropy.
         weight: class weights w, ``(C,)``, of any float type; a buffer.
-        ignore_index, reduction, upsample, align_corners: as for :class:`CrossEntropyLoss`. Labels
-            cannot be smoothed: the formula has no other class than the labelled one.
+        ignore_index, reduction, upsample, align_corners, overwrite_input: as for
+            :class:`CrossEntropyLoss`. Labels cannot be smoothed: the formula has no other class
+            than the labelled one.
 
     Shape:
         - input, target, pixel_weight, result: as for :class:`CrossEntropyLoss`.

@@ -117,6 +117,7 @@ class InstanceUncertaintyCrossEntropyLoss(UncertaintyWeightedLoss[_Observed]):
         label_smoothing: in [0, 1].
         upsample, align_corners: how logits are interpolated to the target's size within the loss,
             as :func:`segunc_ops.functional.cross_entropy` does.
+        overwrite_input: whether the gradient is written over the logits: see there.
         missing: what a call in training mode without uncertainty is: ``"error"`` or ``"plain"``.
 
     Shape:

@@ -40,7 +40,8 @@ class PixelAdaptiveCrossEntropyLoss(ClassWeightedLoss):
         weight: class weights, ``(C,)``, of any float type; a buffer.
         reduction: ``"mean"`` is equation 4, divided by the number of images, if `size_normalized`,
             which has no ``"mean_all"``; ``"sum"`` or ``"none"``.
-        ignore_index, label_smoothing, upsample, align_corners: as for :class:`CrossEntropyLoss`.
+        ignore_index, label_smoothing, upsample, align_corners, overwrite_input: as for
+            :class:`CrossEntropyLoss`.
 
     Shape:
         - input, target, pixel_weight, result: as for :class:`CrossEntropyLoss`.

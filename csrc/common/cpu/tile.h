@@ -23,6 +23,13 @@ constexpr int64_t kStreamBytes = 16 << 20;
 
 constexpr int kAlignment = 64;
 
+// Whether a gradient does. What it is written over has just been read and is in the cache.
+template <class S, class Params>
+bool streams_gradient(const Params& p) {
+  const int64_t bytes = p.map.images * p.map.pixels * p.map.classes * int64_t(sizeof(S));
+  return bytes > kStreamBytes && p.grad_input != p.input;
+}
+
 // Cache-line aligned scratch of one thread.
 template <class T>
 class Scratch {

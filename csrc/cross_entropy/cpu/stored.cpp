@@ -14,10 +14,9 @@ void run_units(const CrossEntropyParams& p, int64_t begin, int64_t end) {
   const int C = int(p.map.classes);
   const Targets<A> targets(p);
   const bool last = p.grad_map.layout == Layout::channels_last;
-  const int64_t grad_bytes = p.map.images * p.map.pixels * C * int64_t(sizeof(S));
   Scratch<A> tile_room(int64_t(C) * T);
   Scratch<S> row_room(last ? int64_t(C) * T : T);
-  const WriteBuffer<S> buffer{row_room.get(), grad_bytes > kStreamBytes};
+  const WriteBuffer<S> buffer{row_room.get(), streams_gradient<S>(p)};
   A* tile = tile_room.get();
   Pixels<A, T> px;
   alignas(kAlignment) A lane[T];

@@ -39,11 +39,10 @@ void run_units(const DiceBceParams& p, int64_t begin, int64_t end) {
   const A* const pos_weight = static_cast<const A*>(p.pos_weight);
   Slopes<A> slopes(p);
   const bool last = p.grad_map.layout == Layout::channels_last;
-  const int64_t grad_bytes = p.map.images * p.map.pixels * C * int64_t(sizeof(S));
   RegionRows<S, T> rows(p);
   Scratch<A> tile_room(int64_t(C) * T);
   Scratch<S> row_room(last ? int64_t(C) * T : T);
-  const WriteBuffer<S> buffer{row_room.get(), grad_bytes > kStreamBytes};
+  const WriteBuffer<S> buffer{row_room.get(), streams_gradient<S>(p)};
   A* const tile = tile_room.get();
   RegionPixels<A, T> px;
   alignas(kAlignment) A loss[T];

@@ -15,10 +15,9 @@ void run_units(const DiceParams& p, int64_t begin, int64_t end) {
   const Shares<A> shares(p);
   Slopes<A> slopes(p);
   const bool last = p.grad_map.layout == Layout::channels_last;
-  const int64_t grad_bytes = p.map.images * p.map.pixels * C * int64_t(sizeof(S));
   Scratch<A> tile_room(int64_t(C) * T);
   Scratch<S> row_room(last ? int64_t(C) * T : T);
-  const WriteBuffer<S> buffer{row_room.get(), grad_bytes > kStreamBytes};
+  const WriteBuffer<S> buffer{row_room.get(), streams_gradient<S>(p)};
   A* tile = tile_room.get();
   Pixels<A, T> px;
 

@@ -58,7 +58,7 @@ def random_case(dtype: str, layout: str, classes: int, seed: int) -> Case:
             [255, 0, classes - 1] if target_type is np.uint8 else [-100, 255, 0, classes - 1, -1]
         )
     )
-    return Case(
+    case = Case(
         dtype,
         layout,
         classes,
@@ -80,6 +80,8 @@ def random_case(dtype: str, layout: str, classes: int, seed: int) -> Case:
         varied=VARIATIONS[str(generator.choice([*VARIATIONS]))] if either(0.3) else PLAIN,
         seed=seed,
     )
+    overwrites = case.grad_input and case.grad_layout is None and either(0.4)
+    return replace(case, overwrites=overwrites)
 
 
 CASES = [
@@ -115,6 +117,7 @@ def test_variations(host: ModuleType, varied: str, classes: int, layout: str, si
         ignored=0.2,
         upstream="map",
         grad_pixel_weight=True,
+        overwrites=size == 64,
         varied=VARIATIONS[varied],
         seed=classes,
     )

@@ -42,6 +42,7 @@ class Case:
     ignored: float = 0.2
     grad_layout: str | None = None  # that of the input without
     grad_input: bool = True
+    overwrites: bool = False  # the logits by their gradient
     grad_pixel_weight: bool = False
     to: Interpolated | None = None
     seed: int = 0

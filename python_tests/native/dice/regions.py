@@ -43,6 +43,7 @@ class RegionCase:
     cross_entropy: bool = True
     grad_layout: str | None = None  # that of the input without
     grad_input: bool = True
+    overwrites: bool = False  # the logits by their gradient
     grad_pixel_weight: bool = False
     seed: int = 0
 

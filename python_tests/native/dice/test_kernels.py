@@ -39,6 +39,7 @@ def drawn(dtype: str, layout: str, classes: int, seed: int) -> Case:
         cross_entropy=bool(generator.random() < 0.8),
         ignore_index=int(generator.choice([255, 1])),
         grad_pixel_weight=bool(generator.random() < 0.5),
+        overwrites=bool(generator.random() < 0.4),
         seed=seed,
     )
 

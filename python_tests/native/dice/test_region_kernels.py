@@ -36,6 +36,7 @@ def drawn(dtype: str, layout: str, classes: int, seed: int) -> RegionCase:
         pixel_weight=bool(generator.random() < 0.5),
         cross_entropy=bool(generator.random() < 0.8),
         grad_pixel_weight=bool(generator.random() < 0.5),
+        overwrites=bool(generator.random() < 0.4),
         seed=seed,
     )
 
