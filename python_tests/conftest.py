@@ -15,7 +15,7 @@ pytest.register_assert_rewrite(
     *(f"python_tests.{name}" for name in ("comparison", "gpu", "memory")),
     *(
         f"python_tests.{family}.cases"
-        for family in ("cross_entropy", "dice", "statistics", "components", "counts")
+        for family in ("cross_entropy", "dice", "overwriting", "statistics", "components", "counts")
     ),
     *(f"python_tests.{part}.cases" for part in ("losses", "sampling", "metrics", "experiments")),
 )

@@ -397,19 +397,16 @@ def operator_calls() -> dict[str, list[tuple[object, ...]]]:
                 (logits[:, :, :3, :2], (True, True)),
             ):
                 options = (IGNORED, reduction, 0.1, *interpolation, wants, wants)
-                calls.setdefault("cross_entropy_forward", []).append(
-                    (source, target, weight, weights, *options)
-                )
-                calls.setdefault("cross_entropy_backward", []).append(
-                    (upstream, source, target, None, weights, one, *options)
-                )
                 factors, offset = torch.rand(2, 3), torch.rand(3)
                 varied = factors, offset, torch.tensor(7), 2, 0.1, 1.1, False, 1.0, False, 1, 0.5
-                calls["cross_entropy_forward"].append(
-                    (source, target, weight, weights, *options, *varied)
-                )
-                calls["cross_entropy_backward"].append(
-                    (upstream, source, target, None, weights, one, *options, *varied)
-                )
+                overwrites = wants and source is logits
+                for places in ("", "_") if overwrites else ("",):
+                    for more in ((), varied):
+                        calls.setdefault(f"cross_entropy_forward{places}", []).append(
+                            (source, target, weight, weights, *options, *more)
+                        )
+                        calls.setdefault(f"cross_entropy_backward{places}", []).append(
+                            (upstream, source, target, None, weights, one, *options, *more)
+                        )
         calls.setdefault("scale_", []).append((x.clone(), torch.tensor(2.0)))
     return calls

@@ -221,7 +221,7 @@ def operator_calls() -> dict[str, list[tuple[object, ...]]]:
     upstream = torch.tensor(2.0)
     z, y, mask, v = (t.detach() for t in regions())
     strided = torch.rand(2, 4, 5, 7)[:, :3] < 0.5  # without a last channel
-    return {
+    calls: dict[str, list[tuple[object, ...]]] = {
         "dice_bce_forward": [
             (z, y, None, None, None, True, False, True),
             (z, strided, weight, v, mask, False, True, False),
@@ -255,3 +255,6 @@ def operator_calls() -> dict[str, list[tuple[object, ...]]]:
             ),
         ],
     }
+    calls["dice_bce_backward_"] = calls["dice_bce_backward"]
+    calls["dice_cross_entropy_backward_"] = calls["dice_cross_entropy_backward"][:-1]
+    return calls
