@@ -13,6 +13,7 @@ from torch import Tensor
 import segunc_ops
 import segunc_ops.functional as sf
 from python_tests.comparison import accumulate_dtype, assert_close
+from python_tests.peers import Record
 from python_tests.support import IGNORED
 
 
@@ -203,6 +204,29 @@ def monai_regions(
         total = 2 * (total - i)
     dice = 1 - (2 * i + 1e-5) / (total + 1e-5)
     return dice.mean() + F.binary_cross_entropy_with_logits(x, y)
+
+
+_OF_MONAI = {
+    "squared_pred": "squared",
+    "smooth_nr": "smooth_numerator",
+    "smooth_dr": "smooth_denominator",
+    "lambda_dice": "dice_weight",
+    "lambda_ce": "ce_weight",
+}
+
+
+def monai_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """MONAI's options by their names here."""
+    return {_OF_MONAI.get(name, name): value for name, value in options.items()}
+
+
+def tolerance(record: Record) -> float:
+    """What a package's own arithmetic is exact to for logits in float64."""
+    if record.loss.startswith("nnU-Net") or "Focal" in record.loss:
+        return 2e-6  # its sums, and labels of regions, are in float32
+    if record.options.get("squared_pred"):
+        return 1e-7  # the norm of the labels is in float32
+    return 1e-12
 
 
 def operator_calls() -> dict[str, list[tuple[object, ...]]]:

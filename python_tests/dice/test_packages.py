@@ -1,7 +1,10 @@
-"""Options that give other packages' losses, against their formulas and, where it is installed,
-MONAI itself."""
+"""Options that give other packages' losses, against their formulas and against what the packages
+themselves gave."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +13,9 @@ from torch import Tensor
 import segunc_ops.functional as sf
 from python_tests.dice import cases
 from python_tests.dice.cases import batch
+from python_tests.peers import BATCHES, Batch, assert_same_numbers, numbers, records
 from python_tests.support import IGNORED
-from segunc_ops import DiceCrossEntropyLoss
+from segunc_ops import DeepSupervision, DiceCrossEntropyLoss
 
 SIZES = ((5, 7), (3, 4, 5))
 
@@ -60,36 +64,6 @@ def test_monai(size):
             assert_equal(DiceCrossEntropyLoss.monai(**own)(x, labels), wanted, x)
 
 
-def test_monai_itself():
-    losses = pytest.importorskip("monai.losses")
-    x, target, _ = batch(torch.float64, (5, 7), classes=5, ignored=0.0)
-    target = without_class(target, 2)
-    for own in ({}, {"batch": True}, {"jaccard": True}, {"include_background": False}):
-        peer = losses.DiceCELoss(to_onehot_y=True, softmax=True, **own)
-        wanted = peer(x, target.unsqueeze(1))
-        assert_equal(DiceCrossEntropyLoss.monai(**own)(x, target), wanted, x)
-
-
-def test_monai_by_numbers():
-    """What MONAI 1.6.1 gives for these logits, for where it is not installed. It takes the norm of
-    squared labels in float32."""
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(2, 4, 3, 5, generator=generator, dtype=torch.float64)
-    target = torch.randint(0, 3, (2, 3, 5), generator=generator)  # class 3 is absent
-    for own, value in MONAI_1_6_1:
-        found = DiceCrossEntropyLoss.monai(**own)(x, target)
-        assert float(found) == pytest.approx(value, rel=1e-8 if "squared" in own else 1e-12)
-
-
-MONAI_1_6_1: tuple[tuple[dict[str, bool], float], ...] = (
-    ({}, 2.4072839513705446),
-    ({"batch": True}, 2.3926075302802565),
-    ({"squared": True}, 2.317077183842699),
-    ({"jaccard": True}, 2.499846475117195),
-    ({"include_background": False, "batch": True}, 2.422931659087165),
-)
-
-
 @pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("size", SIZES)
 def test_smp(size):
@@ -111,3 +85,51 @@ def test_ultralytics(size):
         for of_classes in (None, weight):
             loss = DiceCrossEntropyLoss.ultralytics(weight=of_classes)(x, labels)
             assert_equal(loss, cases.ultralytics(x, labels, of_classes), x)
+
+
+# ---- what the packages gave ----
+
+
+def like_nnunet(
+    batch: Batch, batch_dice: bool, ignore_label: int = -100, weights: list[float] | None = None
+) -> Tensor:
+    loss = DiceCrossEntropyLoss.nnunet(batch=batch_dice, ignore_index=ignore_label)
+    if weights is not None:
+        return DeepSupervision(loss, weights)(batch.inputs, batch.targets)
+    return loss(batch.input, batch.target)
+
+
+def like_monai(batch: Batch, /, **options: Any) -> Tensor:
+    loss = DiceCrossEntropyLoss.monai(**cases.monai_arguments(options))
+    return loss(batch.input, batch.target)
+
+
+def like_smp(batch: Batch, ignore_index: int = -100, smooth_factor: float = 0.0) -> Tensor:
+    loss = DiceCrossEntropyLoss.smp(
+        ce_weight=1.0,
+        reduction="mean_all",
+        ignore_index=ignore_index,
+        label_smoothing=smooth_factor,
+    )
+    return loss(batch.input, batch.target)
+
+
+LIKE: dict[str, Callable[..., Tensor]] = {
+    "nnU-Net's DC_and_CE_loss": like_nnunet,
+    "MONAI's DiceCELoss(softmax=True)": like_monai,
+    "SMP's DiceLoss + SoftCrossEntropyLoss": like_smp,
+}
+
+
+@pytest.mark.usefixtures("each_backend")
+@pytest.mark.parametrize("record", [one for name in LIKE for one in records(name)], ids=str)
+def test_gives_what_the_package_gave(record):
+    batch = BATCHES[record.batch]()
+    found = numbers(LIKE[record.loss](batch, **record.options), batch.inputs)
+    assert_same_numbers(found, record.numbers, cases.tolerance(record))
+
+
+def test_nnunet_weighs_its_heads():
+    """As its trainer does, whose weights one of the packages' calls has."""
+    loss = DeepSupervision.nnunet(DiceCrossEntropyLoss.nnunet(), 3)
+    assert loss.weights == (2 / 3, 1 / 3, 0)

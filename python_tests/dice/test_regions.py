@@ -8,6 +8,7 @@ import inspect
 import pickle
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,12 +27,15 @@ from python_tests.comparison import (
 )
 from python_tests.dice.cases import (
     assert_equals,
+    monai_arguments,
     monai_regions,
     nnunet_regions,
     region_truth_of,
     regions,
+    tolerance,
 )
 from python_tests.memory import peak_bytes
+from python_tests.peers import BATCHES, Batch, assert_same_numbers, numbers, records
 from python_tests.support import LAYOUTS, LOGITS_DTYPES, REGION_DTYPES
 from segunc_ops import DeepSupervision, DiceBCELoss
 
@@ -243,47 +247,35 @@ def test_monai(size):
         assert_equal(found, monai_regions(x, target, **theirs), x)
 
 
-def monai_batch(channels: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(2, channels, 3, 5, generator=generator, dtype=torch.float64)
-    target = (torch.rand(2, channels, 3, 5, generator=generator) < 0.4).double()
-    target[0, 0] = 0
-    return x, target
+# ---- what the packages gave ----
 
 
-# What MONAI 1.6.1 gives: DiceLoss(sigmoid=True) of three channels, and DiceCELoss(sigmoid=True) of
-# one. It takes the norm of squared labels in float32.
-MONAI_DICE = (
-    0.6086873546336812,
-    0.5821754209348631,
-    0.4917567504196776,
-    0.7434353677293856,
-    0.5429934170446682,
-)
-MONAI_DICE_CE = (1.5594591081058073, 1.5411166282149886, 1.4834097296113389, 1.6263802719063567)
-# Its DiceFocalLoss(sigmoid=True, gamma=0) of three, in float32; DiceCELoss of one, weighted by 2.5.
-MONAI_FOCAL, MONAI_WEIGHTED = 1.3789569869731588, 1.74685315090432
+def like_nnunet(batch: Batch, batch_dice: bool, use_ignore_label: bool = False) -> Tensor:
+    loss = DiceBCELoss.nnunet(batch=batch_dice, ignore_channel=use_ignore_label)
+    return loss(batch.input, batch.target)
 
 
-def test_monai_by_numbers():
-    x, target = monai_batch(3)
-    for own, value in zip(MONAI_OPTIONS, MONAI_DICE, strict=True):
-        found = DiceBCELoss.monai(**own, ce_weight=0.0)(x, target)
-        assert float(found) == pytest.approx(value, rel=1e-8)
-    assert float(DiceBCELoss.monai()(x, target)) == pytest.approx(MONAI_FOCAL, rel=1e-7)
-    x, target = monai_batch(1)
-    for own, value in zip(MONAI_OPTIONS, MONAI_DICE_CE, strict=False):
-        assert float(DiceBCELoss.monai(**own)(x, target)) == pytest.approx(value, rel=1e-8)
-    weighted = DiceBCELoss.monai(pos_weight=torch.tensor([2.5], dtype=torch.float64))
-    assert float(weighted(x, target)) == pytest.approx(MONAI_WEIGHTED, rel=1e-12)
+def like_monai(batch: Batch, /, weight: list[float] | None = None, **options: Any) -> Tensor:
+    """Its weight is of one region's positives; Dice is not weighed by a single one."""
+    pos_weight = None if weight is None else torch.tensor(weight, dtype=batch.input.dtype)
+    loss = DiceBCELoss.monai(pos_weight=pos_weight, **monai_arguments(options))
+    return loss(batch.input, batch.target)
 
 
-def test_monai_itself():
-    losses = pytest.importorskip("monai.losses")
-    x, target = monai_batch(1)
-    for own in ({}, {"batch": True}, {"jaccard": True}):
-        wanted = losses.DiceCELoss(sigmoid=True, **own)(x.requires_grad_(), target)
-        assert_equal(DiceBCELoss.monai(**own)(x, target), wanted, x)
+LIKE: dict[str, Callable[..., Tensor]] = {
+    "nnU-Net's DC_and_BCE_loss": like_nnunet,
+    "MONAI's DiceCELoss(sigmoid=True)": like_monai,
+    "MONAI's DiceLoss(sigmoid=True)": partial(like_monai, lambda_ce=0.0),
+    "MONAI's DiceFocalLoss(sigmoid=True, gamma=0)": like_monai,
+}
+
+
+@pytest.mark.usefixtures("each_backend")
+@pytest.mark.parametrize("record", [one for name in LIKE for one in records(name)], ids=str)
+def test_gives_what_the_package_gave(record):
+    batch = BATCHES[record.batch]()
+    found = numbers(LIKE[record.loss](batch, **record.options), batch.inputs)
+    assert_same_numbers(found, record.numbers, tolerance(record))
 
 
 # ---- what flows back ----
