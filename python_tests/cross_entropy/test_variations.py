@@ -1,9 +1,12 @@
-"""Focal, PAT, balanced softmax and LDAM against their papers' formulas in float64."""
+"""Focal, PAT, balanced softmax and LDAM against their papers' formulas in float64; focal also
+against what other packages gave."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from python_tests.cross_entropy.cases import (
     scales,
 )
 from python_tests.cross_entropy.variations import LOSSES, Loss, expected
+from python_tests.peers import BATCHES, Batch, assert_same_numbers, numbers, records
 from python_tests.support import IGNORED, LOGITS_DTYPES, TARGET_DTYPES
 
 COUNTS = torch.tensor([900.0, 1.0, 30.0, 4000.0, 250.0])
@@ -155,6 +159,54 @@ def test_focal_loss_of_certain_pixels_is_finite(gamma, dtype):
     assert float(x.grad[0, :, 0].abs().max()) < 1e-100
     assert loss[0, 1] == 400
     assert x.grad[0, :, 1].tolist() == [-1, 1]
+
+
+def focal(
+    batch: Batch,
+    /,
+    weight: list[float] | None = None,
+    alpha: float | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """With alpha, which is the weight of all classes but the first, whose is 1 - alpha."""
+    if alpha is not None:
+        weight = [1 - alpha, *[alpha] * (batch.input.shape[1] - 1)]
+    weights = None if weight is None else torch.tensor(weight, dtype=batch.input.dtype)
+    return sf.focal_cross_entropy(batch.input, batch.target, weights, **options)
+
+
+def like_kornia(batch: Batch, /, **options: Any) -> torch.Tensor:
+    return focal(batch, reduction="sum", **options)
+
+
+def like_monai(batch: Batch, /, **options: Any) -> torch.Tensor:
+    """Its mean is over the valid pixels where some are ignored, else over pixels and classes."""
+    if "ignore_index" in options:
+        return focal(batch, reduction="mean", **options)
+    return focal(batch, reduction="mean_all", **options) / batch.input.shape[1]
+
+
+def like_torchvision(batch: Batch, /, gamma: float, alpha: float) -> torch.Tensor:
+    """A sigmoid is the softmax of a logit and 0; there an alpha below 0 is none."""
+    both = torch.cat([torch.zeros_like(batch.input), batch.input], 1)
+    two = Batch((both,), (batch.target.squeeze(1).long(),))
+    return focal(two, reduction="sum", gamma=gamma, alpha=None if alpha < 0 else alpha)
+
+
+FOCAL: dict[str, Callable[..., torch.Tensor]] = {
+    "kornia's focal_loss": like_kornia,
+    "MONAI's FocalLoss": like_monai,
+    "torchvision's sigmoid_focal_loss": like_torchvision,
+}
+
+
+@pytest.mark.usefixtures("each_backend")
+@pytest.mark.parametrize("record", [one for name in FOCAL for one in records(name)], ids=str)
+def test_focal_gives_what_the_package_gave(record):
+    batch = BATCHES[record.batch]()
+    found = numbers(FOCAL[record.loss](batch, **record.options), batch.inputs)
+    # MONAI computes in float32.
+    assert_same_numbers(found, record.numbers, 1e-6 if "MONAI" in record.loss else 1e-12)
 
 
 def test_an_adjustment_by_equal_counts_is_none():
