@@ -108,10 +108,15 @@ def test_the_kernels_draw_what_the_specification_draws(distribution):
             )
 
 
-def test_noise_without_size_is_none():
-    x, target = torch.randn(2, 5, 6, 7), torch.randint(0, 5, (2, 6, 7))
-    loss = sf.logit_variation_cross_entropy(x, target, COUNTS, sigma=0)
-    torch.testing.assert_close(loss, F.cross_entropy(x, target))
+@pytest.mark.usefixtures("each_backend")
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_noise_without_size_is_none(distribution):
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 5, (2, 6, 7))
+    loss = sf.logit_variation_cross_entropy(x, target, COUNTS, sigma=0, distribution=distribution)
+    wanted = F.cross_entropy(x, target)
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(torch.autograd.grad(loss, x)[0], torch.autograd.grad(wanted, x)[0])
     one = torch.randn(2, 1, 6, 7)
     assert sf.logit_variation_cross_entropy(one, 0 * target, [3]) == 0
 
@@ -126,9 +131,11 @@ def test_normal_noise_has_the_moments_of_theory(sigma):
     sizes = sizes / factors[1:].view(2, 1, 1)
     normal = torch.distributions.Normal(0, sigma)
     beyond = 2 * (1 - float(normal.cdf(torch.tensor(1.0))))
-    # E min(|x|, 1)
+    # E min(|x|, 1) and E min(x^2, 1)
     density = math.sqrt(2 / math.pi) * sigma
-    mean = density * (1 - math.exp(-1 / (2 * sigma**2))) + beyond
+    at_one = math.exp(-1 / (2 * sigma**2))
+    mean = density * (1 - at_one) + beyond
+    square = sigma**2 * (1 - beyond) - density * at_one + beyond
     for label in range(2):
         one = sizes[:, label].flatten()
         error = 5 / math.sqrt(len(one))
@@ -136,6 +143,7 @@ def test_normal_noise_has_the_moments_of_theory(sigma):
         assert float(one.max()) <= 1 + 1e-12
         assert float((one > 1 - 1e-12).double().mean()) == pytest.approx(beyond, abs=error)
         assert float(one.mean()) == pytest.approx(mean, abs=error)
+        assert float(one.square().mean()) == pytest.approx(square, abs=error)
         quartile = float(normal.icdf(torch.tensor(0.625)))
         assert float((one < quartile).double().mean()) == pytest.approx(0.25, abs=error)
     # Classes, pixels and images have numbers of their own.
@@ -148,11 +156,12 @@ def test_normal_noise_has_the_moments_of_theory(sigma):
         assert abs(float(torch.corrcoef(pair)[0, 1])) < 5 / math.sqrt(pair.shape[1])
 
 
-def test_uniform_noise():
-    sizes = noise((2, 1, 128, 128), torch.tensor([1.0]), 3, sigma=0.6, distribution="uniform")
+@pytest.mark.parametrize("sigma", [0.6, 2.0])
+def test_uniform_noise(sigma):
+    sizes = noise((2, 1, 128, 128), torch.tensor([1.0]), 3, sigma=sigma, distribution="uniform")
     ordered = sizes.flatten().sort().values
-    wanted = 0.6 * torch.linspace(0, 1, len(ordered), dtype=torch.float64)
-    torch.testing.assert_close(ordered, wanted, atol=0.01, rtol=0)
+    wanted = (sigma * torch.linspace(0, 1, len(ordered), dtype=torch.float64)).clamp(max=1)
+    torch.testing.assert_close(ordered, wanted, atol=0.02 * sigma, rtol=0)
 
 
 def test_seeds():

@@ -144,6 +144,7 @@ def test_weights_of_a_probability(p):
             assert float(loss) / plain == pytest.approx(factor, rel=1e-12)
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("dtype", LOGITS_DTYPES)
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 0.9, 1.0, 2.0])
 def test_focal_loss_of_certain_pixels_is_finite(gamma, dtype):
@@ -207,6 +208,41 @@ def test_focal_gives_what_the_package_gave(record):
     found = numbers(FOCAL[record.loss](batch, **record.options), batch.inputs)
     # MONAI computes in float32.
     assert_same_numbers(found, record.numbers, 1e-6 if "MONAI" in record.loss else 1e-12)
+
+
+@pytest.mark.usefixtures("each_backend")
+def test_logits_adjusted_by_hand():
+    """Balanced softmax and LDAM are torch's cross-entropy of other logits."""
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 5, (2, 6, 7))
+    target[0, :2] = IGNORED
+    # 0.5 is the margin of the rarest class, of one pixel; 16 times as many have half of it.
+    counts = torch.tensor([16, 1, 16, 81, 256])
+    margins = torch.tensor([1 / 4, 1 / 2, 1 / 4, 1 / 6, 1 / 8], dtype=torch.float64)
+    margins = margins.view(1, 5, 1, 1)
+    classes = torch.arange(5).view(1, 5, 1, 1)
+    labelled = (classes == target.unsqueeze(1)).double()
+    for found, logits in (
+        (
+            sf.balanced_softmax_cross_entropy(x, target, counts, ignore_index=IGNORED),
+            x + counts.double().log().view(1, 5, 1, 1),
+        ),
+        (
+            sf.ldam_cross_entropy(x, target, counts, ignore_index=IGNORED),
+            20 * (x - margins * labelled),
+        ),
+        (
+            sf.ldam_cross_entropy(
+                x, target, counts, scale=1, margin_on="all", ignore_index=IGNORED
+            ),
+            x - margins,
+        ),
+    ):
+        wanted = F.cross_entropy(logits, target, ignore_index=IGNORED)
+        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(
+            torch.autograd.grad(found, x)[0], torch.autograd.grad(wanted, x)[0]
+        )
 
 
 def test_an_adjustment_by_equal_counts_is_none():
