@@ -14,7 +14,7 @@ namespace segunc {
 // image, or by both.
 struct Modulation {
   ModulationKind kind;
-  double rate, peak;
+  double rate, peak;         // 0 and 1 of no kind
   bool detached;             // no gradient goes through the first of these
   const void* image_factor;  // [N, C] of A, by the label, or null
 

@@ -22,8 +22,13 @@ namespace math {
 // 1 - e^q for q <= 0, within 3 ulp: near 0 not by a difference, which would lose what counts there.
 SEGUNC_HD float complement_of(float q, float exp_q) {
   constexpr float kNear = -0.35f;  // from there on the series ends within 2^-25
-  float series = 1.f / 8;
-  for (int n = 7; n > 1; --n) series = (series * q + 1.f) * (1.f / float(n));
+  float series = 1.f / 40320;      // of (e^q - 1) / q
+  series = series * q + 1.f / 5040;
+  series = series * q + 1.f / 720;
+  series = series * q + 1.f / 120;
+  series = series * q + 1.f / 24;
+  series = series * q + 1.f / 6;
+  series = series * q + 1.f / 2;
   series = -q * (series * q + 1.f);
   const float complement = q > kNear ? series : 1.f - exp_q;
   return complement > 0.f ? complement : 0.f;
@@ -60,28 +65,27 @@ SEGUNC_HD float to_any(float x) {
 }
 SEGUNC_HD double to_any(double x) { return x; }
 
-// m and m'.
+// m and m', which is 0 where m is detached.
 template <class A>
 struct Modulated {
   A factor, slope;
 };
 
-// log_p may exceed 0 by what rounding makes of it. Without branches on the kind: a GPU does not
-// know it before it runs, and three copies of this for every pixel of a thread would be most of a
-// kernel.
+// log_p may exceed 0 by what rounding makes of it. Of no kind rate is 0 and peak 1, and so is m.
+// Without branches on the kind: a GPU does not know it before it runs, and three copies of this for
+// every pixel of a thread would be most of a kernel.
 template <class A>
-SEGUNC_HD Modulated<A> modulated(ModulationKind kind, A log_p, A rate, A peak) {
-  if (kind == ModulationKind::none) return {A(1), A(0)};
+SEGUNC_HD Modulated<A> modulated(ModulationKind kind, A log_p, A rate, A peak, bool detached) {
   constexpr A kLeast = A(1e-37);
   const bool focal = kind == ModulationKind::focal, rises = kind == ModulationKind::rising;
   const A p = exp_any(to_any(log_p)), others = complement_of(log_p, p);
   const A exponent =
       focal ? log_any(others > kLeast ? others : kLeast) : to_any(rises ? -others : -p);
-  const A power = rate * exponent;
-  // Where p is 1 the slope of an exponent below 1 is infinite, but l is 0, and so is k.
-  const A by_others = focal ? (others > kLeast ? exp_any(power - exponent) : A(0)) : exp_any(power);
-  const A slope = p * rate * peak * by_others;
-  return {peak * exp_any(power), rises ? slope : -slope};
+  // Where p is 1 the slope of an exponent below 1 would be infinite; l is 0 there, and so is k.
+  const A slope_rate = focal ? rate - A(1) : rate;
+  const A slope_peak = detached ? A(0) : rises ? peak : -peak;
+  return {peak * exp_any(rate * exponent),
+          p * exp_any(slope_rate * exponent) * (slope_peak * rate)};
 }
 
 // k. Where p is 0 it is 0, even if the loss is infinite.

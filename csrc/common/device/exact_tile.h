@@ -15,9 +15,9 @@ struct ExactTile {
   static constexpr ClassTile kTile = class_tile(Of, Classes, sizeof(T), Threads, true);
   static_assert(kTile.wide && kTile.wide_in_shared);
   static constexpr bool kPlanar = Of == Layout::planar;
-  static constexpr int kRowVectors = kPlanar ? kTile.row_vectors : 1;
+  static constexpr unsigned kRowVectors = kPlanar ? kTile.row_vectors : 1;
   static constexpr int kRows = kPlanar ? Classes : Classes * kTile.pixels / kVector;
-  static constexpr int kRowStep = Threads / kRowVectors;
+  static constexpr int kRowStep = Threads / int(kRowVectors);
   static_assert(Threads % kRowVectors == 0 && Classes * kTile.pixels % kVector == 0);
   static constexpr int kCount = (kRows + kRowStep - 1) / kRowStep;  // of a thread, at most
   static constexpr int kPitch = kPlanar ? kTile.class_pitch : kVector;
@@ -30,9 +30,9 @@ struct ExactTileVectors {
   unsigned row_stride;
 
   SEGUNC_DEVICE ExactTileVectors(const ClassMap& map, int pixels)
-      : row(int(thread()) / Tile::kRowVectors),
+      : row(int(thread() / Tile::kRowVectors)),
         rows(Tile::kRows),
-        column(int(thread()) % Tile::kRowVectors * Tile::kVector),
+        column(int(thread() % Tile::kRowVectors) * Tile::kVector),
         row_stride(Tile::kPlanar ? rematerialized(unsigned(map.class_stride)) : Tile::kVector) {
     if (Whole) return;
     if (!Tile::kPlanar) rows = pixels * Tile::kTile.classes / Tile::kVector;

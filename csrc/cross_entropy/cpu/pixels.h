@@ -163,6 +163,25 @@ SEGUNC_HD void add_noise(const Targets<A>& targets, int64_t at, int C, int n, A*
   }
 }
 
+// Scales the logits of a tile and adds the offsets of their classes, or of the labelled one alone,
+// and makes their maximum.
+template <bool kOnTarget, class A, int T>
+SEGUNC_HD void add_offsets(const Targets<A>& targets, int C, int n, A* tile, Pixels<A, T>& px) {
+  const Pack<A> scale = Pack<A>{} + targets.logit_scale;
+  for (int j = 0; j < n; j += kLanes<A>) {
+    const IndexPack<A> label = load_indices<A>(px.label + j);
+    Pack<A> maximum = load_pack(px.maximum + j);
+    for (int c = 0; c < C; ++c) {
+      Pack<A> offset = Pack<A>{} + targets.offset[c];
+      if (kOnTarget) offset = label == c ? offset : Pack<A>{};
+      const Pack<A> v = load_pack(tile + c * T + j) * scale + offset;
+      store_pack(tile + c * T + j, v);
+      maximum = v > maximum ? v : maximum;
+    }
+    store_pack(px.maximum + j, maximum);
+  }
+}
+
 // Logits of a tile to those that the loss is of, and their maximum. Out of line, as what only some
 // losses need: compiled for each type of the logits it would be half of the time that they take.
 template <class A, int T>
@@ -173,15 +192,10 @@ template <class A, int T>
     return add_noise<NoiseKind::normal>(targets, at, C, n, tile, px);
   if (targets.noise == NoiseKind::uniform)
     return add_noise<NoiseKind::uniform>(targets, at, C, n, tile, px);
-  for (int c = 0; c < C; ++c) {
-    const A scale = targets.logit_scale, offset = targets.offset[c];
-    A* __restrict row = tile + c * T;
-    if (targets.offset_on_target)
-      for (int j = 0; j < n; ++j) row[j] = row[j] * scale + (px.label[j] == c ? offset : A(0));
-    else
-      for (int j = 0; j < n; ++j) row[j] = row[j] * scale + offset;
-    for (int j = 0; j < n; ++j) px.maximum[j] = maximum_of(px.maximum[j], row[j]);
-  }
+  if (targets.offset_on_target)
+    add_offsets<true>(targets, C, n, tile, px);
+  else
+    add_offsets<false>(targets, C, n, tile, px);
 }
 
 // What is needed of the logits of a tile before they become exponentials: the target's and, where
@@ -256,19 +270,22 @@ template <class A, int T, class Lane>
     for (int j = 0; j < n; ++j) px.modulation[j] = A(1);
   }
   const A rate = A(targets.modulation.rate), peak = A(targets.modulation.peak);
-  const A pulls = targets.modulation.detached ? A(0) : A(1);
+  const bool detached = targets.modulation.detached;
+  alignas(kAlignment) A modulated_loss[T];
   with_modulation(targets.modulation.kind, [&](auto kind) __attribute__((always_inline)) {
     for (int j = 0; j < n; ++j) {
       const A log_sum = math::log_positive(px.sum[j]);
       const A value = loss_of(targets, px, j, log_sum);
       const A log_p = -math::negative_log_probability(px.target_shifted[j], log_sum);
-      const auto modulated = math::modulated(kind(), log_p, rate, peak);
-      const A pull = px.modulation[j] * math::modulation_pull(value, pulls * modulated.slope);
+      const auto modulated = math::modulated(kind(), log_p, rate, peak, detached);
+      const A pull = px.modulation[j] * math::modulation_pull(value, modulated.slope);
       px.modulation[j] *= modulated.factor;
       px.on_target[j] = px.modulation[j] * px.on_target[j] - pull;
-      write_loss(p, targets, at, j, px.modulation[j] * value, px, lane);
+      modulated_loss[j] = px.modulation[j] * value;
     }
   });
+  // Apart: a loop that also has what is written if wanted is not vectorised.
+  for (int j = 0; j < n; ++j) write_loss(p, targets, at, j, modulated_loss[j], px, lane);
 }
 
 // Of the sums of exponentials: writes the losses and the gradients of the pixel weights, as far as

@@ -191,13 +191,15 @@ SEGUNC_DEVICE PixelTerms<A> pixel_terms(const CrossEntropyParams& p, const Const
   if (variation != kPlain && p.modulation.used()) {
     // report: begin rare modulation
     const A log_p = -math::negative_log_probability(softmax.target_shifted, log_sum);
-    const auto factors =
-        math::modulated(p.modulation.kind, log_p, A(p.modulation.rate), A(p.modulation.peak));
+    const auto factors = math::modulated(p.modulation.kind, log_p, A(p.modulation.rate),
+                                         A(p.modulation.peak), p.modulation.detached);
     const auto* const of_image = static_cast<const A*>(p.modulation.image_factor);
-    const A factor =
-        of_image && valid ? load_read_only(of_image + image * p.map.classes + label) : A(1);
-    const A pull =
-        p.modulation.detached ? A(0) : factor * math::modulation_pull(loss, factors.slope);
+    A factor = A(1);
+    if (of_image) {
+      const int64_t row = product(int(image), unsigned(p.map.classes));
+      factor = load_read_only(of_image + row + (valid ? label : 0));
+    }
+    const A pull = factor * math::modulation_pull(loss, factors.slope);
     spread = factor * factors.factor;
     on_target = spread * on_target - pull;
     loss *= spread;

@@ -215,14 +215,14 @@ MUTATIONS = (
     ),
     stored(
         "a detached factor is none",
-        "p.modulation.detached ? A(0) : factor",
-        "factor",
+        "detached ? A(0) : rises",
+        "rises",
         tests="variations",
     ),
     stored(
         "factors by image are those of the first",
-        "of_image + image * p.map.classes + label",
-        "of_image + label",
+        "of_image + row + (valid",
+        "of_image + (valid",
         tests="variations",
     ),
     stored(

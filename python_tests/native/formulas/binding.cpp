@@ -56,8 +56,8 @@ void define_formulas(py::module_& m) {
         }));
   m.def("weighted_exponent",
         py::vectorize([](A exponential, A d) { return math::weighted_exponent(exponential, d); }));
-  m.def("modulated", [](int kind, A log_p, A rate, A peak) {
-    const auto modulated = math::modulated(ModulationKind(kind), log_p, rate, peak);
+  m.def("modulated", [](int kind, A log_p, A rate, A peak, bool detached) {
+    const auto modulated = math::modulated(ModulationKind(kind), log_p, rate, peak, detached);
     return py::make_tuple(modulated.factor, modulated.slope);
   });
   m.def("quarter_cos", py::vectorize([](A v) { return math::quarter_cos(v); }));
