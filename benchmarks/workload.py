@@ -12,20 +12,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+import segunc_ops
+
 from .case import DTYPES, Case
 from .environment import check_native, last_level_cache_bytes
-from .implementations import Implementation
+from .implementations import EAGER, Implementation
 from .timing import Call
 
 IGNORE_INDEX = 255
 IGNORED_SHARE = 0.1
 _CACHES = 3
 _MAX_SETS = 64
+_LOSS_SCALE = 2.0**16  # of fp16
 # Relative to the norm of a float64 result; a gradient is rounded to the logits' type.
 _GRADIENT_TOLERANCE = {"fp32": 1e-5, "bf16": 4e-3, "fp16": 1e-3}
 _LOSS_TOLERANCE = 1e-4
@@ -33,11 +36,22 @@ _LOSS_TOLERANCE = 1e-4
 _Result = TypeVar("_Result")
 _Inputs = TypeVar("_Inputs")
 _Function = TypeVar("_Function")
+LossFunction = Callable[..., Tensor]
 
 
 def compiled(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
     """`function` by torch.compile, for one shape, or an error where a part would run in eager."""
     return torch.compile(function, dynamic=False, fullgraph=True, mode=mode)
+
+
+def by_reference(function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """What `function`, one of ours, is specified by: the same of plain torch operations."""
+
+    def run(*inputs: Any) -> _Result:
+        with segunc_ops.backend("reference"):
+            return function(*inputs)
+
+    return run
 
 
 def in_turn(sets: Sequence[_Inputs], run: Callable[[_Inputs], object]) -> Callable[[], None]:
@@ -154,13 +168,13 @@ class Workload(ABC, Generic[_Inputs, _Function]):
         logits = logits.to(DTYPES[self.case.dtype])
         return logits.movedim(-1, -3) if channels_last else logits
 
-    def _random_target(self) -> Tensor:
+    def _random_target(self, ignored: float = IGNORED_SHARE) -> Tensor:
         """Classes (int64), a share of them ignored."""
         shape, generator = self.case.target_shape, self._generator
         target = torch.randint(
             0, self.case.num_classes, shape, device=self.device, generator=generator
         )
-        return target.masked_fill_(self._random_map() < IGNORED_SHARE, IGNORE_INDEX)
+        return target.masked_fill_(self._random_map() < ignored, IGNORE_INDEX)
 
     def _random_map(self) -> Tensor:
         """A value from 0 to 1 for every pixel of the target."""
@@ -170,6 +184,60 @@ class Workload(ABC, Generic[_Inputs, _Function]):
         if self.case.dtype == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.case.dtype])
+
+
+class LossWorkload(Workload[tuple[Tensor, ...], LossFunction]):
+    """A loss as in a training step: the gradient of the logits is fresh every time.
+
+    Logits, a leaf, are the first of the inputs.
+    """
+
+    exact: ClassVar[Implementation] = EAGER
+    """Whose result in float64 the others are compared with."""
+
+    def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
+        super().__init__(case, device, seed=seed)
+        self._backward = case.is_training
+        self._scale = _LOSS_SCALE if case.dtype == "fp16" else 1.0
+        self._upstream = None if self._scale == 1.0 else torch.tensor(self._scale, device=device)
+
+    def _inputs(self, index: int) -> tuple[Tensor, ...]:
+        return self._random_logits().requires_grad_(self.case.is_training), self._random_target()
+
+    def _step(self, loss: LossFunction, inputs: tuple[Tensor, ...]) -> Tensor:
+        with self._autocast():
+            value = loss(*inputs)
+        if self._backward:
+            value.backward(self._upstream)
+        return value
+
+    def _run(self, function: LossFunction, inputs: tuple[Tensor, ...]) -> None:
+        self._step(function, inputs)
+        # Freed as zero_grad() does, at the expense of the one that made it.
+        inputs[0].grad = None
+
+    def _result(
+        self, name: Implementation, inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """The loss and its gradient; None where a peer does not work here."""
+        loss = self.attempt(name, partial(self._step, self._functions[name], inputs))
+        gradient, inputs[0].grad = inputs[0].grad, None
+        return None if loss is None else (loss.detach(), gradient)
+
+    def check(self) -> None:
+        inputs = self._sets[0]
+        logits, *others = (
+            tensor.detach().double() if tensor.is_floating_point() else tensor for tensor in inputs
+        )
+        value = self._functions[self.exact](logits.requires_grad_(self._backward), *others)
+        if self._backward:
+            value.backward()
+        for name in self.implementations:
+            result = None if name.is_partial else self._result(name, inputs)
+            if result is not None:
+                loss, gradient = result
+                self.assert_loss_close(name, loss, value)
+                self.assert_gradient_close(name, gradient, logits.grad, scale=self._scale)
 
 
 class Family(NamedTuple):

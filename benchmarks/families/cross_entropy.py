@@ -31,14 +31,13 @@ from ..implementations import (
 )
 from ..memory import warm_heap
 from ..timing import Call
-from ..workload import IGNORE_INDEX, Family, Workload, compiled, in_turn
+from ..workload import IGNORE_INDEX, Family, LossFunction, LossWorkload, compiled, in_turn
 
 KORNIA = Implementation("kornia's focal loss", GREEN, is_optional=True)
 MONAI = Implementation("MONAI's focal loss", LIGHT_GREEN, is_optional=True)
 
 # Per-pixel weights of U-CE: (1 + standard deviation) ** alpha, a deviation being 0.5 at most.
 MAX_DEVIATION, ALPHA = 0.5, 10.0
-LOSS_SCALE = 2.0**16  # of fp16
 _MEAN_ALL = 3  # the operators take reductions as integers
 # Memory kept warm for the kernel's results: those of a few calls, the heap being fragmented.
 _WARM_RESULTS, _MIN_WARM = 3, 64 << 20
@@ -209,9 +208,6 @@ class _Inputs(NamedTuple):
     pixel_weight: Tensor  # (N, H, W) fp32
 
 
-_LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
 def _cross_entropy_by(
     function: Callable[..., Tensor],
     logits: Tensor,
@@ -268,15 +264,10 @@ def _monai_cross_entropy(logits: Tensor, target: Tensor, pixel_weight: Tensor) -
     return (loss * pixel_weight).sum() / target.numel()
 
 
-class CrossEntropyWorkload(Workload[_Inputs, _LossFunction]):
-    """Weighted cross-entropy as in a training step: the gradient is fresh every time."""
+class CrossEntropyWorkload(LossWorkload):
+    """Weighted cross-entropy."""
 
-    def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
-        super().__init__(case, device, seed=seed)
-        self._backward = case.is_training
-        self._upsampled = case.enlargement > 1
-        self._scale = LOSS_SCALE if case.dtype == "fp16" else 1.0
-        self._upstream = None if self._scale == 1.0 else torch.tensor(self._scale, device=device)
+    exact = TORCH
 
     def _inputs(self, index: int) -> _Inputs:
         target = self._random_target()
@@ -284,7 +275,7 @@ class CrossEntropyWorkload(Workload[_Inputs, _LossFunction]):
         logits = self._random_logits().requires_grad_(self.case.is_training)
         return _Inputs(logits, target, pixel_weight)
 
-    def _functions_by_name(self) -> Mapping[Implementation, _LossFunction]:
+    def _functions_by_name(self) -> Mapping[Implementation, LossFunction]:
         interpolation: dict[str, Any] = {}
         if self.case.enlargement > 1:
             interpolation["upsample"] = "bilinear"
@@ -305,35 +296,24 @@ class CrossEntropyWorkload(Workload[_Inputs, _LossFunction]):
             MONAI: _monai_cross_entropy,
         }
 
-    def _step(self, loss: _LossFunction, inputs: _Inputs) -> Tensor:
-        with self._autocast():
-            value = loss(*inputs)
-        if self._backward:
-            value.backward(self._upstream)
-        return value
-
-    def _kernel(self, inputs: _Inputs) -> tuple[Tensor, ...]:
+    def _kernel(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The operator under the autograd function, which makes the gradient in its forward."""
+        logits, target, pixel_weight = inputs
         align_corners = False
         result: tuple[Tensor, ...] = torch.ops.segunc_ops.cross_entropy_forward(
-            inputs.logits.detach(),
-            inputs.target,
+            logits.detach(),
+            target,
             None,
-            inputs.pixel_weight,
+            pixel_weight,
             IGNORE_INDEX,
             _MEAN_ALL,
             0.0,
-            self._upsampled,
+            self.case.enlargement > 1,
             align_corners,
             self._backward,
             False,
         )
         return result
-
-    def _run(self, function: _LossFunction, inputs: _Inputs) -> None:
-        self._step(function, inputs)
-        # Freed as zero_grad() does, at the expense of the one that made it.
-        inputs.logits.grad = None
 
     def _call(self, name: Implementation) -> Call:
         if name != KERNEL:
@@ -344,32 +324,13 @@ class CrossEntropyWorkload(Workload[_Inputs, _LossFunction]):
         size = max(_WARM_RESULTS * self.case.logits_bytes, _MIN_WARM)
         return Call(run, lambda: warm_heap(size))
 
-    def check(self) -> None:
-        inputs = self._sets[0]
-        exact = inputs.logits.detach().double().requires_grad_(self._backward)
-        value = self._functions[TORCH](exact, inputs.target, inputs.pixel_weight.double())
-        if self._backward:
-            value.backward()
-        results: dict[Implementation, tuple[Tensor, Tensor | None]] = {}
-        for name in self.implementations:
-            if name == KERNEL:
-                continue
-            stepped = self.attempt(name, partial(self._step, self._functions[name], inputs))
-            gradient = self._take_gradient(inputs)
-            if stepped is not None:
-                results[name] = (stepped.detach(), gradient)
-        if KERNEL in self.implementations:
-            got, _, made, _ = self._kernel(inputs)
-            results[KERNEL] = (got, made if self._backward else None)
-        for name, (got, gradient) in results.items():
-            self.assert_loss_close(name, got, value)
-            scale = 1.0 if name == KERNEL else self._scale
-            self.assert_gradient_close(name, gradient, exact.grad, scale=scale)
-
-    @staticmethod
-    def _take_gradient(inputs: _Inputs) -> Tensor | None:
-        gradient, inputs.logits.grad = inputs.logits.grad, None
-        return gradient
+    def _result(
+        self, name: Implementation, inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor | None] | None:
+        if name != KERNEL:
+            return super()._result(name, inputs)
+        loss, _, gradient, _ = self._kernel(inputs)
+        return loss, gradient if self._backward else None
 
 
 FAMILY = Family(
