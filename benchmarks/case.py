@@ -49,7 +49,8 @@ class Traffic(NamedTuple):
 class Case(ABC):
     """One point of the axes of an operation, which is a subclass.
 
-    `shape` is ``(N, C, H, W)``, for statistics with S before it, for label maps ``(N, H, W)``.
+    `shape` is ``(N, C, H, W)``, for statistics with S before it, for label maps ``(N, H, W)``; Dice
+    has volumes, too.
     """
 
     op: ClassVar[str]  # as rows of results name it
@@ -188,8 +189,8 @@ class Case(ABC):
         return self.shape[-5] if len(self.shape) > 4 else 1
 
     @property
-    def target_shape(self) -> tuple[int, int, int]:
-        """``(N, H, W)`` of the targets, or of the results of one sample."""
+    def target_shape(self) -> Shape:
+        """``(N, *)`` of the targets, or of the results of one sample."""
         *_, n, _, h, w = self.shape
         return n, h * self.enlargement, w * self.enlargement
 

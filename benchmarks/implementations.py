@@ -25,7 +25,8 @@ class Implementation(str):
         device: the only type of device that it runs on; empty if it runs on all.
         is_optional: it needs a working compiler, or a package or a torch that may be missing, and
             is then left out.
-        is_partial: it computes a part of the result alone, which is neither checked nor costed.
+        is_partial: it computes a part of the result, or another one, to compare times with; it is
+            neither checked nor costed.
     """
 
     color: str

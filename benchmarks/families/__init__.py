@@ -10,14 +10,16 @@ import torch
 from ..case import Case, Suite
 from ..implementations import SHARED, Implementation
 from ..workload import Workload
-from . import components, counts, cross_entropy, linear_cross_entropy, statistics
+from . import components, counts, cross_entropy, dice, linear_cross_entropy, statistics, variations
 
 _FAMILIES = (
     cross_entropy.FAMILY,
+    dice.FAMILY,
     linear_cross_entropy.FAMILY,
     statistics.FAMILY,
     components.FAMILY,
     counts.FAMILY,
+    variations.FAMILY,
 )
 _WORKLOADS = {op: work for family in _FAMILIES for op, work in family.workloads.items()}
 OPS = {op.op: op for op in _WORKLOADS}

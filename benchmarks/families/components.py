@@ -20,7 +20,7 @@ from torch import Tensor
 import segunc_ops.functional as sf
 from segunc_ops import reference
 
-from ..case import Case
+from ..case import Case, Shape
 from ..implementations import (
     BLUE,
     BROWN,
@@ -80,9 +80,8 @@ class ComponentMean(Case):
         return (OURS, *_PEERS, EAGER)
 
     @property
-    def target_shape(self) -> tuple[int, int, int]:
-        n, h, w = self.shape
-        return n, h, w
+    def target_shape(self) -> Shape:
+        return self.shape
 
     @property
     def bytes_moved(self) -> int:

@@ -132,7 +132,7 @@ class UpsampledPredictiveStatistics(_Statistics):
 
 _Maps = tuple[Tensor, ...]
 _Function = Callable[[Tensor, Any], _Maps]
-_Size = tuple[int, int] | None  # that the logits are interpolated to
+_Size = Shape | None  # that the logits are interpolated to
 
 
 def _streamed_statistics(samples: Tensor, size: _Size) -> _Maps:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.families import cross_entropy, linear_cross_entropy, statistics
+from benchmarks.families import (
+    cross_entropy,
+    dice,
+    linear_cross_entropy,
+    statistics,
+    variations,
+)
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Compiling takes seconds a case and is exercised by the benchmarks themselves."""
-    for module in (cross_entropy, linear_cross_entropy, statistics):
+    for module in (cross_entropy, dice, linear_cross_entropy, statistics, variations):
         monkeypatch.setattr(module, "compiled", lambda function, mode=None: function)

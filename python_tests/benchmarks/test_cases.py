@@ -14,7 +14,15 @@ import torch
 import segunc_ops
 from benchmarks import costs, families, plots, workload
 from benchmarks.case import SUITES
-from benchmarks.families import components, counts, cross_entropy, linear_cross_entropy, statistics
+from benchmarks.families import (
+    components,
+    counts,
+    cross_entropy,
+    dice,
+    linear_cross_entropy,
+    statistics,
+    variations,
+)
 from benchmarks.families.components import (
     CC3D,
     CC3D_LABELS,
@@ -26,6 +34,7 @@ from benchmarks.families.components import (
 )
 from benchmarks.families.counts import AccumulateCounts, UpsampledAccumulateCounts
 from benchmarks.families.cross_entropy import KORNIA, MONAI, CrossEntropy, UpsampledCrossEntropy
+from benchmarks.families.dice import DiceBCE, DiceCrossEntropy, UpsampledDiceCrossEntropy
 from benchmarks.families.linear_cross_entropy import LinearCrossEntropy
 from benchmarks.families.statistics import (
     STREAMED,
@@ -42,6 +51,7 @@ BOTH = "forward+backward"
 PACKAGES = {
     KORNIA: "kornia",
     MONAI: "monai",
+    dice.MONAI: "monai",
     CC3D: "cc3d",
     CC3D_LABELS: "cc3d",
     SKIMAGE: "skimage",
@@ -78,6 +88,15 @@ class TestCases:
         assert case.bytes_moved == 4 * logits + 8 * pixels
         case = LinearCrossEntropy(shape, "fp32", mode="forward+backward")
         assert case.bytes_moved == 2 * 4 * 256 * (pixels + 19) + 8 * pixels
+        for op in variations.OPS:
+            assert op(shape, "bf16", mode=BOTH).bytes_moved == 2 * 2 * logits + 8 * pixels
+        volume, voxels = (2, 4, 5, 6, 7), 2 * 5 * 6 * 7
+        case = DiceCrossEntropy(volume, "fp32", mode=BOTH)
+        assert case.bytes_moved == 2 * 4 * 4 * voxels + 8 * voxels
+        case = UpsampledDiceCrossEntropy(volume, "fp32", mode=BOTH)
+        assert case.bytes_moved == 2 * 4 * 4 * voxels + 8 * 64 * voxels
+        case = DiceBCE(volume, "fp32", mode=BOTH)
+        assert case.bytes_moved == 2 * 4 * 4 * voxels + 4 * voxels
 
     def test_bytes_that_kernels_move(self):
         """By the traversals in csrc: what is read twice, what waits in scratch memory."""
@@ -92,6 +111,13 @@ class TestCases:
         half = UpsampledCrossEntropy((1, 7, 64, 64), "bf16", mode=BOTH)
         scratch = 4 * (2 * logits + logits)
         assert half.kernel_moves == 2 * (logits * 5 // 2) + scratch + 12 * 16 * pixels
+        for op in variations.OPS:
+            case = op((1, 7, 64, 64), "fp32", mode=BOTH)
+            assert case.kernel_moves == 2 * 4 * logits + 2 * 8 * pixels
+        case = DiceCrossEntropy((1, 7, 64, 64), "fp32", mode=BOTH)
+        assert case.kernel_moves == 3 * 4 * logits + 2 * 8 * pixels
+        case = DiceBCE((1, 7, 64, 64), "fp32", mode=BOTH)
+        assert case.kernel_moves == 3 * 4 * logits + 2 * logits
         state = pixels * (2 * 7 + 1) * 4
         case = PredictiveStatistics((3, 1, 7, 64, 64), "fp32")
         assert case.kernel_moves == case.bytes_moved
@@ -194,6 +220,36 @@ class TestCases:
         assert tuple(calls) == work.implementations
         for call in calls.values():
             call.run()
+
+    @pytest.mark.parametrize("op", variations.OPS)
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+    def test_variation_workload(self, uncompiled, op, dtype):
+        work = families.workload(op(SMALL, dtype, mode=BOTH), CPU)
+        work.check()
+        calls = work.calls()
+        assert tuple(calls) == work.implementations
+        for call in calls.values():
+            call.run()
+
+    @pytest.mark.parametrize("op", [DiceCrossEntropy, UpsampledDiceCrossEntropy, DiceBCE])
+    @pytest.mark.parametrize("shape", [SMALL, (2, 4, 3, 5, 4)])
+    def test_dice_workload(self, uncompiled, op, shape):
+        work = families.workload(op(shape, "fp32", mode=BOTH), CPU)
+        work.check()
+        assert set(work.unavailable) == not_installed(work)
+        calls = work.calls()
+        assert tuple(calls) == tuple(work.available)
+        for call in calls.values():
+            call.run()
+
+    @pytest.mark.parametrize("op", [DiceCrossEntropy, *variations.OPS])
+    def test_check_finds_a_wrong_part(self, uncompiled, monkeypatch, op):
+        work = families.workload(op(SMALL, "fp32", mode=BOTH), CPU)
+        right = work._functions[OURS]
+        wrong = {**work._functions, OURS: lambda *inputs: right(*inputs) * 1.01}
+        monkeypatch.setattr(work, "_functions", wrong)
+        with pytest.raises(AssertionError, match="loss of 'ours'"):
+            work.check()
 
     @pytest.mark.parametrize("op", [PredictiveStatistics, UpsampledPredictiveStatistics])
     @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
