@@ -15,7 +15,9 @@ import jinja2
 
 from . import costs, plots, report
 from .families import OPS, case_of, implementation_of
+from .families.dice import NNUNET, NNUNET_COMPILED
 from .families.linear_cross_entropy import FEATURES
+from .families.variations import CROSS_ENTROPY, TORCH_NOISE, TORCH_NOISE_COMPILED
 from .implementations import COMPILED, EAGER, MAX_AUTOTUNE, TORCH, TORCH_COMPILED
 from .rows import Row, duration, find, grouped, named, ours_of, ratio, size, title
 
@@ -25,8 +27,8 @@ _LINKS = "../benchmarks/results"
 _MACHINE_CODE = report.RESULTS / "machine-code.md"
 _TEMPLATE = Path(__file__).with_suffix(".md.jinja")
 
-_COMPILERS = (COMPILED, MAX_AUTOTUNE, TORCH_COMPILED)
-_EAGER = (EAGER, TORCH)
+_COMPILERS = (COMPILED, MAX_AUTOTUNE, TORCH_COMPILED, NNUNET_COMPILED, TORCH_NOISE_COMPILED)
+_EAGER = (EAGER, TORCH, NNUNET, TORCH_NOISE)
 
 
 class _Results(NamedTuple):
@@ -90,6 +92,10 @@ def _time_and_ratio(row: Row | None, ours: Row) -> str:
     return "" if row is None else f"{duration(row['median_ms'])} ({ratio(row, ours)})"
 
 
+def _memory(ours: Row, eager: Row | None) -> str:
+    return size(ours["peak_bytes"]) + (f" ({size(eager['peak_bytes'])})" if eager else "")
+
+
 def _device_table(devices: Sequence[_Results]) -> str:
     lines = []
     for results in devices:
@@ -120,8 +126,6 @@ def _showcase(rows: Sequence[Row]) -> str:
             if row["implementation"] not in (*_COMPILERS, *_EAGER)
             and not implementation_of(row).is_ours
         ]
-        memory = size(ours["peak_bytes"])
-        memory += f" ({size(eager['peak_bytes'])})" if eager else ""
         lines.append(
             (
                 f"{ours['op']} {title(ours)}",
@@ -130,7 +134,7 @@ def _showcase(rows: Sequence[Row]) -> str:
                 _time_and_ratio(eager, ours),
                 "<br>".join(others),
                 f"{ours['fraction_of_copy']:.0%}",
-                memory,
+                _memory(ours, eager),
             )
         )
     columns = (
@@ -138,6 +142,32 @@ def _showcase(rows: Sequence[Row]) -> str:
         "peak memory (eager's)",
     )
     return _table(columns, lines)
+
+
+def _variations(rows: Sequence[Row]) -> str:
+    """Variations of cross-entropy in times that of the same inputs; empty if there are none."""
+    lines = []
+    for group in grouped(rows):
+        ours, plain = ours_of(group), find(group, CROSS_ENTROPY)
+        if ours is None or plain is None:
+            continue
+        compiled, eager = _fastest(group, _COMPILERS), _fastest(group, _EAGER)
+        lines.append(
+            (
+                f"{ours['op']} {title(ours)}",
+                duration(ours["median_ms"]),
+                ratio(ours, plain),
+                _time_and_ratio(compiled, ours),
+                _time_and_ratio(eager, ours),
+                f"{ours['fraction_of_copy']:.0%}",
+                _memory(ours, eager),
+            )
+        )
+    columns = (
+        *("case", "ours", "in `cross_entropy`", "`torch.compile`", "eager", "of copy"),
+        "peak memory (eager's)",
+    )
+    return _table(columns, lines) if lines else ""
 
 
 def _matrix(rows: Sequence[Row], op: str) -> str:
@@ -258,6 +288,7 @@ def page(folder: Path = report.RESULTS) -> str:
         gpu_measured=any(results.is_cuda for results in devices),
         device_table=_device_table,
         showcase=_showcase,
+        variations=_variations,
         types=_types,
         growth=_growth,
         cost_tables=cost_tables,

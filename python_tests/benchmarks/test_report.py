@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import costs, docs, families, report, rows
+from benchmarks.families import variations
 from benchmarks.families.cross_entropy import CrossEntropy
-from benchmarks.implementations import EAGER
+from benchmarks.families.variations import CROSS_ENTROPY, TORCH_NOISE
+from benchmarks.implementations import EAGER, OURS
 from python_tests.benchmarks.rows import curve_rows, example_rows, row_of
 
 BOTH = "forward+backward"
@@ -146,6 +148,18 @@ class TestDocs:
         for ending in ("-showcase.png", "-scaling.png", "-roofline.png"):
             assert f"(../benchmarks/results/cpu{ending})" in text
         assert "Not measured" in text
+
+    def test_variations_are_related_to_cross_entropy(self, tmp_path):
+        case = variations.OPS[-1]((1, 19, 768, 768), "fp32", mode=BOTH)
+        times = {OURS: 3.0, CROSS_ENTROPY: 2.0, EAGER: 900.0, TORCH_NOISE: 30.0}
+        measured = [row_of(case, name, time) for name, time in times.items()]
+        text = self.page(tmp_path, ("cpu", measured))
+        wanted = (
+            f"| {case.op} [1, 19, 768, 768] fp32, {BOTH} | 3 ms | 1.5x |  | 30 ms (10x) | 50% |"
+        )
+        assert wanted in text
+        (tmp_path / "cpu.json").unlink()
+        assert "Variations" not in self.page(tmp_path, ("cpu", example_rows()))
 
     def test_a_gpu(self, tmp_path):
         here = {"device": "Example GPU", "device_type": "cuda", "cuda": "13.0"}
