@@ -29,8 +29,9 @@ IGNORED_SHARE = 0.1
 _CACHES = 3
 _MAX_SETS = 64
 _LOSS_SCALE = 2.0**16  # of fp16
-# Relative to the norm of a float64 result; a gradient is rounded to the logits' type.
-_GRADIENT_TOLERANCE = {"fp32": 1e-5, "bf16": 4e-3, "fp16": 1e-3}
+# Relative to the norm of a float64 result; a gradient is rounded to the logits' type, and a mean's
+# divisor may be a sum of a million fp32 numbers one by one.
+_GRADIENT_TOLERANCE = {"fp32": 5e-5, "bf16": 4e-3, "fp16": 1e-3}
 _LOSS_TOLERANCE = 1e-4
 
 _Result = TypeVar("_Result")
