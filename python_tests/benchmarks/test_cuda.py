@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from benchmarks import families
+from benchmarks.families import variations
 from benchmarks.families.cross_entropy import CrossEntropy
+from benchmarks.families.dice import DiceBCE, DiceCrossEntropy, UpsampledDiceCrossEntropy
 from benchmarks.families.linear_cross_entropy import LinearCrossEntropy
 from benchmarks.families.statistics import PredictiveStatistics
 from benchmarks.implementations import OURS, TORCH, TORCH_COMPILED
@@ -51,6 +53,22 @@ class TestCuda:
                 work.check()
                 for call in work.calls().values():
                     call.run()
+
+    @pytest.mark.parametrize("op", variations.OPS)
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+    def test_variation_workload(self, uncompiled, op, dtype):
+        work = families.workload(op(SMALL, dtype, mode=BOTH), self.device)
+        work.check()
+        for call in work.calls().values():
+            call.run()
+
+    @pytest.mark.parametrize("op", [DiceCrossEntropy, UpsampledDiceCrossEntropy, DiceBCE])
+    @pytest.mark.parametrize("shape", [SMALL, (2, 4, 3, 5, 4)])
+    def test_dice_workload(self, uncompiled, op, shape):
+        work = families.workload(op(shape, "fp32", mode=BOTH), self.device)
+        work.check()
+        for call in work.calls().values():
+            call.run()
 
     @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
     def test_linear_workload(self, uncompiled, layout):
