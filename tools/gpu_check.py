@@ -34,7 +34,10 @@ _SANITIZER_EXIT = 99
 # the showcase takes, then what only compute-sanitizer sees. A step gets at most its share of the
 # time limit, so that one that hangs leaves time for the others; what it leaves is for later ones.
 _INSTALL_SHARE, _IMPORT_SHARE = 0.3, 0.15
-_FAMILIES = ("cross_entropy", "dice", "statistics", "components", "counts", "benchmarks")
+_FAMILIES = (
+    *("cross_entropy", "dice", "overwriting", "statistics", "components", "counts"),
+    "benchmarks",
+)
 _TESTS_SHARE = 0.12
 _BENCHMARKS_SHARE = 0.35
 _SANITIZER_SHARES = {"memcheck": 0.15, "racecheck": 0.15, "initcheck": 0.1, "synccheck": 0.1}

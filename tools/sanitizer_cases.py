@@ -38,17 +38,22 @@ def _cross_entropy(logits: Tensor, reduction: sf.Reduction, target_dtype: torch.
     target = torch.randint(0, c, (n, h, w), device=logits.device)
     target[torch.rand(n, h, w, device=logits.device) < 0.2] = _IGNORE_INDEX
     weight = torch.rand(c, device=logits.device) + 0.5
-    for weighted, smoothing in ((False, 0.0), (True, 0.1)):
+    for weighted, smoothing, overwrites in (
+        (False, 0.0, False),
+        (False, 0.0, True),
+        (True, 0.1, False),
+    ):
         leaf = logits.detach().requires_grad_(True)
         pixel_weight = torch.rand(n, h, w, device=logits.device, requires_grad=weighted)
         loss = sf.cross_entropy(
-            leaf,
+            leaf.clone() if overwrites else leaf,
             target.to(target_dtype),
             weight if weighted else None,
             pixel_weight=pixel_weight,
             ignore_index=_IGNORE_INDEX,
             reduction=reduction,
             label_smoothing=smoothing,
+            overwrite_input=overwrites,
         )
         # Not one, so that the stored gradient is rescaled too.
         loss.backward(torch.full_like(loss, 2.0))
