@@ -88,7 +88,8 @@ class TestGpuCheck:
         assert code == 0
         assert summary["passed"]
         names = [step["name"] for step in summary["steps"]]
-        families = ("cross_entropy", "dice", "statistics", "components", "counts", "benchmarks")
+        losses = ("cross_entropy", "dice", "overwriting")
+        families = (*losses, "statistics", "components", "counts", "benchmarks")
         tests = [f"tests of {family}" for family in families]
         sanitizers = ["memcheck", "racecheck", "initcheck", "synccheck"]
         assert names == ["install", "import", *tests, "install peers", "benchmarks", *sanitizers]
