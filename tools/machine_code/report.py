@@ -153,6 +153,58 @@ def _rows() -> Iterator[Row]:
                 "4 * (C * C + 16 * 4)",  # confusion, and 15 bins of calibration
                 case=None if odd else _case("accumulate_counts", classes, name, "nchw", "forward"),
             )
+        for pixels, classes, registers, least in (
+            ("AdjacentPixels<2>", 2, 2, 2),
+            ("AdjacentPixels<2>", 19, 19, 19),
+            ("AdjacentPixels<2>", 21, 24, 17),  # of those without a kernel of their own
+            ("SpacedPixels<2, 128>", 19, 24, 9),
+        ):
+            odd = ", odd width" if pixels.startswith("Spaced") else ""
+            variant = f"<{cpp}, PlanarVariant<{pixels}, {registers}, {least}*"
+            yield Row(
+                f"dice sums planar C={classes}{odd} {name}",
+                f"dice_sums_planar_registers_kernel{variant}",
+                _READS_LOSS,
+                "0",
+                {"C": classes},
+            )
+            yield Row(
+                f"dice gradient planar C={classes}{odd} {name}",
+                f"dice_gradient_planar_registers_kernel{variant}",
+                _READS_LOSS,
+                _WRITES_LOSS,
+                {"C": classes},
+            )
+        yield Row(
+            f"dice sums any layout C=19 {name}",
+            f"dice_sums_kernel<{cpp}, StoredPixels>",
+            _READS_LOSS,
+            "0",
+            {"C": 19},
+            "8 * 8 * (3 * C + 1)",
+        )
+        yield Row(
+            f"dice gradient any layout C=19 {name}",
+            f"dice_gradient_stored_kernel<{cpp}>",
+            _READS_LOSS,
+            _WRITES_LOSS,
+            {"C": 19},
+        )
+        yield Row(
+            f"dice_bce sums C=19 {name}",
+            f"dice_bce_sums_kernel<{cpp}>",
+            "sizeof(T) + 1",
+            "0",
+            {"C": 19},
+            "8 * 8 * (3 * C + 1)",
+        )
+        yield Row(
+            f"dice_bce gradient C=19 {name}",
+            f"dice_bce_gradient_kernel<{cpp}>",
+            "sizeof(T) + 1",
+            "sizeof(T)",
+            {"C": 19},
+        )
         yield Row(
             f"scale {name}",
             f"scale_vectors_kernel<{cpp}, {4 if cpp == 'float' else 8}>",

@@ -67,6 +67,21 @@ struct SpacedPixels {
   }
 };
 
+// Those of pixels, the first of which is data[first], or ones without data.
+template <class A, class Pixels>
+SEGUNC_DEVICE Vector<A, Pixels::kCount> load_factors(const Pixels& pixels, const void* data,
+                                                     int64_t first) {
+  if (data) return pixels.load(static_cast<const A*>(data) + first, A(1));
+  Vector<A, Pixels::kCount> ones;
+#pragma unroll
+  for (int j = 0; j < Pixels::kCount; j++) ones[j] = A(1);
+  return ones;
+}
+template <int V, class A>
+SEGUNC_DEVICE Vector<A, V> load_factors(const void* data, int64_t first) {
+  return load_factors<A>(AdjacentPixels<V>(), data, first);
+}
+
 // The logits of a thread's pixels, a vector a class, all on their way before anything waits;
 // `absent` where present(c) says that there is none. logits: of class 0 and the first pixel.
 template <class Pixels, class T, class Present, int K, int V>

@@ -4,6 +4,7 @@
 #include "../../math/exp_log.h"
 #include "../class_map.h"
 #include "device.h"
+#include "labels.h"
 
 namespace segunc::device {
 
@@ -145,6 +146,25 @@ SEGUNC_DEVICE void exponentials_in_place(float (&value)[K][V], float (&maximum)[
   }
 }
 
+// The factor of an ignored pixel's exponentials is 0. So is the product, once exponentials that are
+// no numbers are 0. One branch that is rarely taken, so that other pixels pay next to nothing.
+// softmax: whose sum is that of a pixel's exponentials.
+template <int K, int V, class A, class Terms>
+SEGUNC_DEVICE void clear_ignored(const int (&label)[V], const Terms (&softmax)[V],
+                                 A (&exponential)[K][V]) {
+  bool any = false;
+#pragma unroll
+  for (int j = 0; j < V; j++) any |= label[j] == kIgnored && !(softmax[j].sum < kInfinity<A>);
+  if (!any) return;
+  // report: begin rare
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+#pragma unroll
+    for (int i = 0; i < K; i++) exponential[i][j] = label[j] == kIgnored ? A(0) : exponential[i][j];
+  }
+  // report: end
+}
+
 // The sum of exp(z_c - maximum) over the classes read so far.
 template <class A>
 struct OnlineSoftmax {
@@ -167,6 +187,7 @@ struct OnlineSoftmax {
 template <class A, class Logit>
 SEGUNC_DEVICE OnlineSoftmax<A> online_softmax(int64_t classes, Logit logit_of) {
   OnlineSoftmax<A> softmax;
+  // report: trips elements * sizeof(T) / accessed
 #pragma unroll 4
   for (int64_t c = 0; c < classes; c++) softmax.add(logit_of(c));
   softmax.sum += softmax.maximum - softmax.maximum;

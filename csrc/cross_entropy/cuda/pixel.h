@@ -44,21 +44,6 @@ inline LossWork make_loss_work(const CrossEntropyParams& p, int64_t images, int6
   return {make_work(images, pixels, tile, max_blocks), target_shares(p)};
 }
 
-// Those of pixels, the first of which is data[first], or ones without data.
-template <class A, class Pixels>
-SEGUNC_DEVICE Vector<A, Pixels::kCount> load_factors(const Pixels& pixels, const void* data,
-                                                     int64_t first) {
-  if (data) return pixels.load(static_cast<const A*>(data) + first, A(1));
-  Vector<A, Pixels::kCount> ones;
-#pragma unroll
-  for (int j = 0; j < Pixels::kCount; j++) ones[j] = A(1);
-  return ones;
-}
-template <int V, class A>
-SEGUNC_DEVICE Vector<A, V> load_factors(const void* data, int64_t first) {
-  return load_factors<A>(AdjacentPixels<V>(), data, first);
-}
-
 // What is the same for every pixel.
 template <class A>
 struct Constants {
@@ -260,24 +245,6 @@ SEGUNC_DEVICE void softmax_in_place(const Smoothing& labels, const Owner& owner,
     for (int i = 0; i < K; i++) softmax[j].sum += value[i][j];
     softmax[j].sum = owner.sum(softmax[j].sum);
   }
-}
-
-// The slope of an ignored pixel is 0. Its gradient is, too, once exponentials that are no numbers
-// are 0. One branch that is rarely taken, so that other pixels pay next to nothing.
-template <int K, int V, class A>
-SEGUNC_DEVICE void clear_ignored(const int (&label)[V], const SoftmaxTerms<A> (&softmax)[V],
-                                 A (&exponential)[K][V]) {
-  bool any = false;
-#pragma unroll
-  for (int j = 0; j < V; j++) any |= label[j] == kIgnored && !(softmax[j].sum < kInfinity<A>);
-  if (!any) return;
-  // report: begin rare
-#pragma unroll
-  for (int j = 0; j < V; j++) {
-#pragma unroll
-    for (int i = 0; i < K; i++) exponential[i][j] = label[j] == kIgnored ? A(0) : exponential[i][j];
-  }
-  // report: end
 }
 
 // The gradient of a class c, but for what the labelled one has beside.

@@ -13,6 +13,7 @@ __global__ void __launch_bounds__(DicePolicy::kThreads, kDiceBlocks<T>)
                              const PixelOffset offset, const PixelOffset grad_offset) {
   using A = accumulate_t<T>;
   const A shared_factor = cross_entropy_factor<A>(p);
+  // report: hot C
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     const int64_t index = tile * work.tile + thread();
     if (index >= work.pixels) continue;
@@ -28,6 +29,7 @@ __global__ void __launch_bounds__(DicePolicy::kThreads, kDiceBlocks<T>)
     const bool counts = counts_pixel(p, index);
     A factor = shared_factor, loss = 0;
     if (counts && p.pixel_weight) factor *= static_cast<const A*>(p.pixel_weight)[index];
+    // report: trips C
     for (int64_t c = 0; c < p.map.classes; c++) {
       A v = 0;
       if (counts) {
@@ -48,6 +50,7 @@ __global__ void __launch_bounds__(DicePolicy::kThreads, kDiceBlocks<T>)
     }
     if (p.grad_pixel_weight) static_cast<A*>(p.grad_pixel_weight)[index] = loss * shared_factor;
   }
+  // report: end
 }
 
 template <class T>

@@ -17,6 +17,7 @@ __global__ void __launch_bounds__(DicePolicy::kThreads, kDiceBlocks<T>)
   const WarpSums sums(p, work);
   double surprise = 0;
   BadTarget bad;
+  // report: hot C
   for (int64_t tile = block; tile < work.tiles; tile += work.blocks_of_image.value) {
     const int64_t pixel = tile * DicePolicy::kThreads + thread();
     const int64_t index = image * work.pixels + pixel;
@@ -26,6 +27,7 @@ __global__ void __launch_bounds__(DicePolicy::kThreads, kDiceBlocks<T>)
     const T* const logits =
         static_cast<const T*>(p.input) + image * p.map.image_stride + offset(place);
     A loss = 0;
+    // report: trips C
     for (int64_t c = 0; c < p.map.classes; c++) {
       A probability = 0;
       int label = 0;
@@ -49,6 +51,7 @@ __global__ void __launch_bounds__(DicePolicy::kThreads, kDiceBlocks<T>)
     if (counts && p.pixel_weight) loss *= static_cast<const A*>(p.pixel_weight)[index];
     surprise += double(loss);
   }
+  // report: end
   bad.report(p.bad_target);
   sums.finish(p, work, surprise);
 }

@@ -1,5 +1,6 @@
 // How the kernels of Dice are launched.
 #pragma once
+#include <algorithm>
 #include <type_traits>
 
 #include "../../common/device/device.h"
@@ -14,6 +15,20 @@ struct DicePolicy {  // tuning
   static constexpr int kThreads = 256;
   static constexpr int64_t kMaxBlocks = at_scale(8192);
 };
+
+// Blocks belong to images, and take the tiles of theirs in turn.
+struct ImageWork {
+  int64_t images, pixels;  // of an image
+  int64_t tiles, blocks;   // of an image
+  Divisor blocks_of_image;
+};
+
+inline ImageWork make_image_work(int64_t images, int64_t pixels, int64_t tile, int64_t max_blocks) {
+  ImageWork work{images, pixels, divide_up(pixels, tile), 0, {}};
+  if (images > 0) work.blocks = std::min(work.tiles, std::max<int64_t>(max_blocks / images, 1));
+  work.blocks_of_image = Divisor(std::max<int64_t>(work.blocks, 1));
+  return work;
+}
 
 // Resident blocks that the compiler has to leave registers for.
 template <class T>

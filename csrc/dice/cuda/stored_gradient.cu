@@ -3,6 +3,7 @@
 // from the cache, for the gradient.
 #include "kernels.h"
 #include "pixel.h"
+#include "planar.h"
 
 namespace segunc::cuda {
 namespace {
@@ -16,6 +17,7 @@ __global__ void __launch_bounds__(DicePolicy::kThreads, kDiceBlocks<T>)
   const DiceShares<A> shares(p, exact);
   const A factor = cross_entropy_factor<A>(p);
   const int64_t classes = p.map.classes;
+  // report: hot C
   for (int64_t tile = block_index(); tile < work.tiles; tile += grid_size()) {
     const int64_t index = tile * work.tile + thread();
     if (index >= work.pixels) continue;
@@ -30,6 +32,7 @@ __global__ void __launch_bounds__(DicePolicy::kThreads, kDiceBlocks<T>)
     if (!p.grad_input) continue;
     T* const gradient =
         static_cast<T*>(p.grad_input) + image * p.grad_map.image_stride + grad_offset(pixel);
+    // report: trips elements * (2 * sizeof(T) + 4) / accessed
     for (int64_t c = 0; c < classes; c++) {
       // terms.shift is NaN where the target is no class.
       const A v = label >= 0
@@ -39,6 +42,7 @@ __global__ void __launch_bounds__(DicePolicy::kThreads, kDiceBlocks<T>)
       gradient[c * p.grad_map.class_stride] = from_accumulate<T>(v);
     }
   }
+  // report: end
 }
 
 template <class T>
@@ -53,6 +57,12 @@ void launch_gradient(const DiceParams& p, const Work& work, Stream stream) {
 
 DicePlan plan_stored_dice_gradient(const DiceParams& params) {
   if (is_empty(params.map)) return {};
+  if (takes_planar_registers(params)) {
+    const ImageWork work = make_planar_work(params, PlanarPolicy::kMaxGradientBlocks);
+    return {0, 0, [work](const DiceParams& p, Stream stream) {
+              launch_planar_gradient(p, work, stream);
+            }};
+  }
   const Work work = make_work(1, params.map.images * params.map.pixels, DicePolicy::kThreads,
                               DicePolicy::kMaxBlocks);
   return {0, slopes_bytes(params), [work](const DiceParams& p, Stream stream) {

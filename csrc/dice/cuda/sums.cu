@@ -4,6 +4,7 @@
 // for the probabilities: two exponentials and five shuffles a logit.
 #include "kernels.h"
 #include "pixel.h"
+#include "planar.h"
 #include "sums.h"
 
 namespace segunc::cuda {
@@ -21,6 +22,7 @@ __global__ void __launch_bounds__(DicePolicy::kThreads, kDiceBlocks<T>)
   const WarpSums sums(p, work);
   double surprise = 0;
   BadTarget bad;
+  // report: hot C
   for (int64_t tile = block; tile < work.tiles; tile += work.blocks_of_image.value) {
     const int64_t pixel = tile * DicePolicy::kThreads + thread();
     const bool inside = pixel < work.pixels;
@@ -46,12 +48,14 @@ __global__ void __launch_bounds__(DicePolicy::kThreads, kDiceBlocks<T>)
     // What is no class makes every sum NaN.
     const A otherwise = label == kOutOfRange ? kNaN<A> : A(0);
     if (p.cross_entropy) surprise += double(otherwise);
+    // report: trips elements * (sizeof(T) + 48) / accessed
     for (int64_t c = 0; c < classes; c++) {
       const A probability =
           label >= 0 ? math::exp_nonpositive(logit_of(c) - maximum) * inverse : otherwise;
       sums.add(p, c, probability, label == int(c));
     }
   }
+  // report: end
   bad.report(p.bad_target);
   sums.finish(p, work, surprise);
 }
@@ -71,7 +75,15 @@ void launch_sums(const DiceParams& p, const SumsWork& work, Stream stream) {
 }  // namespace
 
 DicePlan plan_dice_sums(const DiceParams& params) {
-  const SumsWork work = make_sums_work(params);
+  SumsWork work = make_sums_work(params);
+  if (!is_empty(params.map) && takes_planar_registers(params)) {
+    // A row a block.
+    work = {make_planar_work(params, PlanarPolicy::kMaxSumsBlocks), work.row, true};
+    return {work.images * work.blocks * work.row, 0, [work](const DiceParams& p, Stream stream) {
+              launch_planar_sums(p, work, stream);
+              launch_sums_finish(p, work, stream);
+            }};
+  }
   return {work.images * work.rows_of_image() * work.row, 0,
           [work](const DiceParams& p, Stream stream) {
             with_dtype("dice_sums", p.dtype,

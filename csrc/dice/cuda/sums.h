@@ -20,31 +20,19 @@ struct SumsPolicy {  // tuning
   static constexpr int64_t kMaxShared = 40 << 10;
 };
 
-// Blocks belong to images.
-struct SumsWork {
-  int64_t images, pixels;  // of an image
-  int64_t tiles, blocks;   // of an image
-  int64_t row;             // doubles of a row: kDiceSums * C, and the cross-entropy
-  bool shares;             // whether rows are in shared memory, and then one remains of a block
-  Divisor blocks_of_image;
+struct SumsWork : ImageWork {
+  int64_t row;  // doubles of a row: kDiceSums * C, and the cross-entropy
+  bool shares;  // whether warps have rows in shared memory, and then one remains of a block
 
   int64_t shared_bytes() const { return shares ? kSumsWarps * row * int64_t(sizeof(double)) : 0; }
   int64_t rows_of_image() const { return blocks * (shares ? 1 : kSumsWarps); }
 };
 
 inline SumsWork make_sums_work(const OverlapParams& p) {
-  SumsWork work{};
-  work.images = p.map.images;
-  work.pixels = result_pixels(p.map, p.interpolation);
-  work.row = kDiceSums * p.map.classes + 1;
-  work.tiles = divide_up(work.pixels, DicePolicy::kThreads);
-  if (work.images > 0) {
-    const int64_t most = SumsPolicy::kMaxBlocks / work.images;
-    work.blocks = std::min(work.tiles, std::max<int64_t>(most, 1));
-  }
-  work.shares = kSumsWarps * work.row * int64_t(sizeof(double)) <= SumsPolicy::kMaxShared;
-  work.blocks_of_image = Divisor(std::max<int64_t>(work.blocks, 1));
-  return work;
+  const int64_t row = kDiceSums * p.map.classes + 1;
+  return {make_image_work(p.map.images, result_pixels(p.map, p.interpolation), DicePolicy::kThreads,
+                          SumsPolicy::kMaxBlocks),
+          row, kSumsWarps * row * int64_t(sizeof(double)) <= SumsPolicy::kMaxShared};
 }
 
 // A warp's row of sums. A block makes its own before any of its warps is done.
@@ -68,10 +56,10 @@ struct WarpSums {
     A common = 0;
     if (labelled) common = warp_sum(is_label ? probability : A(0));
     if (lane() == 0) {
-      row[kPredicted * classes + c] += double(predicted);
+      row[kPredicted * classes + c] += double(predicted);  // report: generic
       if (labelled) {
-        row[kLabelled * classes + c] += popcount(labelled);
-        row[kCommon * classes + c] += double(common);
+        row[kLabelled * classes + c] += popcount(labelled);  // report: generic
+        row[kCommon * classes + c] += double(common);        // report: generic
       }
     }
   }

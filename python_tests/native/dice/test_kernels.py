@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,66 @@ GRID = [
 
 @pytest.mark.parametrize("case", thinned(GRID), ids=str)
 def test_grid(host: ModuleType, case: Case) -> None:
+    verify(host, case)
+
+
+def in_registers(
+    dtype: str, layout: str, classes: int, spatial: tuple[int, ...], seed: int, **arguments: Any
+) -> Case:
+    """Planar logits without smoothing, of at most 32 classes, with other arguments drawn."""
+    generator = np.random.default_rng([seed, classes, *spatial])
+    drawn: dict[str, Any] = {
+        "images": int(generator.integers(1, 4)),
+        "target_type": TARGET_TYPES[int(generator.integers(len(TARGET_TYPES)))],
+        "by_image": bool(generator.random() < 0.5),
+        "squared": bool(generator.random() < 0.3),
+        "weight": bool(generator.random() < 0.5),
+        "pixel_weight": bool(generator.random() < 0.5),
+        "ignore_index": int(generator.choice([255, 0])),
+        "grad_pixel_weight": bool(generator.random() < 0.3),
+        "overwrites": bool(generator.random() < 0.5),
+    }
+    return Case(dtype, layout, classes, spatial=spatial, seed=seed, **{**drawn, **arguments})
+
+
+# Every number of registers, of pixels that are aligned vectors and of others; tiles that are full,
+# that end in the middle of a warp, and that the last thread has one pixel of.
+IN_REGISTERS = [
+    in_registers(dtype, layout, classes, spatial, seed)
+    for classes in (1, 2, 4, 7, 12, 19, 21, 27, 32)
+    for seed, (dtype, layout, spatial) in enumerate(
+        [
+            ("f32", "planar", (512,)),
+            ("f32", "planar", (5, 77)),
+            ("f32", "odd_classes", (3, 100)),
+            ("bf16", "planar", (2, 170)),
+            ("bf16", "unaligned", (300,)),
+            ("f16", "odd_images", (258,)),
+            ("f16", "planar", (641,)),
+        ]
+    )
+]
+
+
+@pytest.mark.parametrize("case", thinned(IN_REGISTERS), ids=str)
+def test_in_registers(host: ModuleType, case: Case) -> None:
+    verify(host, case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        # Threads whose floats are added up several times, in the middle of a tile at last.
+        in_registers("f32", "planar", 2, (20000,), 1, images=1, squared=False),
+        in_registers("f32", "planar", 3, (101, 90), 2, images=3, by_image=True, squared=False),
+        in_registers("f32", "planar", 3, (101, 89), 3, images=2, by_image=False, squared=True),
+        # More images than blocks.
+        in_registers("f32", "planar", 5, (40,), 4, images=11, by_image=True),
+        in_registers("f32", "planar", 5, (39,), 5, images=11, by_image=False, overwrites=True),
+    ],
+    ids=str,
+)
+def test_many_tiles_in_registers(host: ModuleType, case: Case) -> None:
     verify(host, case)
 
 
@@ -135,6 +196,37 @@ def test_targets_that_are_no_class(host: ModuleType, dtype: str, to: Interpolate
         if to is None:
             inputs.logits[1, :, 17] = 0.5
         verify(host, case, inputs)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])  # in registers, and not
+@pytest.mark.parametrize("classes", [2, 5, 19])
+def test_logits_that_are_no_numbers(host: ModuleType, classes: int, smoothing: float) -> None:
+    """They reach the sums of their pixel's probabilities and its gradient, and no other."""
+    case = Case("f32", "planar", classes, spatial=(300,), smoothing=smoothing, seed=8)
+    for value in (np.nan, np.inf):
+        inputs = make_inputs(case)
+        inputs.target[1, 17] = classes - 1
+        inputs.logits[1, :, 17] = 0.5
+        inputs.logits[1, 0, 17] = value
+        with np.errstate(invalid="ignore"):
+            verify(host, case, inputs)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])  # in registers, and not
+@pytest.mark.parametrize("spatial", [(300,), (301,)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_coefficients_that_are_no_numbers(
+    host: ModuleType, spatial: tuple[int, ...], smoothing: float, value: float
+) -> None:
+    """The gradient of an ignored pixel is 0 all the same."""
+    case = Case("f32", "planar", 4, spatial=spatial, smoothing=smoothing, seed=9)
+    inputs = make_inputs(case)
+    inputs.coefficients[1, 0, 2] = value
+    gradient = run(host, case, inputs)["grad_input"].swapaxes(0, 1).reshape(4, 2, -1)
+    ignored = inputs.target.reshape(2, -1) == case.ignore_index
+    assert not gradient[:, ignored].any()
+    assert np.isfinite(gradient[:, 0]).all()
+    assert not np.isfinite(gradient[2, 1, ~ignored[1]]).any()
 
 
 def test_no_flag_is_no_report(host: ModuleType) -> None:
