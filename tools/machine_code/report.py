@@ -191,7 +191,19 @@ def _rows() -> Iterator[Row]:
             {"C": 19},
         )
         yield Row(
-            f"dice_bce sums C=19 {name}",
+            f"dice_bce sums planar {name}",
+            f"dice_bce_sums_planes_kernel<{cpp}>",
+            "sizeof(T) + 1",
+            "0",
+        )
+        yield Row(
+            f"dice_bce gradient planar {name}",
+            f"dice_bce_gradient_planes_kernel<{cpp}>",
+            "sizeof(T) + 1",
+            "sizeof(T)",
+        )
+        yield Row(
+            f"dice_bce sums any layout C=19 {name}",
             f"dice_bce_sums_kernel<{cpp}>",
             "sizeof(T) + 1",
             "0",
@@ -199,7 +211,7 @@ def _rows() -> Iterator[Row]:
             "8 * 8 * (3 * C + 1)",
         )
         yield Row(
-            f"dice_bce gradient C=19 {name}",
+            f"dice_bce gradient any layout C=19 {name}",
             f"dice_bce_gradient_kernel<{cpp}>",
             "sizeof(T) + 1",
             "sizeof(T)",

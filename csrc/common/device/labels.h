@@ -45,6 +45,11 @@ struct BadTargetOfBlock {
   }
 };
 
+// The same of a kernel that does not report them.
+struct UnreportedTarget {
+  SEGUNC_DEVICE void remember(int64_t) const {}
+};
+
 template <class Bad>
 SEGUNC_DEVICE int label_of(int64_t target, int64_t classes, int64_t ignore_index, Bad& bad) {
   const int label = label_of(target, classes, ignore_index);

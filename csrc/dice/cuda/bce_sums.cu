@@ -2,6 +2,7 @@
 // on a GPU: a thread a pixel, in any layout. One read of the logits: an exponential, a logarithm
 // and five to ten shuffles a logit.
 #include "kernels.h"
+#include "planes.h"
 #include "regions.h"
 #include "sums.h"
 
@@ -69,6 +70,7 @@ void launch_sums(const DiceBceParams& p, const SumsWork& work, Stream stream) {
 }  // namespace
 
 DiceBcePlan plan_dice_bce_sums(const DiceBceParams& params) {
+  if (!is_empty(params.map) && takes_planes(params)) return plan_dice_bce_sums_of_planes(params);
   const SumsWork work = make_sums_work(params);
   return {work.images * work.rows_of_image() * work.row, 0,
           [work](const DiceBceParams& p, Stream stream) {

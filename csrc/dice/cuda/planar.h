@@ -81,11 +81,6 @@ void with_planar_variant(const DiceParams& p, Run run) {
   });
 }
 
-// Of a kernel that does not report them.
-struct UnreportedTarget {
-  SEGUNC_DEVICE void remember(int64_t) const {}
-};
-
 // A thread's pixels.
 template <int K, int V>
 struct PlanarPixels {

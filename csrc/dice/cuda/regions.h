@@ -15,26 +15,44 @@ SEGUNC_DEVICE int binary_label(Y y) {
   return y == Y(1) ? 1 : y == Y(0) ? 0 : kOutOfRange;
 }
 
-// Element i of the targets: 0, 1 or kOutOfRange.
-SEGUNC_DEVICE int load_binary_label(const void* data, BinaryType type, int64_t i) {
+// What compares as the number that is stored.
+template <class Y>
+SEGUNC_DEVICE auto to_number(Y y) {
+  if constexpr (std::is_same_v<Y, bfloat16> || std::is_same_v<Y, float16>) {
+    return to_accumulate(y);
+  } else {
+    return y;
+  }
+}
+
+// Calls run(Y()) with the type of the targets.
+template <class Run>
+SEGUNC_DEVICE auto with_binary_type(BinaryType type, Run run) {
   switch (type) {
     case BinaryType::i64:
-      return binary_label(static_cast<const int64_t*>(data)[i]);
+      return run(int64_t());
     case BinaryType::i32:
-      return binary_label(static_cast<const int32_t*>(data)[i]);
+      return run(int32_t());
     case BinaryType::i16:
-      return binary_label(static_cast<const int16_t*>(data)[i]);
+      return run(int16_t());
     case BinaryType::f64:
-      return binary_label(static_cast<const double*>(data)[i]);
+      return run(double());
     case BinaryType::f32:
-      return binary_label(static_cast<const float*>(data)[i]);
+      return run(float());
     case BinaryType::bf16:
-      return binary_label(to_accumulate(static_cast<const bfloat16*>(data)[i]));
+      return run(bfloat16());
     case BinaryType::f16:
-      return binary_label(to_accumulate(static_cast<const float16*>(data)[i]));
+      return run(float16());
     default:
-      return binary_label(static_cast<const uint8_t*>(data)[i]);
+      return run(uint8_t());
   }
+}
+
+// Element i of the targets: 0, 1 or kOutOfRange.
+SEGUNC_DEVICE int load_binary_label(const void* data, BinaryType type, int64_t i) {
+  return with_binary_type(type, [&](auto y) {
+    return binary_label(to_number(static_cast<const decltype(y)*>(data)[i]));
+  });
 }
 
 // The targets of a pixel.

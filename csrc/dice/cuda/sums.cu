@@ -78,7 +78,7 @@ DicePlan plan_dice_sums(const DiceParams& params) {
   SumsWork work = make_sums_work(params);
   if (!is_empty(params.map) && takes_planar_registers(params)) {
     // A row a block.
-    work = {make_planar_work(params, PlanarPolicy::kMaxSumsBlocks), work.row, true};
+    work = {make_planar_work(params, PlanarPolicy::kMaxSumsBlocks), work.row, 1, true};
     return {work.images * work.blocks * work.row, 0, [work](const DiceParams& p, Stream stream) {
               launch_planar_sums(p, work, stream);
               launch_sums_finish(p, work, stream);

@@ -21,8 +21,9 @@ struct SumsPolicy {  // tuning
 };
 
 struct SumsWork : ImageWork {
-  int64_t row;  // doubles of a row: kDiceSums * C, and the cross-entropy
-  bool shares;  // whether warps have rows in shared memory, and then one remains of a block
+  int64_t row;        // doubles of a row: kDiceSums * C, and its cross-entropies
+  int64_t surprises;  // how many of these
+  bool shares;        // whether warps have rows in shared memory, and then one remains of a block
 
   int64_t shared_bytes() const { return shares ? kSumsWarps * row * int64_t(sizeof(double)) : 0; }
   int64_t rows_of_image() const { return blocks * (shares ? 1 : kSumsWarps); }
@@ -32,7 +33,7 @@ inline SumsWork make_sums_work(const OverlapParams& p) {
   const int64_t row = kDiceSums * p.map.classes + 1;
   return {make_image_work(p.map.images, result_pixels(p.map, p.interpolation), DicePolicy::kThreads,
                           SumsPolicy::kMaxBlocks),
-          row, kSumsWarps * row * int64_t(sizeof(double)) <= SumsPolicy::kMaxShared};
+          row, 1, kSumsWarps * row * int64_t(sizeof(double)) <= SumsPolicy::kMaxShared};
 }
 
 // A warp's row of sums. A block makes its own before any of its warps is done.

@@ -10,12 +10,12 @@ constexpr int kFinishWarps = kFinishThreads / int(kWarpSize);
 // A warp a sum; the last block adds up the cross-entropies. rows: of a table.
 __global__ void __launch_bounds__(kFinishThreads)
     dice_sums_finish_kernel(const OverlapParams p, const int64_t tables, const int64_t rows,
-                            const Divisor sums_of_table) {
-  const int64_t row = sums_of_table.value + 1;
+                            const int64_t surprises, const Divisor sums_of_table) {
+  const int64_t row = sums_of_table.value + surprises;
   if (block_index() + 1 == grid_size()) {
     double sum = 0;
     for (int64_t r = thread(); r < tables * rows; r += kFinishThreads) {
-      sum += p.partial[r * row + row - 1];
+      for (int64_t s = 1; s <= surprises; s++) sum += p.partial[(r + 1) * row - s];
     }
     sum = block_sum(sum);
     if (thread() == 0) *p.surprise = sum;
@@ -39,7 +39,7 @@ void launch_sums_finish(const OverlapParams& params, const SumsWork& work, Strea
   const int64_t tables = params.by_image ? work.images : 1, sums = kDiceSums * params.map.classes;
   const int64_t rows = work.images * work.rows_of_image() / std::max<int64_t>(tables, 1);
   launch(dice_sums_finish_kernel, divide_up(tables * sums, kFinishWarps) + 1, kFinishThreads, 0,
-         stream, params, tables, rows, Divisor(sums));
+         stream, params, tables, rows, work.surprises, Divisor(sums));
 }
 
 }  // namespace segunc::cuda
