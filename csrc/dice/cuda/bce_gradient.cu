@@ -1,5 +1,5 @@
 // The gradient of Dice and binary cross-entropy of regions on a GPU: a thread a pixel, in any
-// layout; one read of the logits and one write.
+// layout, which is what planes (planes.h) do not take; one read of the logits and one write.
 #include "kernels.h"
 #include "planes.h"
 #include "regions.h"
@@ -65,7 +65,7 @@ void launch_gradient(const DiceBceParams& p, const Work& work, Stream stream) {
 
 DiceBcePlan plan_dice_bce_gradient(const DiceBceParams& params) {
   if (is_empty(params.map)) return {};
-  if (takes_planes(params)) return plan_dice_bce_gradient_of_planes(params);
+  if (params.grad_input && takes_planes(params)) return plan_dice_bce_gradient_of_planes(params);
   const Work work = make_work(1, params.map.images * params.map.pixels, DicePolicy::kThreads,
                               DicePolicy::kMaxBlocks);
   return {0, slopes_bytes(params), [work](const DiceBceParams& p, Stream stream) {

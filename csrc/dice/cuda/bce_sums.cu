@@ -1,6 +1,6 @@
 // The sums over pixels that Dice of regions is made of, and that of their binary cross-entropies,
-// on a GPU: a thread a pixel, in any layout. One read of the logits: an exponential, a logarithm
-// and five to ten shuffles a logit.
+// on a GPU: a thread a pixel, in any layout, which is what planes (planes.h) do not take. One read
+// of the logits: an exponential, a logarithm and five to ten shuffles a logit.
 #include "kernels.h"
 #include "planes.h"
 #include "regions.h"

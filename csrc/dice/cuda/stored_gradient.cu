@@ -1,6 +1,6 @@
 // The gradient of Dice and cross-entropy on a GPU, of logits of the target's size: a thread a
-// pixel, in any layout. The logits are read for the softmax and the sum of a_c p_c, and once more,
-// from the cache, for the gradient.
+// pixel, in any layout: what planar_registers (planar.h) does not take. The logits are read for the
+// softmax and the sum of a_c p_c, and once more, from the cache, for the gradient.
 #include "kernels.h"
 #include "pixel.h"
 #include "planar.h"

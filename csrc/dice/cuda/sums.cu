@@ -1,5 +1,6 @@
 // The sums over pixels that Dice is made of, on a GPU: a thread a pixel, in any layout, of logits
 // in memory or interpolated ones.
+// What planar_registers (planar.h) does not take.
 // The logits are read once for the maximum and the sum of exponentials, and again, from the cache,
 // for the probabilities: two exponentials and five shuffles a logit.
 #include "kernels.h"
