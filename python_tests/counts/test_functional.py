@@ -108,6 +108,19 @@ def test_maps_of_any_type(types, without_mean):
             assert_same_bits(a, b, name=name)
 
 
+@pytest.mark.usefixtures("each_backend")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+def test_nan_is_never_the_prediction(layout):
+    """Though all other values are -inf; of pixels of nothing else it is class 0."""
+    values = torch.full((1, 4, 6, 7), -math.inf)
+    values[:, 0] = math.nan
+    values[..., 0] = math.nan
+    target = torch.full((1, 6, 7), 3)
+    for dtype in (torch.float32, torch.float64):
+        found, _ = count(LAYOUTS[layout].make(values.to(dtype)), target, torch.zeros(1, 6, 7))
+        assert found.confusion[3].tolist() == [6, 36, 0, 0]
+
+
 def test_what_is_not_finite_is_counted_apart():
     values = torch.zeros(1, 4, 12)
     values[0, 1] = 2.0

@@ -117,8 +117,9 @@ def accumulate_counts(
     num_classes = input.shape[1]
     valid, labels = valid_labels(target, num_classes, ignore_index)
     values = input.to(accumulate_dtype(input.dtype))
-    # NaN is never the prediction; a pixel of nothing else has class 0.
-    prediction = values.masked_fill(values.isnan(), -torch.inf).argmax(1)
+    # NaN is never the prediction, though the others be -inf; a pixel of nothing else has class 0.
+    known = values.masked_fill(values.isnan(), -torch.inf)
+    prediction = (values == known.amax(1, keepdim=True)).int().argmax(1)
     _count_predictions(
         prediction,
         labels,

@@ -165,12 +165,13 @@ def verify_counts(
     rows = np.moveaxis(values, 1, -1).reshape(-1, case.classes)
     target = inputs.target.ravel().astype(np.int64)
     known = np.where(np.isnan(rows), -np.inf, rows)
+    best = ~np.isnan(rows) & (known == known.max(1, keepdims=True))
     with np.errstate(divide="ignore", invalid="ignore"):
         log_p = np.log(rows) if case.probabilities else log_softmax(rows)
         probabilities = rows if case.probabilities else np.exp(log_p)
     confidence = probabilities.max(1)  # NaN if one is
     expected = references.counts(
-        known.argmax(1),
+        best.argmax(1),
         confidence,
         target,
         inputs.uncertainty.ravel(),

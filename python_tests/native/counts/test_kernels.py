@@ -135,9 +135,9 @@ def test_counts_of_nan_and_infinity(
     """What is not finite is counted apart, in every table."""
     case = CountsCase(dtype, layout, classes, 1, (70,), ignored=0.1, probabilities=probabilities)
     inputs = counts_inputs(case)
-    inputs.target[0, :14] = 1
-    inputs.values[0, :, :14] = 1 / classes if probabilities else 0.0
-    inputs.values[0, 0, :14] += 0.25
+    inputs.target[0, :15] = 1
+    inputs.values[0, :, :15] = 1 / classes if probabilities else 0.0
+    inputs.values[0, 0, :15] += 0.25
     inputs.values[0, 2, 0] = np.nan
     inputs.values[0, 1, 1] = np.nan
     inputs.values[0, :, 2] = np.nan
@@ -147,12 +147,14 @@ def test_counts_of_nan_and_infinity(
         inputs.values[0, 3, 5] = np.inf
         inputs.values[0, 1, 6] = -2000.0
         inputs.values[0, 1, 7] = -900.0
+        inputs.values[0, :, 14] = -np.inf  # of which the first that is a number is largest
+        inputs.values[0, 0, 14] = np.nan
     inputs.values = decode(encode(inputs.values, dtype), dtype)
-    inputs.uncertainty[0, :14] = 0.5
+    inputs.uncertainty[0, :15] = 0.5
     inputs.uncertainty[0, 8:14] = [np.nan, np.inf, -np.inf, -0.25, 256.0, -0.0]
     results = verify_counts(host, case, inputs)
     assert results["uncertainty_sums"][1].sum() == results["histogram"][:, -1].sum() == 5
-    assert results["calibration"][-1, 0] == results["scores"][4] == (3 if probabilities else 5)
+    assert results["calibration"][-1, 0] == results["scores"][4] == (3 if probabilities else 6)
     assert results["scores"][3] == (1 if probabilities else 2)
 
 
