@@ -69,7 +69,7 @@ bench: $(VENV)/.bench setup ## time the kernels against their peers; tables and 
 wheel: setup ## one wheel in dist/, with CUDA code where nvcc is found, smoke-tested
 	$(RUN) sh cmake/wheel.sh
 
-cuda: setup ## compile the CUDA library for every target; what its kernels use and cost, and gates
+cuda: $(VENV)/.installed ## compile the CUDA library for every target; what its kernels use and cost, and gates
 	$(RUN) sh cmake/cuda.sh "$(HEADERS)"
 
 lint: $(VENV)/.installed ## ruff, mypy, clang-format, import-linter
