@@ -81,11 +81,11 @@ SEGUNC_HD Modulated<A> modulated(ModulationKind kind, A log_p, A rate, A peak, b
   const A p = exp_any(to_any(log_p)), others = complement_of(log_p, p);
   const A exponent =
       focal ? log_any(others > kLeast ? others : kLeast) : to_any(rises ? -others : -p);
-  // Where p is 1 the slope of an exponent below 1 would be infinite; l is 0 there, and so is k.
-  const A slope_rate = focal ? rate - A(1) : rate;
+  // Where p is 1 the slope of an exponent below 1 is infinite, but l is 0, and so is k.
+  const A certain = focal ? kLeast : A(-1), slope_rate = focal ? rate - A(1) : rate;
   const A slope_peak = detached ? A(0) : rises ? peak : -peak;
-  return {peak * exp_any(rate * exponent),
-          p * exp_any(slope_rate * exponent) * (slope_peak * rate)};
+  const A by_others = others > certain ? exp_any(slope_rate * exponent) : A(0);
+  return {peak * exp_any(rate * exponent), p * by_others * (slope_peak * rate)};
 }
 
 // k. Where p is 0 it is 0, even if the loss is infinite.
