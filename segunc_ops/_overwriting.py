@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ._torch import is_eager
 
 
-def lend(input: Tensor, overwrite_input: bool) -> Tensor:
-    """The logits as a loss is to take them: themselves, or an alias if they are to be overwritten.
+def lend(input: Tensor, overwrite_input: bool, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """``loss(input)``, of an alias of the logits if they are to be overwritten.
 
     They are where that is asked for, if a gradient of them is wanted and torch neither traces nor
-    transforms them.
+    transforms them. Their memory is then taken from them, so that whatever reads them later fails.
 
     Raises:
         ValueError: others may need them.
     """
     if not (overwrite_input and torch.is_grad_enabled() and input.requires_grad and is_eager()):
-        return input
+        return loss(input)
     problem = _problem(input)
     if problem is not None:
         raise ValueError(
             f"overwrite_input: expected logits that only this loss reads, got {problem}"
         )
-    return input.view_as(input)
-
-
-def empty(input: Tensor) -> None:
-    """Takes from logits that were lent their memory, so that whatever reads them later fails."""
-    input.data = input.new_empty((0,))
+    try:
+        return loss(input.view_as(input))
+    finally:
+        input.data = input.new_empty((0,))
 
 
 def _problem(input: Tensor) -> str | None:

@@ -57,6 +57,11 @@ class _Plan(NamedTuple):
     overwrites: bool
     """In the logits' own memory."""
 
+    @property
+    def overwrites_now(self) -> bool:
+        """Whether the forward pass does."""
+        return self.overwrites and not self.deferred
+
 
 class _Wanted(NamedTuple):
     """Which gradients there are to be, the operators' last arguments."""
@@ -149,14 +154,14 @@ def _forward_call(
 ) -> tuple[Any, ...]:
     """The operator and its arguments, of a Function's inputs."""
     now = _NOTHING if plan.deferred else wanted
-    over = plan.overwrites and now.grad_input
+    over = plan.overwrites_now
     forward = ops.cross_entropy_forward_ if over else ops.cross_entropy_forward
     return forward.default, input, target, weight, pixel_weight, *settings, *now, *varied
 
 
 def _with_gradient(plan: _Plan, results: tuple[Tensor, ...], input: Tensor) -> tuple[Tensor, ...]:
     """An operator's results, with the gradient that it has written over the input, if it has."""
-    if plan.overwrites and not plan.deferred:
+    if plan.overwrites_now:
         loss, normalizer, _, grad_pixel_weight = results
         return loss, normalizer, input, grad_pixel_weight
     return results

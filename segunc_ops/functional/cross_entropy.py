@@ -18,7 +18,7 @@ from .._checks import (
 from .._dtypes import accumulate_dtype, result_dtype
 from .._native.backend import implementation
 from .._options import LossOptions, check_options
-from .._overwriting import empty, lend
+from .._overwriting import lend
 from .._types import Reduction, Upsample
 from .._variations import PLAIN, Adjustment, Variation
 
@@ -122,24 +122,26 @@ def cross_entropy_with(
     if variation.adjustment is not None:
         variation = variation._replace(adjustment=_fitting(variation.adjustment, input, dtype))
     result = result_dtype(input)
-    logits = lend(input, options.overwrite_input)
-    lent = logits is not input
 
     single = input.dim() == 1
     if single:
-        logits, target = logits.unsqueeze(0), target.unsqueeze(0)
+        target = target.unsqueeze(0)
         pixel_weight = None if pixel_weight is None else pixel_weight.unsqueeze(0)
-    try:
-        loss: Tensor = implementation(input.device).cross_entropy(
-            logits, target, pixel_weight=pixel_weight, options=options, variation=variation
-        )
-    except IndexError as error:
+
+    def loss_of(logits: Tensor) -> Tensor:
         if single:
-            raise
-        raise one_channel_error(error, input) from None
-    finally:
-        if lent:
-            empty(input)
+            logits = logits.unsqueeze(0)
+        try:
+            loss: Tensor = implementation(input.device).cross_entropy(
+                logits, target, pixel_weight=pixel_weight, options=options, variation=variation
+            )
+        except IndexError as error:
+            if single:
+                raise
+            raise one_channel_error(error, logits) from None
+        return loss
+
+    loss = lend(input, options.overwrite_input, loss_of)
     if single and options.reduction == "none":
         loss = loss.squeeze(0)
     return loss if loss.dtype == result else loss.to(result)

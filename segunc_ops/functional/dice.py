@@ -29,7 +29,7 @@ from .._dtypes import BINARY_DTYPES, accumulate_dtype, result_dtype
 from .._native.backend import implementation
 from .._options import LossOptions, check_options
 from .._overlap import REGION_REDUCTIONS, Absent, Overlap, RegionOptions, RegionReduction
-from .._overwriting import empty, lend
+from .._overwriting import lend
 from .._types import Reduction, Upsample
 
 if TYPE_CHECKING:
@@ -230,14 +230,14 @@ def dice_cross_entropy_with(
     if pixel_weight is not None:
         pixel_weight = check_pixel_weight(target, pixel_weight, dtype)
     result = result_dtype(input)
-    logits = lend(input, options.overwrite_input)
-    try:
+
+    def loss_of(logits: Tensor) -> Tensor:
         loss: Tensor = implementation(input.device).dice_cross_entropy(
             logits, target, pixel_weight=pixel_weight, options=options, overlap=overlap
         )
-    finally:
-        if logits is not input:
-            empty(input)
+        return loss
+
+    loss = lend(input, options.overwrite_input, loss_of)
     return loss if loss.dtype == result else loss.to(result)
 
 
@@ -419,12 +419,12 @@ def dice_bce_with(
     if pixel_weight is not None:
         pixel_weight = check_pixel_weight(target[:, 0], pixel_weight, dtype, "a number a pixel")
     result = result_dtype(input)
-    logits = lend(input, options.overwrite_input)
-    try:
+
+    def loss_of(logits: Tensor) -> Tensor:
         loss: Tensor = implementation(input.device).dice_bce(
             logits, target, pixel_weight=pixel_weight, mask=mask, options=options, overlap=overlap
         )
-    finally:
-        if logits is not input:
-            empty(input)
+        return loss
+
+    loss = lend(input, options.overwrite_input, loss_of)
     return loss if loss.dtype == result else loss.to(result)
