@@ -31,7 +31,7 @@ constexpr int kMaxPlanarClasses = 32;
 template <class ThreadPixels, int Classes, int Least>
 struct PlanarVariant {
   using Pixels = ThreadPixels;
-  static constexpr int kClasses = Classes, kLeast = Least, kValues = Classes * Pixels::kCount;
+  static constexpr int kClasses = Classes, kLeast = Least;
 };
 
 // Whether planar_registers takes the pixels; how they are aligned plays no part. Smoothed labels

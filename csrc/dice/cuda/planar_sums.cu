@@ -6,8 +6,9 @@
 // each row in a fixed order and goes on in doubles. Pixels of a class are counted by atomics. So
 // sums depend on the sizes alone.
 //
-// A sum of floats has at most 16 * V terms of a thread, 8 of its neighbours and 2 more: it is off
-// by less than 74 roundings for V = 4 and 42 for V = 2, 2.5e-6 of it, all terms being positive.
+// A round ends by adding up rows, which takes as many instructions as half a tile. A sum of floats
+// has at most 16 * V terms of a thread, 8 of its neighbours and 2 more: with V = 2 it is off by
+// less than 42 roundings, 2.5e-6 of it, all terms being positive.
 #include "planar.h"
 
 namespace segunc::cuda {
@@ -22,11 +23,6 @@ namespace {
 //   12.6 / 14.5  with 21, where the compiler does not know their number
 //   15.8 / 18.1  with 19, where pixels are no aligned vectors, either
 // 7 or 8 of which are a logit's, the rest a pixel's: with 2 classes it is 57 / 59.
-struct PlanarSumsPolicy {  // tuning
-  // Before rows are added up, which takes as many instructions as half a tile.
-  static constexpr int kTilesOfRound = int(at_scale(16));
-};
-
 constexpr int kThreads = PlanarPolicy::kPlanarThreads;
 
 // Instructions a logit on sm_90.
@@ -109,8 +105,8 @@ __global__ void __launch_bounds__(PlanarPolicy::kPlanarThreads,
   double predicted_sum = 0, common_sum = 0, surprise = 0;
   BadTarget bad;
   for (int tile = int(block); tile < tiles;) {
-    const int end = tiles - tile > PlanarSumsPolicy::kTilesOfRound * step
-                        ? tile + PlanarSumsPolicy::kTilesOfRound * step
+    const int end = tiles - tile > SumsPolicy::kTilesOfRound * step
+                        ? tile + SumsPolicy::kTilesOfRound * step
                         : tiles;
     columns.clear();
     float predicted[K] = {};

@@ -11,10 +11,6 @@
 namespace segunc::cuda {
 namespace {
 
-struct PlaneSumsPolicy {  // tuning
-  static constexpr int kTilesOfRound = int(at_scale(16));
-};
-
 // Instructions a logit on sm_90, with masks and weights and the costliest of targets; an H200
 // issues 27 for an fp32 logit that is read at the bandwidth of a copy, and 14 for a bf16 one.
 // report: budget dice_bce_sums_planes_kernel<float> 65
@@ -32,8 +28,8 @@ __global__ void __launch_bounds__(PlanePolicy::kPlaneThreads, 4)
   int64_t labelled = 0;
   BadTarget bad;
   for (int tile = int(plane.block); tile < tiles;) {
-    const int end = tiles - tile > PlaneSumsPolicy::kTilesOfRound * step
-                        ? tile + PlaneSumsPolicy::kTilesOfRound * step
+    const int end = tiles - tile > SumsPolicy::kTilesOfRound * step
+                        ? tile + SumsPolicy::kTilesOfRound * step
                         : tiles;
     float predicted = 0, common = 0, surprise = 0;
     int labelled_of_round = 0;

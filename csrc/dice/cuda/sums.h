@@ -18,6 +18,8 @@ struct SumsPolicy {  // tuning
   static constexpr int64_t kMaxBlocks = at_scale(1024);
   // Of the rows of a block: four blocks fit a multiprocessor.
   static constexpr int64_t kMaxShared = 40 << 10;
+  // Tiles whose floats a thread adds up before it goes on in doubles.
+  static constexpr int kTilesOfRound = int(at_scale(16));
 };
 
 struct SumsWork : ImageWork {
