@@ -65,8 +65,8 @@ def _expanded_images(x: Tensor) -> Tensor:
 
 def _expanded_pixels(x: Tensor) -> Tensor:
     """The first pixel repeated, at stride 0."""
-    first = x[(slice(None), slice(None), *(slice(0, 1) for _ in x.shape[2:]))]
-    return first.contiguous().expand(x.shape)
+    first_pixel = (slice(None), slice(None), *(slice(0, 1) for _ in x.shape[2:]))
+    return x[first_pixel].contiguous().expand(x.shape)
 
 
 class Layout(NamedTuple):
