@@ -1,4 +1,4 @@
-"""Philox4x32-10 (Salmon et al. 2011), as csrc/math/philox.h draws from it."""
+"""Philox4x32-7 (Salmon et al. 2011), as csrc/math/philox.h draws from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
+_ROUNDS = 7
 
 
 def _product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:

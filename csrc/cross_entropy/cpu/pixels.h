@@ -8,6 +8,7 @@
 
 #include "../../common/cpu/class_indices.h"
 #include "../../common/cpu/exponentials.h"
+#include "../../common/cpu/philox.h"
 #include "../../math/cross_entropy.h"
 #include "../params.h"
 
@@ -139,25 +140,27 @@ template <NoiseKind kind, class A, int T>
 SEGUNC_HD void add_noise(const Targets<A>& targets, int64_t at, int C, int n, A* __restrict tile,
                          Pixels<A, T>& px) {
   constexpr int kWords = 4;
-  alignas(kAlignment) uint32_t words[kWords][T];
-  alignas(kAlignment) A noise[kWords][T];
+  alignas(kAlignment) uint32_t words[kWords][(T + kWordStep - 1) / kWordStep * kWordStep];
+  // The row beside a last class that has none.
+  alignas(kAlignment) A unpaired[T];
+  for (int j = 0; j < n; ++j) unpaired[j] = -std::numeric_limits<A>::infinity();
   for (int first = 0; first < C; first += kWords) {
-    for (int j = 0; j < n; ++j) {
-      uint32_t drawn[kWords];
-      math::words_of(at + j, first / kWords, targets.seed, drawn);
-      for (int k = 0; k < kWords; ++k) words[k][j] = drawn[k];
+    for (int j = 0; j < n; j += kWordStep) {
+      Words drawn[kWords];
+      words_of(at + j, first / kWords, targets.seed, drawn);
+      for (int k = 0; k < kWords; ++k) std::memcpy(words[k] + j, drawn + k, sizeof(Words));
     }
-    for (int k = 0; k < kWords; k += 2)
+    for (int k = 0; k < kWords && first + k < C; k += 2) {
+      const int c = first + k;
+      const bool paired = c + 1 < C;
+      A* __restrict row = tile + c * T;
+      A* __restrict next = paired ? row + T : unpaired;
+      const A offset = targets.offset[c], next_offset = paired ? targets.offset[c + 1] : A(0);
       for (int j = 0; j < n; ++j) {
-        const auto pair = math::noise_of(kind, targets.sigma, words[k][j], words[k + 1][j]);
-        noise[k][j] = pair.first, noise[k + 1][j] = pair.second;
-      }
-    for (int k = 0; k < kWords && first + k < C; ++k) {
-      A* __restrict row = tile + (first + k) * T;
-      const A offset = targets.offset[first + k];
-      for (int j = 0; j < n; ++j) {
-        row[j] += offset * noise[k][j];
-        px.maximum[j] = maximum_of(px.maximum[j], row[j]);
+        const auto noise = math::noise_of(kind, targets.sigma, words[k][j], words[k + 1][j]);
+        row[j] += offset * noise.first;
+        next[j] += next_offset * noise.second;
+        px.maximum[j] = maximum_of(px.maximum[j], maximum_of(row[j], next[j]));
       }
     }
   }

@@ -14,11 +14,11 @@ NORMAL, UNIFORM = 1, 2  # csrc/math/philox.h
 
 
 def philox(counter: list[Any], key: int) -> Array:
-    """Philox4x32-10: [groups, 4, N] words of counters that broadcast to [groups, N]."""
+    """Philox4x32-7: [groups, 4, N] words of counters that broadcast to [groups, N]."""
     mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     c = [np.asarray(word, np.uint64) for word in np.broadcast_arrays(*counter)]
     low, high = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
-    for _ in range(10):
+    for _ in range(7):
         first, second = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
         c = [
             (second >> shift) ^ c[1] ^ np.uint64(low),
