@@ -259,6 +259,35 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "return {work.blocks, 1, [work](const CrossEntropyParams& unmerged, Stream stream) {",
         ),
     },
+    "dice/cuda/plane_gradient.cu": {
+        _MORE_MEMORY: ("return {0, 1, [work](const DiceBceParams& p, Stream stream) {",),
+        "no thread has a pixel beyond the last tile": (
+            "for (int tile = int(plane.block); tile <= tiles; tile += step) {",
+        ),
+    },
+    "dice/cuda/plane_sums.cu": {
+        "of a masked pixel, whose cross-entropy is 0": (
+            "for (int j = 0; j < V; j++) loss[j] *= of.counts[j] ? of.weight[j] : 1.f;",
+        ),
+    },
+    "dice/cuda/planar.h": {
+        _ASKED_FOR: (
+            "constexpr int K = bucket(), kLeast = largest_bucket_below(K, AdjacentBuckets()) - 1;",
+            "constexpr int K = bucket(), kLeast = largest_bucket_below(K, AdjacentBuckets()) ;",
+            "constexpr int K = bucket(), kLeast = largest_bucket_below(K, SpacedBuckets()) - 1;",
+            "constexpr int K = bucket(), kLeast = largest_bucket_below(K, SpacedBuckets()) ;",
+        ),
+    },
+    "dice/cuda/planar_gradient.cu": {
+        "of a class that is not there, whose probability is 0": ("float slope = 1;",),
+        "gradients of ignored pixels are set to 0 once more": ("if (!any) ;",),
+    },
+    "dice/cuda/planes.h": {
+        _ANOTHER_KERNEL: (
+            "return p.map.layout == Layout::planar && (!p.grad_input && p.grad_map.layout == "
+            "Layout::planar) &&",
+        ),
+    },
     "scale/cuda/scale.cu": {
         "a thread more enters, and none of its vectors is one": (
             "for (int64_t i = first; i <= vectors; i += kBatch * threads) {",
