@@ -116,6 +116,8 @@ OPERATORS = {
     "predictive_statistics": Operator("no"),
     "predictive_statistics(size=...)": Operator("no"),
     "accumulate_statistics": Operator("no"),
+    "block_uncertainty": Operator("no"),
+    "block_uncertainty(size=...)": Operator("no"),
     "connected_components": Operator("no", LABEL_DTYPES, "any, by a contiguous copy"),
     "component_mean": Operator(
         "any number of times, in values", layouts="any, by a contiguous copy"

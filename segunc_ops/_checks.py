@@ -63,7 +63,7 @@ def check_number(
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
     number = float(value)
-    fits = math.isfinite(number)
+    fits = -math.inf < number < math.inf  # a comparison, which torch.compile traces
     fits = fits and (at_least is None or number >= at_least) and (above is None or number > above)
     if not fits:
         bound = "" if at_least is None else f" of at least {at_least:g}"

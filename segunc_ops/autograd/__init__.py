@@ -4,6 +4,7 @@ The functions here take the arguments of their namesakes in :mod:`segunc_ops.ref
 by :mod:`segunc_ops.functional`. A family's file says all that torch is told about its operators.
 """
 
+from .blocks import block_uncertainty
 from .components import component_mean, connected_components
 from .counts import (
     accumulate_counts,
@@ -20,6 +21,7 @@ __all__ = [
     "accumulate_map_counts",
     "accumulate_patch_counts",
     "accumulate_statistics",
+    "block_uncertainty",
     "class_sizes",
     "component_mean",
     "connected_components",

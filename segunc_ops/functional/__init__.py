@@ -10,6 +10,7 @@ from .adjusted import (
     ldam_cross_entropy,
     logit_variation_cross_entropy,
 )
+from .blocks import BlockGrid, block_grid, block_uncertainty
 from .class_weights import class_balanced_weights, inverse_frequency_weights
 from .components import component_mean, connected_components
 from .counts import (
@@ -26,6 +27,7 @@ from .statistics import accumulate_statistics, finalize_statistics, predictive_s
 from .targets import as_targets
 
 __all__ = [
+    "BlockGrid",
     "PredictiveStatistics",
     "Reduction",
     "SegmentationCounts",
@@ -35,6 +37,8 @@ __all__ = [
     "accumulate_statistics",
     "as_targets",
     "balanced_softmax_cross_entropy",
+    "block_grid",
+    "block_uncertainty",
     "class_balanced_weights",
     "class_sizes",
     "component_mean",

@@ -6,6 +6,7 @@ They also run where no kernel exists: ``with segunc_ops.backend("reference")``.
 """
 
 from .._constants import UNCERTAINTY_BINS
+from .blocks import block_uncertainty
 from .common import interpolate
 from .components import component_mean, connected_components
 from .counts import (
@@ -24,6 +25,7 @@ __all__ = [
     "accumulate_map_counts",
     "accumulate_patch_counts",
     "accumulate_statistics",
+    "block_uncertainty",
     "class_sizes",
     "component_mean",
     "connected_components",
