@@ -13,8 +13,13 @@ import torch
 # Failures of the asserts in what tests share show the values.
 pytest.register_assert_rewrite(
     *(f"python_tests.{name}" for name in ("comparison", "gpu", "memory")),
-    *(f"python_tests.{loss}.cases" for loss in ("cross_entropy", "dice", "overwriting")),
-    *(f"python_tests.{map}.cases" for map in ("statistics", "blocks", "components", "counts")),
+    *(
+        f"python_tests.{family}.cases"
+        for family in (
+            *("cross_entropy", "dice", "label_uncertainty", "expected_cross_entropy"),
+            *("overwriting", "statistics", "blocks", "components", "counts"),
+        )
+    ),
     *(f"python_tests.{part}.cases" for part in ("losses", "sampling", "metrics", "experiments")),
 )
 

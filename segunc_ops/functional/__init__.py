@@ -22,6 +22,7 @@ from .counts import (
 )
 from .cross_entropy import cross_entropy
 from .dice import dice_bce, dice_cross_entropy
+from .label_uncertainty import bootstrap_targets, bootstrapped_bce, label_uncertainty_bce
 from .modulated import focal_cross_entropy, pixel_adaptive_cross_entropy
 from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
 from .targets import as_targets
@@ -39,6 +40,8 @@ __all__ = [
     "balanced_softmax_cross_entropy",
     "block_grid",
     "block_uncertainty",
+    "bootstrap_targets",
+    "bootstrapped_bce",
     "class_balanced_weights",
     "class_sizes",
     "component_mean",
@@ -50,6 +53,7 @@ __all__ = [
     "finalize_statistics",
     "focal_cross_entropy",
     "inverse_frequency_weights",
+    "label_uncertainty_bce",
     "ldam_cross_entropy",
     "logit_variation_cross_entropy",
     "pixel_adaptive_cross_entropy",

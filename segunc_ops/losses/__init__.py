@@ -9,6 +9,7 @@ from .cross_entropy import CrossEntropyLoss
 from .dice import DeepSupervision, DiceBCELoss, DiceCrossEntropyLoss
 from .focal import FocalCrossEntropyLoss
 from .instance_uncertainty import InstanceUncertaintyCrossEntropyLoss
+from .label_uncertainty import LabelUncertaintyLoss
 from .pixel_adaptive import PixelAdaptiveCrossEntropyLoss
 from .uncertainty_aware import UncertaintyAwareCrossEntropyLoss
 
@@ -21,6 +22,7 @@ __all__ = [
     "FocalCrossEntropyLoss",
     "InstanceUncertaintyCrossEntropyLoss",
     "LDAMCrossEntropyLoss",
+    "LabelUncertaintyLoss",
     "LogitVariationCrossEntropyLoss",
     "PixelAdaptiveCrossEntropyLoss",
     "UncertaintyAwareCrossEntropyLoss",

@@ -17,6 +17,7 @@ from .counts import (
 )
 from .cross_entropy import cross_entropy
 from .dice import dice_bce, dice_cross_entropy
+from .label_uncertainty import label_uncertainty
 from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "dice_cross_entropy",
     "finalize_statistics",
     "interpolate",
+    "label_uncertainty",
     "predictive_statistics",
 ]

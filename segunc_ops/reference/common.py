@@ -38,6 +38,24 @@ def class_sizes(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     return sizes.scatter_add_(1, torch.where(counts, flat, 0), counts.long())
 
 
+def reduce_loss(
+    loss: Tensor, valid: Tensor, normalizer_terms: Tensor | None, reduction: str
+) -> Tensor:
+    """Reduces per-pixel losses that are 0 where ignored; the four reductions, and by images."""
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    if reduction == "mean_all":
+        return total / loss.numel()
+    if reduction == "mean_images":
+        return total / loss.shape[0]
+    if normalizer_terms is None:
+        return total / valid.sum()
+    return total / torch.where(valid, normalizer_terms, 0).sum()
+
+
 def interpolate(logits: Tensor, size: Sequence[int], mode: str, align_corners: bool) -> Tensor:
     """:func:`torch.nn.functional.interpolate`, in float32 (float64) even under autocast.
 

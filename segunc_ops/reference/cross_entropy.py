@@ -10,7 +10,7 @@ from torch import Tensor
 from .._dtypes import accumulate_dtype
 from .._options import LossOptions
 from .._variations import PLAIN, Adjustment, Focal, Noise, PixelAdaptive, Variation
-from .common import class_sizes, interpolate, valid_labels
+from .common import class_sizes, interpolate, reduce_loss, valid_labels
 from .philox import class_words
 
 __all__ = ["cross_entropy"]
@@ -59,24 +59,6 @@ def modulation_factor(modulation: Focal | PixelAdaptive, log_p: Tensor) -> Tenso
     p = log_p.detach().exp() if modulation.detached else log_p.exp()
     sign = 1 if modulation.curve == "equation" else -1
     return torch.exp(sign * (1 - p - modulation.epsilon) / modulation.temperature)
-
-
-def reduce_loss(
-    loss: Tensor, valid: Tensor, normalizer_terms: Tensor | None, reduction: str
-) -> Tensor:
-    """Reduces per-pixel losses that are 0 where ignored; the four reductions, and by images."""
-    if reduction == "none":
-        return loss
-    total = loss.sum()
-    if reduction == "sum":
-        return total
-    if reduction == "mean_all":
-        return total / loss.numel()
-    if reduction == "mean_images":
-        return total / loss.shape[0]
-    if normalizer_terms is None:
-        return total / valid.sum()
-    return total / torch.where(valid, normalizer_terms, 0).sum()
 
 
 def cross_entropy(
