@@ -112,6 +112,7 @@ OPERATORS = {
     "cross_entropy(upsample=...)": Operator("once, in input and pixel_weight"),
     "dice_cross_entropy": Operator("once, in input and pixel_weight"),
     "dice_cross_entropy(upsample=...)": Operator("once, in input and pixel_weight"),
+    "expected_cross_entropy": Operator("once, in mean, scale and pixel_weight"),
     "dice_bce": Operator("once, in input and pixel_weight"),
     "predictive_statistics": Operator("no"),
     "predictive_statistics(size=...)": Operator("no"),

@@ -125,11 +125,11 @@ def check_upsample(upsample: object, align_corners: object) -> None:
         raise ValueError("align_corners: expected False without upsample, got True")
 
 
-def check_upsampled_input(input: Tensor, upsample: str) -> None:
+def check_upsampled_input(input: Tensor, upsample: str, name: str = "input") -> None:
     """Raises unless logits can be interpolated in that way."""
     if input.dim() != _UPSAMPLE_DIMS[upsample] or 0 in input.shape[2:]:
         raise ValueError(
-            f"input: expected shape (N, C, {AXES[_UPSAMPLE_DIMS[upsample]]}) with pixels for "
+            f"{name}: expected shape (N, C, {AXES[_UPSAMPLE_DIMS[upsample]]}) with pixels for "
             f"upsample={upsample!r}, got {tuple(input.shape)}"
         )
 

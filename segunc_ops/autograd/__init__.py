@@ -14,6 +14,7 @@ from .counts import (
 )
 from .cross_entropy import cross_entropy
 from .dice import dice_bce, dice_cross_entropy
+from .expected_cross_entropy import expected_cross_entropy
 from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "cross_entropy",
     "dice_bce",
     "dice_cross_entropy",
+    "expected_cross_entropy",
     "finalize_statistics",
     "predictive_statistics",
 ]

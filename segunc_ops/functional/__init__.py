@@ -22,6 +22,7 @@ from .counts import (
 )
 from .cross_entropy import cross_entropy
 from .dice import dice_bce, dice_cross_entropy
+from .expected_cross_entropy import expected_cross_entropy
 from .label_uncertainty import bootstrap_targets, bootstrapped_bce, label_uncertainty_bce
 from .modulated import focal_cross_entropy, pixel_adaptive_cross_entropy
 from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
@@ -50,6 +51,7 @@ __all__ = [
     "dice_bce",
     "dice_cross_entropy",
     "empty_counts",
+    "expected_cross_entropy",
     "finalize_statistics",
     "focal_cross_entropy",
     "inverse_frequency_weights",

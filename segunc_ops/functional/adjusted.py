@@ -8,12 +8,13 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .._checks import check_device, check_integer, check_number, check_tensor
+from .._checks import check_number, check_tensor
 from .._options import LossOptions
 from .._types import Reduction, Upsample
 from .._variations import Adjustment, Distribution, Margins, Noise, Variation
 from .class_weights import check_counts, margins, relative_log_counts, variation_scale
 from .cross_entropy import cross_entropy_with
+from .seeds import seed_tensor
 
 __all__ = [
     "balanced_softmax_cross_entropy",
@@ -72,20 +73,8 @@ def seeded(adjustment: Adjustment, seed: int | Tensor | None, device: torch.devi
     Raises:
         ValueError, TypeError: the seed is no integer.
     """
-    if seed is None:
-        drawn = torch.randint(2**63 - 1, (), device=device)
-    elif isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.dim() != 0:
-            raise TypeError(
-                f"seed: expected an integer or an int64 tensor of shape (), got {seed.dtype} of "
-                f"shape {tuple(seed.shape)}"
-            )
-        check_device("seed", seed, device)
-        drawn = seed
-    else:
-        drawn = torch.tensor(check_integer("seed", seed), dtype=torch.int64, device=device)
     assert adjustment.noise is not None
-    return adjustment._replace(noise=adjustment.noise._replace(seed=drawn))
+    return adjustment._replace(noise=adjustment.noise._replace(seed=seed_tensor(seed, device)))
 
 
 def balanced_softmax_cross_entropy(

@@ -7,6 +7,7 @@ from .class_adjusted import (
 )
 from .cross_entropy import CrossEntropyLoss
 from .dice import DeepSupervision, DiceBCELoss, DiceCrossEntropyLoss
+from .expected_cross_entropy import ExpectedCrossEntropyLoss
 from .focal import FocalCrossEntropyLoss
 from .instance_uncertainty import InstanceUncertaintyCrossEntropyLoss
 from .label_uncertainty import LabelUncertaintyLoss
@@ -19,6 +20,7 @@ __all__ = [
     "DeepSupervision",
     "DiceBCELoss",
     "DiceCrossEntropyLoss",
+    "ExpectedCrossEntropyLoss",
     "FocalCrossEntropyLoss",
     "InstanceUncertaintyCrossEntropyLoss",
     "LDAMCrossEntropyLoss",

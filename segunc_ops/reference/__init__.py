@@ -17,6 +17,7 @@ from .counts import (
 )
 from .cross_entropy import cross_entropy
 from .dice import dice_bce, dice_cross_entropy
+from .expected_cross_entropy import expected_cross_entropy
 from .label_uncertainty import label_uncertainty
 from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
 
@@ -33,6 +34,7 @@ __all__ = [
     "cross_entropy",
     "dice_bce",
     "dice_cross_entropy",
+    "expected_cross_entropy",
     "finalize_statistics",
     "interpolate",
     "label_uncertainty",

@@ -11,7 +11,7 @@ from .._dtypes import accumulate_dtype
 from .._options import LossOptions
 from .._variations import PLAIN, Adjustment, Focal, Noise, PixelAdaptive, Variation
 from .common import class_sizes, interpolate, reduce_loss, valid_labels
-from .philox import class_words
+from .philox import class_words, half_normals, uniform
 
 __all__ = ["cross_entropy"]
 
@@ -36,11 +36,9 @@ def noise_sizes(noise: Noise, logits: Tensor) -> Tensor:
     assert noise.seed is not None
     pixels, num_classes = (logits.shape[0], *logits.shape[2:]), logits.shape[1]
     words = class_words(pixels, num_classes + num_classes % 2, noise.seed)
-    size = (words >> 8).to(torch.float64) * 2.0**-24
+    size = uniform(words)
     if noise.distribution == "normal":
-        # Box and Muller: two numbers of a radius and an angle, here in the first quadrant.
-        radius, angle = (-2 * torch.log1p(-size[:, ::2])).sqrt(), torch.pi / 2 * size[:, 1::2]
-        size = torch.stack((radius * angle.cos(), radius * angle.sin()), 2).flatten(1, 2)
+        size = torch.stack(half_normals(size[:, ::2], size[:, 1::2]), 2).flatten(1, 2)
     return (noise.sigma * size[:, :num_classes]).clamp(max=1).to(logits.dtype)
 
 

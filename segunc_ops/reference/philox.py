@@ -32,6 +32,41 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Tensor) -> tuple
     return c0, c1, c2, c3
 
 
+def uniform(word: Tensor) -> Tensor:
+    """In [0, 1), in steps of 2^-24; float64."""
+    return (word >> 8).to(torch.float64) * 2.0**-24
+
+
+def half_normals(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Sizes of two normal numbers by two uniform ones: a radius and an angle (Box and Muller).
+
+    The angle is in the first quadrant.
+    """
+    radius, angle = (-2 * torch.log1p(-u)).sqrt(), torch.pi / 2 * v
+    return radius * angle.cos(), radius * angle.sin()
+
+
+def class_normals(
+    shape: tuple[int, ...], num_classes: int, group: int, seed: Tensor
+) -> tuple[Tensor, ...]:
+    """Normal draws 4 group to 4 group + 3 of each pixel of ``(N, *)`` and class.
+
+    Four tensors ``(N, C, *)``, float64.
+    """
+    pixels = torch.arange(math.prod(shape), device=seed.device).view(shape).unsqueeze(1)
+    classes = torch.arange(num_classes, device=seed.device)
+    classes = classes.view(1, -1, *(1,) * (len(shape) - 1))
+    zero = torch.zeros_like(pixels)
+    words = philox((pixels & _MASK, pixels >> 32, classes, zero + group), seed)
+    normals = []
+    for pair in (words[:2], words[2:]):
+        sizes = half_normals(uniform(pair[0]), uniform(pair[1]))
+        # A word's last bit, which its size leaves over, is the sign of a number.
+        signs = [1 - 2 * (word & 1) for word in pair]
+        normals += [size * sign for size, sign in zip(sizes, signs, strict=True)]
+    return tuple(normals)
+
+
 def class_words(shape: tuple[int, ...], num_classes: int, seed: Tensor) -> Tensor:
     """A word for each pixel of ``(N, *)`` and class, ``(N, C, *)``: int64 in [0, 2^32)."""
     pixels = torch.arange(math.prod(shape), device=seed.device).view(shape)
