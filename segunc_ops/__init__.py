@@ -4,6 +4,17 @@ from . import functional, losses, sampling
 from ._native.backend import backend, build_info
 from ._native.library import check
 from ._version import __version__
+from .cascade import (
+    AGREEMENT_COLOURS,
+    AGREEMENT_NAMES,
+    Cascade,
+    CascadeResult,
+    OracleResult,
+    agreement_map,
+    block_oracle,
+    pixel_oracle,
+    select_pixels,
+)
 from .functional import PredictiveStatistics, as_targets
 from .losses import (
     BalancedSoftmaxCrossEntropyLoss,
@@ -29,7 +40,11 @@ from .sampling import (
 )
 
 __all__ = [
+    "AGREEMENT_COLOURS",
+    "AGREEMENT_NAMES",
     "BalancedSoftmaxCrossEntropyLoss",
+    "Cascade",
+    "CascadeResult",
     "CrossEntropyLoss",
     "DeepSupervision",
     "DiceBCELoss",
@@ -40,20 +55,25 @@ __all__ = [
     "LDAMCrossEntropyLoss",
     "LabelUncertaintyLoss",
     "LogitVariationCrossEntropyLoss",
+    "OracleResult",
     "PixelAdaptiveCrossEntropyLoss",
     "PredictiveAccumulator",
     "PredictiveStatistics",
     "UncertaintyAwareCrossEntropyLoss",
     "__version__",
+    "agreement_map",
     "as_targets",
     "backend",
+    "block_oracle",
     "build_info",
     "check",
     "ensemble_statistics",
     "functional",
     "losses",
     "mc_dropout",
+    "pixel_oracle",
     "sample_logits",
     "sample_statistics",
     "sampling",
+    "select_pixels",
 ]
