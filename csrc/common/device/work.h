@@ -69,10 +69,8 @@ inline void merge_images(ClassMap& map) {
   map.images = 1;
 }
 
-// Of a tile that starts `left` pixels before the end of its image.
-SEGUNC_DEVICE int tile_pixels(const Work& work, int64_t left) {
-  return int(left < work.tile ? left : work.tile);
-}
+// Of a tile of so many pixels that starts `left` before the end of its image.
+SEGUNC_DEVICE int tile_pixels(int64_t tile, int64_t left) { return int(left < tile ? left : tile); }
 
 // Whether kernels may multiply the stride of classes as 32 bits.
 inline bool has_short_strides(const ClassMap& map) { return map.class_stride <= 0xffffffff; }

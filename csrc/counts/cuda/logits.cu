@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, kPlanarBlocks<Variant::k
   // report: hot C * V
   for (TileWalk walk(work); walk.image < p.map.images; walk.advance(work)) {
     const int64_t start = int64_t(walk.tile) * (Policy::kTileThreads * V);
-    const int count = tile_pixels(work, p.map.pixels - start);
+    const int count = tile_pixels(work.tile, p.map.pixels - start);
     // A thread without pixels reads the tile's first ones.
     const bool inside = Pixels::first(int(thread())) < count;
     const int at = inside ? Pixels::first(int(thread())) : 0;
@@ -338,7 +338,7 @@ __global__ void __launch_bounds__(Policy::kTileThreads, 5)
     int64_t start;
     const int64_t image = work.tiles_per_image.divide(tile, start);
     start *= work.tile;
-    const int count = tile_pixels(work, p.map.pixels - start);
+    const int count = tile_pixels(work.tile, p.map.pixels - start);
     const int64_t index = image * p.map.pixels + start + pixel;
     const bool inside = pixel < count;
 

@@ -17,7 +17,7 @@ template <class Index>
 SEGUNC_DEVICE void count_classes(const ClassSizesParams& p, const Work& work, uint32_t* words) {
   for (TileWalk walk(work); walk.image < p.images; walk.advance(work)) {
     const int64_t start = int64_t(walk.tile) * (kSizeThreads * kSizePixels);
-    const int count = tile_pixels(work, p.pixels - start);
+    const int count = tile_pixels(work.tile, p.pixels - start);
     const Index* target = static_cast<const Index*>(p.target) + walk.image * p.pixels + start;
     int64_t* const sizes = p.sizes + walk.image * p.classes;
     for (int at = int(thread()); at < count; at += kSizeThreads) {

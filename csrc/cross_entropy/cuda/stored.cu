@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(
   // report: hot C * V
   for (TileWalk walk(work); walk.image < p.map.images; walk.advance(work)) {
     const int64_t start = int64_t(walk.tile) * (Policy::kPlanarThreads * V);
-    const int count = tile_pixels(work, p.map.pixels - start);
+    const int count = tile_pixels(work.tile, p.map.pixels - start);
     const int at = Pixels::first(int(thread()));
     if (at >= count) continue;
     const Pixels pixels(count - at);
@@ -342,7 +342,7 @@ __global__ void __launch_bounds__(
   // report: hot C / team
   for (TileWalk walk(work); walk.image < p.map.images; walk.advance(work)) {
     const int64_t start = int64_t(walk.tile) * shape.pixels;
-    const int count = tile_pixels(work, p.map.pixels - start);
+    const int count = tile_pixels(work.tile, p.map.pixels - start);
     const int64_t index = walk.image * p.map.pixels + start + pixel;
     const bool inside = pixel < count;
 

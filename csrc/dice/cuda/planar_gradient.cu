@@ -68,8 +68,7 @@ __global__ void __launch_bounds__(PlanarPolicy::kPlanarThreads,
   // report: hot C * V
   for (int tile = int(block); tile < tiles; tile += step) {
     const int64_t start = int64_t(tile) * (kThreads * V);
-    const int64_t left = work.pixels - start;
-    const int count = int(left < kThreads * V ? left : kThreads * V);
+    const int count = tile_pixels(kThreads * V, work.pixels - start);
     const int at = Pixels::first(int(thread()));
     if (at >= count) continue;
     const Pixels pixels(count - at);

@@ -37,8 +37,7 @@ __global__ void __launch_bounds__(PlanePolicy::kPlaneThreads, 4)
   // report: hot 4
   for (int tile = int(plane.block); tile < tiles; tile += step) {
     const int64_t start = int64_t(tile) * PlanePolicy::kTile;
-    const int64_t left = work.pixels - start;
-    const int count = int(left < PlanePolicy::kTile ? left : PlanePolicy::kTile);
+    const int count = tile_pixels(PlanePolicy::kTile, work.pixels - start);
     const int at = int(thread());
     if (at >= count) continue;
     const PlanePixels pixels(count - at);

@@ -36,8 +36,7 @@ __global__ void __launch_bounds__(PlanePolicy::kPlaneThreads, 4)
     // report: hot 4
     for (; tile < end; tile += step) {
       const int64_t start = int64_t(tile) * PlanePolicy::kTile;
-      const int64_t left = work.pixels - start;
-      const int count = int(left < PlanePolicy::kTile ? left : PlanePolicy::kTile);
+      const int count = tile_pixels(PlanePolicy::kTile, work.pixels - start);
       const int at = int(thread());
       if (at >= count) continue;
       const auto of = load_region<T>(p, PlanePixels(count - at), plane, start + at, bad);

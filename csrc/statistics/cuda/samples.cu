@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(Policy::kRegisterThreads, kResidentBlocks<K>)
     int64_t start;
     const int64_t image = work.tiles_per_image.divide(tile, start);
     start *= work.tile;
-    const int count = tile_pixels(work, map.pixels - start);
+    const int count = tile_pixels(work.tile, map.pixels - start);
     const T* const tile_of_first =
         samples.data<T>() + image * map.image_stride + start * map.stride[2];
     const bool inside = pixel < count;
