@@ -15,7 +15,9 @@ from .cascade import (
     pixel_oracle,
     select_pixels,
 )
+from .box_labels import BoxLabels
 from .functional import PredictiveStatistics, as_targets
+from .heads import GaussianHead, GaussianLogits
 from .losses import (
     BalancedSoftmaxCrossEntropyLoss,
     CrossEntropyLoss,
@@ -45,12 +47,15 @@ __all__ = [
     "BalancedSoftmaxCrossEntropyLoss",
     "Cascade",
     "CascadeResult",
+    "BoxLabels",
     "CrossEntropyLoss",
     "DeepSupervision",
     "DiceBCELoss",
     "DiceCrossEntropyLoss",
     "ExpectedCrossEntropyLoss",
     "FocalCrossEntropyLoss",
+    "GaussianHead",
+    "GaussianLogits",
     "InstanceUncertaintyCrossEntropyLoss",
     "LDAMCrossEntropyLoss",
     "LabelUncertaintyLoss",

@@ -84,6 +84,18 @@ def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name}: expected device {device} like input, got {tensor.device}")
 
 
+def check_image_flags(name: str, flags: object, images: Tensor) -> None:
+    """Raises unless it has a bool for each image."""
+    if not isinstance(flags, Tensor) or flags.dtype != torch.bool:
+        raise TypeError(f"{name}: expected a bool tensor, got {describe(flags)}")
+    if flags.shape != images.shape[:1]:
+        raise ValueError(
+            f"{name}: expected shape {tuple(images.shape[:1])}, one per image, got "
+            f"{tuple(flags.shape)}"
+        )
+    check_device(name, flags, images.device)
+
+
 def check_tensor(name: str, value: object) -> None:
     """Raises unless it is a tensor."""
     if not isinstance(value, Tensor):

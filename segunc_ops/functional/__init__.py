@@ -11,6 +11,7 @@ from .adjusted import (
     logit_variation_cross_entropy,
 )
 from .blocks import BlockGrid, block_grid, block_uncertainty
+from .boxes import boxes_from_masks
 from .class_weights import class_balanced_weights, inverse_frequency_weights
 from .components import component_mean, connected_components
 from .counts import (
@@ -43,6 +44,7 @@ __all__ = [
     "block_uncertainty",
     "bootstrap_targets",
     "bootstrapped_bce",
+    "boxes_from_masks",
     "class_balanced_weights",
     "class_sizes",
     "component_mean",

@@ -12,7 +12,7 @@ from .._arrays import accepts_arrays
 from .._checks import check_integer, check_logits, check_tensor, describe
 from .._native.backend import implementation
 
-__all__ = ["component_mean", "connected_components"]
+__all__ = ["check_labels", "component_mean", "connected_components"]
 
 _FULL_CONNECTIVITY = {3: 8, 4: 26}
 _CONNECTIVITIES = {3: (4, 8), 4: (6, 26)}
@@ -26,7 +26,7 @@ _SIGNED = {
 _MAX_COMPONENT_PIXELS = 2**31 - 1
 
 
-def _check_labels(
+def check_labels(
     labels: Tensor, connectivity: int | None, ignore_index: int | None
 ) -> tuple[Tensor, int, int | None]:
     """Labels in a type that every device compares, the connectivity, the ignored value in it."""
@@ -87,7 +87,7 @@ def connected_components(
         ValueError: a shape or connectivity that does not fit; 2^31 or more pixels an image.
         TypeError: labels that are no integers.
     """
-    labels, connectivity, ignore_index = _check_labels(labels, connectivity, ignore_index)
+    labels, connectivity, ignore_index = check_labels(labels, connectivity, ignore_index)
     components, counts = implementation(labels.device).connected_components(
         labels, connectivity, ignore_index
     )
@@ -136,7 +136,7 @@ def component_mean(
         TypeError: types that do not fit.
     """
     check_logits("values", values)
-    labels, connectivity, ignore_index = _check_labels(labels, connectivity, ignore_index)
+    labels, connectivity, ignore_index = check_labels(labels, connectivity, ignore_index)
     if values.shape != labels.shape:
         raise ValueError(
             f"values: expected the shape {tuple(labels.shape)} of labels, got {tuple(values.shape)}"
