@@ -34,6 +34,7 @@ ONLY_A_GPU = {
     "test_peak_memory_of_regions": _MEMORY,
     "test_upsampling_takes_an_eighth_of_the_memory": _MEMORY,
     "test_interpolated_statistics_take_no_more_memory_than_their_maps": _MEMORY,
+    "test_no_map_is_in_memory": _MEMORY,
 }
 """Tests, with what a CPU does not do in the place of a GPU."""
 

@@ -123,7 +123,7 @@ def test_native_is_insisted_on():
 
 
 CHECK = """
-import torch, torch.nn.functional as F, segunc_ops, segunc_ops.functional as sf
+import math, torch, torch.nn.functional as F, segunc_ops, segunc_ops.functional as sf
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
     for last in (False, True):
@@ -161,6 +161,10 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         p = torch.stack([large, -large]).softmax(2)
         entropy = torch.special.entr(p.mean(0)).sum(1)
         torch.testing.assert_close(maps.entropy.double(), entropy, rtol=1e-5, atol=1e-5)
+        blocks = sf.block_uncertainty(small, block_size=34, stride=33, size=(67, 71), base=math.e)
+        whole = torch.special.entr(large.softmax(1)).sum(1)
+        wanted = torch.stack([whole[:, :34, :34], whole[:, 33:, 37:]]).mean((2, 3)).T
+        torch.testing.assert_close(blocks[:, [0, 1], [0, 2]].double(), wanted, rtol=1e-5, atol=1e-5)
         counts = sf.empty_counts(19, tables=("scores",))
         sf.accumulate_counts(counts, small, target, size=(67, 71), ignore_index=255)
         mean = counts.scores[2] / 2**24 / counts.scores[0]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import segunc_ops.functional as sf
+from python_tests.blocks import cases as blocks
 from python_tests.comparison import assert_same_bits
 from python_tests.components import cases as components
 from python_tests.counts import cases as counts
@@ -18,7 +19,7 @@ from segunc_ops import _torch
 
 def operator_calls() -> dict[str, list[tuple[object, ...]]]:
     """Arguments for every operator."""
-    families = cross_entropy, dice, statistics, components, counts
+    families = cross_entropy, dice, statistics, blocks, components, counts
     return {name: calls for family in families for name, calls in family.operator_calls().items()}
 
 
@@ -40,7 +41,7 @@ def test_every_operator_is_checked():
 
 
 class Evaluate(nn.Module):
-    """All three operators, as a model that evaluates itself would call them."""
+    """What needs no gradient, as a model that evaluates itself would call them."""
 
     def forward(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         size = labels.shape[1:]
@@ -50,7 +51,9 @@ class Evaluate(nn.Module):
         sf.accumulate_statistics(mean, squares, entropy, logits, 1)
         counts = sf.empty_counts(3)
         sf.accumulate_counts(counts, logits, labels, maps.entropy, size=size)
-        return (*maps, mean, entropy, *counts)
+        # As many blocks as pixels: a graph of one block is another than that of several.
+        blocks = sf.block_uncertainty(logits, block_size=1, size=size)
+        return (*maps, mean, entropy, *counts, blocks)
 
 
 def test_compile_traces_one_graph():

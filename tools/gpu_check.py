@@ -36,7 +36,7 @@ _SANITIZER_EXIT = 99
 _INSTALL_SHARE, _IMPORT_SHARE = 0.3, 0.15
 _FAMILIES = (
     *("cross_entropy", "dice", "overwriting", "statistics", "components", "counts"),
-    "benchmarks",
+    *("blocks", "benchmarks"),
 )
 _TESTS_SHARE = 0.12
 _BENCHMARKS_SHARE = 0.35

@@ -62,6 +62,7 @@ with FakeTensorMode():
         sf.cross_entropy(x, labels),
         sf.cross_entropy(x, large, upsample="bilinear"),
         *sf.predictive_statistics([x, x]),
+        sf.block_uncertainty(x, block_size=8),
         *sf.connected_components(labels),
         sf.component_mean(x[:, 0], labels),
     ]

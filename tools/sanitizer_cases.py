@@ -163,6 +163,16 @@ def _counts(logits: Tensor, target_dtype: torch.dtype) -> None:
         sf.accumulate_counts(counts, logits, target, size=size, ignore_index=_IGNORE_INDEX)
 
 
+def _blocks(logits: Tensor) -> None:
+    """Side by side and overlapping, of their own size, of a larger one and of a smaller one."""
+    h, w = logits.shape[2:]
+    for size in (None, (3 * h + 1, 4 * w), (h // 2 + 1, w // 4 + 1)):
+        height, width = size or (h, w)
+        block = (height + 1) // 2, (width + 2) // 3
+        for stride in (None, 1, tuple((n + 1) // 2 for n in block)):
+            sf.block_uncertainty(logits, block_size=block, stride=stride, size=size)
+
+
 def _components(size: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
     """Of maps and of volumes, by every connectivity, with a gradient and without."""
     c, h, w = size
@@ -193,8 +203,9 @@ def run(device: str) -> int:
         _dice(_logits(size, dtype, layout, device), count, next(target_dtypes))
         _statistics([_logits(size, dtype, layout, device) for _ in range(1 + count % 4)])
         _counts(_logits(size, dtype, layout, device), next(target_dtypes))
+        _blocks(_logits(size, dtype, layout, device))
         _components(size, dtype, device)
-        count += 6
+        count += 7
     if device == "cuda":
         torch.cuda.synchronize()
         segunc_ops.check()

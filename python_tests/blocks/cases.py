@@ -49,6 +49,16 @@ def expected(logits: Tensor, blocks: Blocks, base: float = 2.0) -> Tensor:
     return torch.stack(means, 1).unflatten(1, grid.shape)
 
 
+def operator_calls() -> dict[str, list[tuple[object, ...]]]:
+    """Arguments for the operator, of the logits' own size and interpolated."""
+    calls: list[tuple[object, ...]] = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        x = torch.randn(2, 3, 6, 5).to(dtype)
+        calls.append((x, [4, 2], [1, 2], [], False, 2.0))
+        calls.append((x, [4, 2], [3, 2], [7, 4], True, 10.0))
+    return {"block_uncertainty": calls}
+
+
 def compare(
     found: Tensor,
     logits: Tensor,

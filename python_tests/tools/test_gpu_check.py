@@ -89,7 +89,7 @@ class TestGpuCheck:
         assert summary["passed"]
         names = [step["name"] for step in summary["steps"]]
         losses = ("cross_entropy", "dice", "overwriting")
-        families = (*losses, "statistics", "components", "counts", "benchmarks")
+        families = (*losses, "statistics", "components", "counts", "blocks", "benchmarks")
         tests = [f"tests of {family}" for family in families]
         sanitizers = ["memcheck", "racecheck", "initcheck", "synccheck"]
         assert names == ["install", "import", *tests, "install peers", "benchmarks", *sanitizers]
@@ -140,4 +140,4 @@ def test_what_needs_a_gpu_is_in_the_files_that_the_check_runs():
 
 
 def test_sanitizer_cases_run():
-    assert sanitizer_cases.run("cpu") == 6 * 5 * 4 * 3
+    assert sanitizer_cases.run("cpu") == 7 * 5 * 4 * 3

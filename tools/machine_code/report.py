@@ -175,6 +175,23 @@ def _rows() -> Iterator[Row]:
                 _WRITES_LOSS,
                 {"C": classes},
             )
+        for rows, layout, dynamic in (
+            (f"StoredRows<{cpp}, 4>", "planar", "0"),
+            (f"StagedRows<{cpp}>", "channels_last", _TILE),
+            (f"StoredRows<{cpp}, 1>", "any layout", "0"),
+            (f"InterpolatedRows<{cpp}>", "upsampled x4", "0"),
+        ):
+            yield Row(
+                f"blocks {layout} C=19 {name}",
+                f"blocks_sums_kernel<{rows}*",
+                "sizeof(T)" if not layout.startswith("upsampled") else "1.3 / 16 * sizeof(T)",
+                "0",
+                {"C": 19, "V": 4 if layout == "planar" else 1},
+                dynamic,
+                case=_case("block_uncertainty", 19, name, "nchw", "forward")
+                if layout == "planar"
+                else None,
+            )
         yield Row(
             f"dice sums any layout C=19 {name}",
             f"dice_sums_kernel<{cpp}, StoredPixels>",

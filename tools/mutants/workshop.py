@@ -25,7 +25,7 @@ from .sources import Mutant, Source
 # by one after the other, until one notices.
 ROOMS = (
     *("formulas", "reduction", "scale", "statistics", "dice", "cross_entropy", "components"),
-    "counts",
+    *("counts", "blocks"),
 )
 # In turn: the sanitizers take longest to compile.
 FLAVORS = ("race", "plain", "sanitize")

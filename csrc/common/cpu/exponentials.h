@@ -1,6 +1,7 @@
 // Logits of a tile to exponentials, with what is summed up over the classes on the way.
 #pragma once
 #include "../../math/exp_log.h"
+#include "../../math/moments.h"
 #include "pack.h"
 #include "tile.h"
 
@@ -32,6 +33,22 @@ SEGUNC_HD void exponentials(int C, int n, A* __restrict tile, const A* __restric
     for (int k = 0; k < kPacks; ++k) under_way[k].store(j + k * kLanes<A>);
   }
 }
+
+// Sums of which the entropy of a softmax is made.
+template <class A>
+struct SumAndDot {
+  A *sums, *dots;  // [T]: of e, and of e d
+  Pack<A> sum = {}, dot = {};
+
+  SEGUNC_HD void add(Pack<A> e, Pack<A> d) {
+    sum += e;
+    dot += math::weighted_exponent(e, d);
+  }
+  SEGUNC_HD void store(int j) const {
+    store_pack(sums + j, sum);
+    store_pack(dots + j, dot);
+  }
+};
 
 }  // namespace tiles
 }  // namespace SEGUNC_VARIANT

@@ -20,21 +20,6 @@ struct Pixels {
   alignas(kAlignment) A maximum[T], sum[T], dot[T];
 };
 
-template <class A>
-struct SumAndDot {
-  A *sums, *dots;  // [T]: of e, and of e d
-  Pack<A> sum = {}, dot = {};
-
-  SEGUNC_HD void add(Pack<A> e, Pack<A> d) {
-    sum += e;
-    dot += math::weighted_exponent(e, d);
-  }
-  SEGUNC_HD void store(int j) const {
-    store_pack(sums + j, sum);
-    store_pack(dots + j, dot);
-  }
-};
-
 // A tile of logits to exponentials and 1 / their sum; entropy_sum gains the entropy. Meanwhile the
 // next tile is fetched.
 template <class A, int T, class S>
