@@ -4,6 +4,7 @@ from . import functional, losses, sampling
 from ._native.backend import backend, build_info
 from ._native.library import check
 from ._version import __version__
+from .box_labels import BoxLabels
 from .cascade import (
     AGREEMENT_COLOURS,
     AGREEMENT_NAMES,
@@ -15,7 +16,6 @@ from .cascade import (
     pixel_oracle,
     select_pixels,
 )
-from .box_labels import BoxLabels
 from .functional import PredictiveStatistics, as_targets
 from .heads import GaussianHead, GaussianLogits
 from .losses import (
@@ -45,9 +45,9 @@ __all__ = [
     "AGREEMENT_COLOURS",
     "AGREEMENT_NAMES",
     "BalancedSoftmaxCrossEntropyLoss",
+    "BoxLabels",
     "Cascade",
     "CascadeResult",
-    "BoxLabels",
     "CrossEntropyLoss",
     "DeepSupervision",
     "DiceBCELoss",

@@ -124,6 +124,24 @@ def _dice(logits: Tensor, number: int, target_dtype: torch.dtype) -> None:
     loss.backward(torch.full_like(loss, 2.0))
 
 
+def _label_uncertainty(
+    output: Tensor, reduction: sf.Reduction, number: int, target_dtype: torch.dtype
+) -> None:
+    """Of two of its channels, which lie apart, and of copies of them."""
+    n, _, h, w = output.shape
+    target = torch.randint(0, 2, (n, h, w), device=output.device)
+    target[torch.rand(n, h, w, device=output.device) < 0.2] = _IGNORE_INDEX
+    loss = segunc_ops.LabelUncertaintyLoss(
+        0.5, detach_weight=number % 2 == 0, ignore_index=_IGNORE_INDEX, reduction=reduction
+    )
+    for leaf in (output, output.contiguous(memory_format=torch.contiguous_format).clone()):
+        leaf = leaf.detach().requires_grad_(True)
+        pixel_weight = torch.rand(n, h, w, device=output.device, requires_grad=True)
+        bootstrap = None if number % 3 == 0 else torch.arange(n, device=output.device) == 0
+        value = loss(leaf[:, :1], leaf[:, 1:2], target.to(target_dtype), bootstrap, pixel_weight)
+        value.backward(torch.full_like(value, 2.0))
+
+
 def _statistics(samples: Sequence[Tensor]) -> None:
     """Of their own size, of a larger one and of a smaller one."""
     h, w = samples[0].shape[2:]
@@ -201,6 +219,9 @@ def run(device: str) -> int:
             _logits(size, dtype, layout, device), next(reductions), next(target_dtypes)
         )
         _dice(_logits(size, dtype, layout, device), count, next(target_dtypes))
+        _label_uncertainty(
+            _logits(size, dtype, layout, device), next(reductions), count, next(target_dtypes)
+        )
         _statistics([_logits(size, dtype, layout, device) for _ in range(1 + count % 4)])
         _counts(_logits(size, dtype, layout, device), next(target_dtypes))
         _blocks(_logits(size, dtype, layout, device))

@@ -4,7 +4,7 @@
 #include <tuple>
 #include <utility>
 
-#include "../common/reduction.h"
+#include "../common/normalizer.h"
 #include "../common/tensors.h"
 #include "params.h"
 
@@ -106,29 +106,6 @@ std::pair<Tensor, Tensor> gradients_for(CrossEntropyParams& p, const Tensor& inp
   return {of_input, of_weight};
 }
 
-// What a loss is divided by: the sum of the valid pixels' class weights, all pixels, all images or
-// 1.
-template <class Backend>
-Tensor normalizer_of(const Backend& backend, const CrossEntropyParams& p, const Tensor& target,
-                     Reduction reduction) {
-  Tensor normalizer = allocate(target, {}, ScalarType::Double);
-  if (reduction == Reduction::mean) {
-    NormalizerParams n{};
-    n.target = p.target, n.target_type = p.target_type;
-    n.weight = p.weight, n.dtype = p.dtype;
-    n.count = target.numel(), n.classes = p.map.classes, n.ignore_index = p.ignore_index;
-    n.partials = backend.normalizer_partials(n);
-    Tensor partial = allocate(target, {n.partials}, ScalarType::Double);
-    n.partial = static_cast<double*>(partial.mutable_data_ptr());
-    backend.normalizer(n, static_cast<double*>(normalizer.mutable_data_ptr()));
-  } else {
-    backend.fill(normalizer, reduction == Reduction::mean_all      ? double(target.numel())
-                             : reduction == Reduction::mean_images ? double(target.size(0))
-                                                                   : 1.0);
-  }
-  return normalizer;
-}
-
 template <class Backend, class Plan>
 void launch(const Backend& backend, const Plan& plan, CrossEntropyParams& p, const Tensor& input) {
   const Tensor scratch = allocate(input, {plan.scratch_bytes}, ScalarType::Byte);
@@ -156,7 +133,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
   CrossEntropyParams p =
       params_of(input, target, {weight, pixel_weight, image_factor, offset, noise_seed}, options);
   auto [of_input, of_weight] = gradients_for<Backend>(p, input, target, options);
-  Tensor normalizer = normalizer_of(backend, p, target, options.reduction);
+  NormalizerParams of_targets{};
+  of_targets.target = p.target, of_targets.target_type = p.target_type;
+  of_targets.weight = p.weight, of_targets.dtype = p.dtype;
+  of_targets.classes = p.map.classes, of_targets.ignore_index = p.ignore_index;
+  Tensor normalizer = normalizer_of(backend, of_targets, target, options.reduction);
   if (options.divides()) p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
   const auto plan = backend.plan(p);
 

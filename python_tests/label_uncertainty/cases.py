@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mpmath
@@ -82,24 +83,34 @@ def truth_of(
     return loss.detach(), gradients_of(loss, exact, upstream.double(), weighted)
 
 
-def compare(b: Batch, weighted: bool = True, **options: Any) -> None:
-    """Loss and gradients, of upstream gradients that are not 1, against the reference."""
-    loss = loss_of(b, weighted, **options)
+def compare(
+    b: Batch, weighted: bool = True, *, move: Callable[[Batch], Batch] | None = None, **options: Any
+) -> None:
+    """Loss and gradients, of upstream gradients that are not 1, against the reference.
+
+    Args:
+        move: takes the batch to where it is computed.
+    """
+    there = b if move is None else move(b)
+    loss = loss_of(there, weighted, **options)
     upstream = (torch.rand(loss.shape) - 2.5).to(loss.dtype)
-    found = gradients_of(loss, b, upstream, weighted)
+    found = gradients_of(loss, there, upstream.to(loss.device), weighted)
     truth, wanted = truth_of(b, upstream, weighted, **options)
     compute = accumulate_dtype(b.mean.dtype)
     mean, variance = b.mean.detach().double(), b.log_variance.detach().double().exp()
     # Units of the losses are the logits' sizes. An error of W's argument is one of W's own size.
     size = 1 + float(mean.abs().max())
-    assert_close(loss, truth, name="loss", scale=size, compute=compute, bias=False)
+    assert_close(loss.cpu(), truth, name="loss", scale=size, compute=compute, bias=False)
     units = size + (variance / 0.2).clamp(max=90)
+    # A gradient that is made in the forward pass is rounded before it meets the upstream one.
+    roundings = 2 if b.mean.dtype == torch.bfloat16 and not loss.dim() else 1
+    shared: dict[str, Any] = {"compute": compute, "roundings": roundings, "bias": False}
     for name, a, w in zip(LEAVES, found, wanted, strict=False):
         assert (a is None) == (w is None), name
         if a is None or w is None:
             continue
         scale = float((w.abs() * units.view_as(w)).max())
-        assert_close(a, w, name=name, scale=scale, compute=compute, bias=False)
+        assert_close(a.cpu(), w, name=name, scale=scale, **shared)
 
 
 class Exact(NamedTuple):
@@ -146,3 +157,42 @@ def closed_formula(mean: float, log_variance: float, y: int, may_flip: bool, o: 
 
         slopes = [mpmath.diff(loss, at, order) for order in ((1, 0), (0, 1))]
         return Exact(*(float(v) for v in (loss(*at), *slopes)))
+
+
+def operator_calls() -> dict[str, list[tuple[object, ...]]]:
+    """Arguments for every operator of the family, for torch.library.opcheck."""
+
+    def inputs(b: Batch) -> tuple[Tensor, ...]:
+        return b.mean.detach(), b.log_variance.detach(), b.target
+
+    b, volume = batch(), batch(torch.bfloat16, (2, 3, 4), target_dtype=torch.int32)
+    swapped = b._replace(log_variance=b.log_variance.detach().mT.contiguous().mT)
+    u = b.u.detach()
+    none, mean, sum_ = (IGNORED, 0), (IGNORED, 1), (IGNORED, 2)
+    both, one = (1.0, 1.0, 0.5, False), (0.0, 1.0, 0.0, True)
+    every, nothing = (True, True, True), (False, False, False)
+    normalizer = torch.tensor(7.0).double()
+    return {
+        "label_uncertainty_forward": [
+            (*inputs(b), None, None, *mean, *both, True, True, False),
+            (*inputs(swapped), u, b.bootstrap, *sum_, *both, *every),
+            (*inputs(b), u, b.bootstrap, *none, *one, *nothing),
+            (*inputs(volume), None, None, *mean, *one, True, False, False),
+        ],
+        "label_uncertainty_backward": [
+            (torch.tensor(2.0), *inputs(swapped), u, b.bootstrap, normalizer, *mean, *both, *every),
+            (torch.rand(b.target.shape), *inputs(b), u, None, normalizer, *none, *both, *every),
+            (
+                torch.tensor(2.0),
+                *inputs(volume),
+                None,
+                None,
+                normalizer,
+                *sum_,
+                *one,
+                False,
+                True,
+                False,
+            ),
+        ],
+    }

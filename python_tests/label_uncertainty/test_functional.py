@@ -10,9 +10,7 @@ from torch import Tensor
 
 import segunc_ops
 import segunc_ops.functional as sf
-from python_tests.comparison import (
-    assert_same_bits,
-)
+from python_tests.comparison import assert_same_bits, assert_same_bits_on_every_run
 from python_tests.label_uncertainty.cases import (
     LEAVES,
     Batch,
@@ -267,6 +265,10 @@ def test_support_matrix(layout, dtype):
             typed = b._replace(target=b.target.to(target_dtype))
             compare(typed)
             compare(typed, exact_images=False, reduction="none")
+        found = torch.autograd.grad(loss_of(b), (mean, log_variance))
+        if "expanded" not in layout and layout != "crop" and "every" not in layout:
+            for gradient in found:
+                assert gradient.stride() == torch.empty_like(mean).stride()
 
 
 @pytest.mark.parametrize("dtype", LOGITS_DTYPES)
@@ -292,6 +294,17 @@ def test_extreme_numbers(dtype):
         for options in ({}, {"detach_weight": False}):
             b = batch(dtype, (11, 13), spread=spread)
             compare(b, reduction="none", **options)
+
+
+@pytest.mark.parametrize("dtype", LOGITS_DTYPES)
+def test_same_bits_on_every_run(dtype):
+    b = batch(dtype, (129, 131))
+
+    def calls() -> tuple[Tensor, ...]:
+        loss = loss_of(b)
+        return (loss, *torch.autograd.grad(loss, b.leaves()))
+
+    assert_same_bits_on_every_run(calls, name=str(dtype), runs=12)
 
 
 def test_autocast():

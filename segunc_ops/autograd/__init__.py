@@ -15,6 +15,7 @@ from .counts import (
 from .cross_entropy import cross_entropy
 from .dice import dice_bce, dice_cross_entropy
 from .expected_cross_entropy import expected_cross_entropy
+from .label_uncertainty import label_uncertainty
 from .statistics import accumulate_statistics, finalize_statistics, predictive_statistics
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "dice_cross_entropy",
     "expected_cross_entropy",
     "finalize_statistics",
+    "label_uncertainty",
     "predictive_statistics",
 ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._native.library import ops
-from .._torch import call_below_autograd, is_eager
+from .._torch import call_below_autograd, is_eager, keeps_graph
+
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "mean_all": 3}
+"""By their names: what operators call them, as csrc/common/reduction.h has it."""
 
 # A kernel addresses three spatial axes; more are rare enough to be copied together.
 _MAX_DIMS = 5
@@ -22,6 +26,19 @@ def addressable(logits: Tensor) -> Tensor:
 def call(operator: Any, *args: Any) -> Any:
     """Calls an operator on what is not to be differentiated, or not without an error."""
     return call_below_autograd(operator, *args) if is_eager() else operator(*args)
+
+
+def scaled(
+    grads: Sequence[Tensor], wanted: Sequence[bool], grad_output: Tensor
+) -> tuple[Tensor, ...]:
+    """Saved gradients, those that are wanted times an upstream scalar."""
+    # In place where nobody can see the saved gradient again after this backward.
+    if not is_eager() or keeps_graph():
+        return tuple((grad * grad_output).to(grad.dtype) for grad in grads)
+    for grad, is_wanted in zip(grads, wanted, strict=True):
+        if is_wanted:
+            call_below_autograd(ops.scale_.default, grad, grad_output)
+    return tuple(grads)
 
 
 def taken_over(logits: Tensor) -> Tensor:

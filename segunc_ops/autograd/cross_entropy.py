@@ -13,11 +13,18 @@ from .._native.library import fake, ops, refuse_gradient
 from .._options import LossOptions
 from .._torch import call_below_autograd, eager_apply, is_eager, is_exporting, keeps_graph
 from .._variations import PLAIN, Focal, Variation
-from .common import FirstDerivative, addressable, call, class_sizes, taken_over
+from .common import (
+    REDUCTIONS,
+    FirstDerivative,
+    addressable,
+    call,
+    class_sizes,
+    scaled,
+    taken_over,
+)
 
 __all__ = ["cross_entropy"]
 
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "mean_all": 3}
 _MEAN_IMAGES = 4
 _FOCAL, _FALLING, _RISING = 1, 2, 3
 _NOISES = {"normal": 1, "uniform": 2}
@@ -92,7 +99,7 @@ def _forward(
     input: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, *others: Any
 ) -> tuple[Tensor, ...]:
     settings, wanted = _Settings(*others[:_OPTIONS]), _Wanted(*others[_OPTIONS:_FLAGS])
-    shape = target.shape if settings.reduction == _REDUCTIONS["none"] else ()
+    shape = target.shape if settings.reduction == REDUCTIONS["none"] else ()
     return (
         input.new_empty(shape, dtype=accumulate_dtype(input.dtype)),
         input.new_empty((), dtype=torch.float64),
@@ -251,14 +258,7 @@ def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> t
             *ctx.varied,
         )
         return (tensors[0], grads[1]) if over else grads
-    grads = saved[:2]
-    # In place where nobody can see the saved gradient again after this backward.
-    if not is_eager() or keeps_graph():
-        return tuple((grad * grad_output).to(grad.dtype) for grad in grads)
-    for grad, is_wanted in zip(grads, ctx.wanted, strict=True):
-        if is_wanted:
-            call_below_autograd(ops.scale_.default, grad, grad_output)
-    return grads
+    return scaled(saved[:2], ctx.wanted, grad_output)
 
 
 def _varied(
@@ -326,7 +326,7 @@ def cross_entropy(
     by_images = variation.size_normalized and options.reduction == "mean"
     settings = _Settings(
         options.ignore_index,
-        _MEAN_IMAGES if by_images else _REDUCTIONS[options.reduction],
+        _MEAN_IMAGES if by_images else REDUCTIONS[options.reduction],
         options.label_smoothing,
         options.upsample is not None,
         options.align_corners,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import reference
 from .._checks import (
     INTEGERS,
     check_bool,
@@ -22,6 +21,7 @@ from .._checks import (
 )
 from .._dtypes import accumulate_dtype, result_dtype
 from .._label_uncertainty import LabelUncertaintyOptions
+from .._native.backend import implementation
 from .._types import REDUCTIONS, Reduction
 
 __all__ = [
@@ -236,7 +236,7 @@ def label_uncertainty_with(
         pixel_weight = None if pixel_weight is None else pixel_weight.squeeze(1)
     elif not has_channel:
         mean, log_variance = mean.unsqueeze(1), log_variance.unsqueeze(1)
-    loss: Tensor = reference.label_uncertainty(
+    loss: Tensor = implementation(mean.device).label_uncertainty(
         mean,
         log_variance,
         target,

@@ -33,4 +33,13 @@ SEGUNC_DEVICE double block_sum(double value) {
   return value;
 }
 
+// Of the losses of a block's pixels, if their sums are wanted. Every thread calls it.
+template <class Params>
+SEGUNC_DEVICE void store_partial(const Params& p, double sum) {
+  if (p.partial) {
+    sum = block_sum(sum);
+    if (thread() == 0) p.partial[block_index()] = sum;
+  }
+}
+
 }  // namespace segunc::device

@@ -262,11 +262,4 @@ SEGUNC_DEVICE A target_gradient(const Smoothing& labels, const PixelTerms<A>& te
   return logit_gradient(labels, terms, exponential, label) - terms.on_target;
 }
 
-SEGUNC_DEVICE void store_partial(const CrossEntropyParams& p, double sum) {
-  if (p.partial) {
-    sum = block_sum(sum);
-    if (thread() == 0) p.partial[block_index()] = sum;
-  }
-}
-
 }  // namespace segunc::cuda
