@@ -2,7 +2,8 @@
 #   register_cpu.cpp    once, into the CPU library      cpu/*.cpp   there, per instruction set
 #   register_cuda.cpp   once, into the CUDA library     cuda/*.cu   there, and for host runs
 get_filename_component(csrc ${CMAKE_CURRENT_LIST_DIR}/../csrc ABSOLUTE)
-set(rooms blocks components counts cross_entropy dice label_uncertainty scale statistics)
+set(rooms blocks components counts cross_entropy dice expected_cross_entropy label_uncertainty scale
+    statistics)
 
 set(register_cpu "")
 set(register_cuda "")

@@ -5,6 +5,16 @@
 
 namespace segunc {
 
+// What the normalizer reads of a loss of several classes.
+template <class Params>
+NormalizerParams class_targets_of(const Params& p) {
+  NormalizerParams of{};
+  of.target = p.target, of.target_type = p.target_type;
+  of.weight = p.weight, of.dtype = p.dtype;
+  of.classes = p.map.classes, of.ignore_index = p.ignore_index;
+  return of;
+}
+
 // The sum of the valid pixels' class weights, all pixels, all images or 1. of: what is read for the
 // first.
 template <class Backend>

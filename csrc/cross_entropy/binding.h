@@ -133,11 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
   CrossEntropyParams p =
       params_of(input, target, {weight, pixel_weight, image_factor, offset, noise_seed}, options);
   auto [of_input, of_weight] = gradients_for<Backend>(p, input, target, options);
-  NormalizerParams of_targets{};
-  of_targets.target = p.target, of_targets.target_type = p.target_type;
-  of_targets.weight = p.weight, of_targets.dtype = p.dtype;
-  of_targets.classes = p.map.classes, of_targets.ignore_index = p.ignore_index;
-  Tensor normalizer = normalizer_of(backend, of_targets, target, options.reduction);
+  Tensor normalizer = normalizer_of(backend, class_targets_of(p), target, options.reduction);
   if (options.divides()) p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
   const auto plan = backend.plan(p);
 

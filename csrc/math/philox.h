@@ -21,37 +21,40 @@ SEGUNC_HD uint32_t high_product(uint32_t a, uint32_t b) {
 #endif
 }
 
-// Four words of a counter and a key: words are numbers, or what has ^, * and high_product. Seven
-// rounds are the fewest whose numbers pass all of BigCrush, by the paper.
-template <class Word>
-SEGUNC_HD void philox(Word (&counter)[4], uint64_t key) {
-  constexpr uint32_t kMultiplier[2] = {0xd2511f53u, 0xcd9e8d57u};
-  constexpr uint32_t kWeyl[2] = {0x9e3779b9u, 0xbb67ae85u};
-  constexpr int kRounds = 7;
+// Scalars, because kernels on a GPU do not know arrays of a namespace.
+constexpr uint32_t kMultiplier0 = 0xd2511f53u, kMultiplier1 = 0xcd9e8d57u;
+constexpr uint32_t kWeyl0 = 0x9e3779b9u, kWeyl1 = 0xbb67ae85u;
+// The fewest whose numbers pass all of BigCrush, by the paper.
+constexpr int kPhiloxRounds = 7;
+
+// Four words of a counter and a key.
+SEGUNC_HD void philox(uint32_t (&counter)[4], uint64_t key) {
   uint32_t low = uint32_t(key), high = uint32_t(key >> 32);
 #if defined(__CUDA_ARCH__)
 #pragma unroll 2
 #elif !defined(__CUDACC__)
 #pragma GCC unroll 7
 #endif
-  for (int round = 0; round < kRounds; ++round) {
-    const Word h0 = high_product(kMultiplier[0], counter[0]), l0 = kMultiplier[0] * counter[0];
-    const Word h1 = high_product(kMultiplier[1], counter[2]), l1 = kMultiplier[1] * counter[2];
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint32_t h0 = high_product(kMultiplier0, counter[0]), l0 = kMultiplier0 * counter[0];
+    const uint32_t h1 = high_product(kMultiplier1, counter[2]), l1 = kMultiplier1 * counter[2];
     counter[0] = h1 ^ counter[1] ^ low;
     counter[1] = l1;
     counter[2] = h0 ^ counter[3] ^ high;
     counter[3] = l0;
-    low += kWeyl[0];
-    high += kWeyl[1];
+    low += kWeyl0;
+    high += kWeyl1;
   }
 }
 
-// The words of four classes of a pixel, of which class 4 group is the first.
-SEGUNC_HD void words_of(int64_t pixel, int group, uint64_t seed, uint32_t (&words)[4]) {
+// The words of a pixel and two numbers. Of four classes from 4 group on: (group, 0). Of four draws
+// of a class from 4 group on: (class, group).
+SEGUNC_HD void words_of(int64_t pixel, uint32_t third, uint32_t fourth, uint64_t seed,
+                        uint32_t (&words)[4]) {
   words[0] = uint32_t(pixel);
   words[1] = uint32_t(uint64_t(pixel) >> 32);
-  words[2] = uint32_t(group);
-  words[3] = 0;
+  words[2] = third;
+  words[3] = fourth;
   philox(words, seed);
 }
 
@@ -93,20 +96,42 @@ SEGUNC_HD double quarter_sin(double v) { return ::sin(1.5707963267948966 * v); }
 SEGUNC_HD float root(float x) { return sqrtf(x); }
 SEGUNC_HD double root(double x) { return ::sqrt(x); }
 
-// |delta| of two classes by two words: of a normal distribution by Box and Muller's way, from a
-// quarter of the turn.
 template <class A>
-struct NoisePair {
+struct NumberPair {
   A first, second;
 };
+
+// Sizes of two normal numbers by Box and Muller's way, from a quarter of the turn.
 template <class A>
-SEGUNC_HD NoisePair<A> noise_of(NoiseKind kind, A sigma, uint32_t word, uint32_t next) {
+SEGUNC_HD NumberPair<A> half_normals_of(uint32_t word, uint32_t next) {
   const A u = uniform<A>(word), v = uniform<A>(next);
-  A first = u, second = v;
+  const A logarithm = log_positive(A(1) - u);
+  const A radius = root(logarithm < A(0) ? A(-2) * logarithm : A(0));
+  return {radius * quarter_cos(v), radius * quarter_sin(v)};
+}
+
+// A number that is not below 0, with the sign of a word's last bit, which `uniform` leaves over.
+SEGUNC_HD float with_sign_of(uint32_t word, float size) {
+  return bit_cast<float>(bit_cast<uint32_t>(size) | word << 31);
+}
+SEGUNC_HD double with_sign_of(uint32_t word, double size) {
+  return bit_cast<double>(bit_cast<uint64_t>(size) | uint64_t(word) << 63);
+}
+
+// Two normal numbers.
+template <class A>
+SEGUNC_HD NumberPair<A> normals_of(uint32_t word, uint32_t next) {
+  const auto sizes = half_normals_of<A>(word, next);
+  return {with_sign_of(word, sizes.first), with_sign_of(next, sizes.second)};
+}
+
+// |delta| of two classes by two words.
+template <class A>
+SEGUNC_HD NumberPair<A> noise_of(NoiseKind kind, A sigma, uint32_t word, uint32_t next) {
+  A first = uniform<A>(word), second = uniform<A>(next);
   if (kind == NoiseKind::normal) {
-    const A logarithm = log_positive(A(1) - u);
-    const A radius = root(logarithm < A(0) ? A(-2) * logarithm : A(0));
-    first = radius * quarter_cos(v), second = radius * quarter_sin(v);
+    const auto sizes = half_normals_of<A>(word, next);
+    first = sizes.first, second = sizes.second;
   }
   first *= sigma, second *= sigma;
   return {first < A(1) ? first : A(1), second < A(1) ? second : A(1)};

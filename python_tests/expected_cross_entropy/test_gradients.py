@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+import segunc_ops
 import segunc_ops.functional as sf
 from python_tests.comparison import assert_close, assert_same_bits
 from python_tests.expected_cross_entropy.cases import batch
@@ -97,6 +98,22 @@ def test_small_gradients_of_halves_survive():
         assert_close(leaf.grad, want.grad, name="gradient", bias=False)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivatives_raise_and_name_the_operator(reduction):
+    mean, scale, target, u = batch()
+    for leaf in (mean, scale, u):
+        loss = loss_of(mean, scale, target, u, reduction=reduction).sum()
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        message = "expected_cross_entropy: second derivatives are not implemented"
+        with pytest.raises(RuntimeError, match=message):
+            torch.autograd.grad(gradient.sum() + leaf.square().sum(), leaf)
+    with segunc_ops.backend("reference"):
+        mean, scale, target, u = batch(size=(1, 2))
+        assert torch.autograd.gradgradcheck(
+            lambda *leaves: loss_of(*leaves, target, u.detach()), (mean, scale)
+        )
+
+
 @pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -117,3 +134,47 @@ def test_checkpoints_restore_the_seed(reduction, reentrant):
             gradients[-1] = (mean.grad, scale.grad)
     for a, b in zip(*gradients, strict=True):
         assert_same_bits(a, b, name="gradient")
+
+
+def test_torch_func():
+    mean, scale, target, u = (t.detach() for t in batch(torch.float32))
+
+    def loss(mean: Tensor, scale: Tensor) -> Tensor:
+        return 2 * loss_of(mean, scale, target, u)
+
+    found = torch.func.grad(loss, argnums=(0, 1))(mean, scale)
+    leaves = mean.clone().requires_grad_(), scale.clone().requires_grad_()
+    wanted = torch.autograd.grad(loss(*leaves), leaves)
+    for a, b in zip(found, wanted, strict=True):
+        assert_close(a, b.double(), name="gradient", bias=False)
+    with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
+        torch.func.grad(lambda m, s: torch.func.grad(loss)(m, s).sum())(mean, scale)
+
+
+@pytest.mark.parametrize("cholesky", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compile_traces_one_graph(reduction, cholesky):
+    for dtype in (torch.float32, torch.float16):
+        torch.compiler.reset()
+        compiled = torch.compile(loss_of, fullgraph=True, dynamic=True, backend="aot_eager")
+        for size in ((4, 5), (7, 3)):
+            mean, scale, target, u = batch(dtype, size, cholesky=cholesky)
+            found = compiled(mean, scale, target, u, reduction=reduction)
+            wanted = loss_of(mean, scale, target, u, reduction=reduction)
+            assert_same_bits(found, wanted, name="loss")
+            upstream = torch.full_like(found, 2.5)
+            results = (
+                torch.autograd.grad(loss, (mean, scale, u), upstream) for loss in (found, wanted)
+            )
+            for a, b in zip(*results, strict=True):
+                assert_same_bits(a, b, name=f"gradient {dtype}")
+
+
+def test_compile_draws_its_own_seed():
+    torch.compiler.reset()
+    mean, scale, target, _ = batch(torch.float32)
+    loss = ExpectedCrossEntropyLoss(ignore_index=IGNORED)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    first, second = compiled(mean, scale, target), compiled(mean, scale, target)
+    assert first != second
+    assert first.isfinite()

@@ -21,6 +21,23 @@ def log_softmax(logits: Array) -> Array:
         return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
+def philox(counter: list[Any], key: int) -> Array:
+    """Philox4x32-7: [groups, 4, N] words of counters that broadcast to [groups, N]."""
+    mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    c = [np.asarray(word, np.uint64) for word in np.broadcast_arrays(*counter)]
+    low, high = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
+    for _ in range(7):
+        first, second = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = [
+            (second >> shift) ^ c[1] ^ np.uint64(low),
+            second & mask,
+            (first >> shift) ^ c[3] ^ np.uint64(high),
+            first & mask,
+        ]
+        low, high = (low + 0x9E3779B9) & 0xFFFFFFFF, (high + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack(c, 1)
+
+
 def interpolation_matrix(
     source: int, size: int, align_corners: bool, dtype: type[np.floating[Any]]
 ) -> Array:

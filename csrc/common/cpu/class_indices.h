@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../host_device.h"
+#include "../element.h"
 
 namespace segunc {
 inline namespace SEGUNC_VARIANT {
@@ -27,6 +27,37 @@ void record_bad_class(const void* indices, int64_t at, int n, int64_t classes, i
     const int64_t y = int64_t(index[j]);
     if (y != ignored && (y < 0 || y >= classes)) return record_lowest(at + j, bad);
   }
+}
+
+template <class A>
+SEGUNC_HD A where_valid(int32_t valid, A v) {
+  return valid ? v : A(0);
+}
+
+// NaN at an ignored pixel must not survive, so the bits are cleared instead of multiplied.
+SEGUNC_HD float clear_unless(int32_t valid, float v) {
+  return bit_cast<float>(bit_cast<int32_t>(v) & valid);
+}
+SEGUNC_HD double clear_unless(int32_t valid, double v) {
+  return bit_cast<double>(bit_cast<int64_t>(v) & int64_t(valid));
+}
+
+// Labels of n pixels from `at` on, 0 where ignored, and all bits of valid where a pixel counts.
+// Returns whether every one that does has a class.
+template <class Y>
+SEGUNC_HD bool read_labels(const void* targets, int64_t at, int n, int64_t classes, int64_t ignored,
+                           int32_t* __restrict label, int32_t* __restrict valid) {
+  const Y* __restrict target = static_cast<const Y*>(targets) + at;
+  int32_t outside = 0;
+  for (int j = 0; j < n; ++j) {
+    const int64_t y = int64_t(target[j]);
+    const int32_t counts = -int32_t(y != ignored);
+    const int32_t inside = -int32_t(y >= 0 && y < classes);
+    outside |= counts & ~inside;
+    valid[j] = counts;
+    label[j] = int32_t(y) & counts & inside;
+  }
+  return outside == 0;
 }
 
 }  // namespace tiles

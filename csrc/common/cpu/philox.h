@@ -1,5 +1,9 @@
-// The words of math/philox.h for neighbouring pixels, in packs.
+// Random words of neighbouring pixels at once: Philox (math/philox.h) on lanes of 64 bits, of which
+// the lower half is a word and the upper one whatever products leave there. So a round's products
+// need no shuffling.
 #pragma once
+#include <cstring>
+
 #include "../../math/philox.h"
 #include "pack.h"
 
@@ -11,73 +15,58 @@ namespace segunc {
 inline namespace SEGUNC_VARIANT {
 namespace tiles {
 
-typedef uint32_t WordPack __attribute__((vector_size(kPackBytes)));
-constexpr int kWordLanes = kPackBytes / int(sizeof(uint32_t));
+typedef uint64_t WideWords __attribute__((vector_size(kPackBytes)));
+constexpr int kWideLanes = int(sizeof(WideWords) / sizeof(uint64_t));
 
-typedef uint64_t LongPack __attribute__((vector_size(kPackBytes)));
-
-// Products of the lower halves. Written as such compilers multiply all 64 bits, which takes several
-// instructions of most processors.
-SEGUNC_HD LongPack long_products(LongPack a, LongPack b) {
+// Of the lower halves.
+SEGUNC_HD WideWords products(WideWords a, WideWords b) {
 #if defined(__AVX512F__)
   // Masked, as GCC 12 warns of what the product without a mask leaves undefined.
-  return LongPack(_mm512_maskz_mul_epu32(0xff, __m512i(a), __m512i(b)));
+  return WideWords(_mm512_maskz_mul_epu32(0xff, __m512i(a), __m512i(b)));
 #elif defined(__AVX2__)
-  return LongPack(_mm256_mul_epu32(__m256i(a), __m256i(b)));
+  return WideWords(_mm256_mul_epu32(__m256i(a), __m256i(b)));
 #elif defined(__SSE2__) && !defined(__AVX__)
-  return LongPack(_mm_mul_epu32(__m128i(a), __m128i(b)));
+  return WideWords(_mm_mul_epu32(__m128i(a), __m128i(b)));
 #else
-  return (a & 0xffffffffu) * (b & 0xffffffffu);
+  return (a & 0xffffffff) * (b & 0xffffffff);
 #endif
 }
 
-// The upper halves of products of words.
-SEGUNC_HD WordPack high_product(uint32_t a, WordPack b) {
-  const LongPack factor = LongPack{} + a;
-  const LongPack even = long_products(LongPack(b), factor);
-  const LongPack odd = long_products(LongPack(b) >> 32, factor);
-  return WordPack(even >> 32) | WordPack(odd & ~uint64_t(0xffffffffu));
-}
-
-// A word each of kPacks packs of pixels: a round waits for the one before, and the packs do not
-// wait for one another.
-struct Words {
-  WordPack packs[kPacks];
-};
-constexpr int kWordStep = kPacks * kWordLanes;
-
-template <class Operation>
-SEGUNC_HD Words each_pack(Operation operation) {
-  Words words;
-  for (int i = 0; i < kPacks; ++i) words.packs[i] = operation(i);
-  return words;
-}
-SEGUNC_HD Words operator^(const Words& a, const Words& b) {
-  return each_pack([&](int i) { return a.packs[i] ^ b.packs[i]; });
-}
-SEGUNC_HD Words operator^(const Words& a, uint32_t b) {
-  return each_pack([&](int i) { return a.packs[i] ^ b; });
-}
-SEGUNC_HD Words operator*(uint32_t a, const Words& b) {
-  return each_pack([&](int i) { return a * b.packs[i]; });
-}
-SEGUNC_HD Words high_product(uint32_t a, const Words& b) {
-  return each_pack([&](int i) { return high_product(a, b.packs[i]); });
-}
-
-// math::words_of for kWordStep pixels, words[k] the k-th of each.
-SEGUNC_HD void words_of(int64_t pixel, int group, uint64_t seed, Words (&words)[4]) {
-  WordPack lane;
-  for (int i = 0; i < kWordLanes; ++i) lane[i] = uint32_t(i);
-  for (int i = 0; i < kPacks; ++i) {
-    const uint64_t first = uint64_t(pixel) + uint64_t(i * kWordLanes);
-    const WordPack low = lane + uint32_t(first);
-    words[0].packs[i] = low;
-    words[1].packs[i] = uint32_t(first >> 32) - WordPack(low < uint32_t(first));
-    words[2].packs[i] = WordPack{} + uint32_t(group);
-    words[3].packs[i] = WordPack{};
+// words[k][j]: word k of pixel first + j (math::words_of).
+template <int T>
+SEGUNC_HD void draw_words(int64_t first, uint32_t third, uint32_t fourth, uint64_t seed,
+                          uint32_t (&words)[4][T]) {
+  static_assert(T % (2 * kWideLanes) == 0);
+  WideWords lane;
+  for (int i = 0; i < kWideLanes; ++i) lane[i] = uint64_t(i);
+  for (int j = 0; j < T; j += 2 * kWideLanes) {
+    WideWords halves[2][4];  // of even pixels and of odd ones
+    for (int odd = 0; odd < 2; ++odd) {
+      auto& counter = halves[odd];
+      counter[0] = uint64_t(first) + uint64_t(j + odd) + 2 * lane;
+      counter[1] = counter[0] >> 32;
+      counter[2] = WideWords{} + uint64_t(third);
+      counter[3] = WideWords{} + uint64_t(fourth);
+    }
+    uint32_t low = uint32_t(seed), high = uint32_t(seed >> 32);
+#pragma GCC unroll 7
+    for (int round = 0; round < math::kPhiloxRounds; ++round) {
+      for (auto& counter : halves) {
+        const WideWords a = products(counter[0], WideWords{} + math::kMultiplier0);
+        const WideWords b = products(counter[2], WideWords{} + math::kMultiplier1);
+        counter[0] = (b >> 32) ^ counter[1] ^ uint64_t(low);
+        counter[1] = b;
+        counter[2] = (a >> 32) ^ counter[3] ^ uint64_t(high);
+        counter[3] = a;
+      }
+      low += math::kWeyl0;
+      high += math::kWeyl1;
+    }
+    for (int k = 0; k < 4; ++k) {
+      const WideWords pair = (halves[0][k] & 0xffffffff) | halves[1][k] << 32;
+      std::memcpy(&words[k][j], &pair, sizeof pair);
+    }
   }
-  math::philox(words, seed);
 }
 
 }  // namespace tiles

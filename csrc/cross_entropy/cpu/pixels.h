@@ -70,52 +70,22 @@ struct Targets {
   }
 };
 
-template <class A>
-SEGUNC_HD A where_valid(int32_t valid, A v) {
-  return valid ? v : A(0);
-}
-
-// NaN at an ignored pixel must not survive, so the bits are cleared instead of multiplied.
-SEGUNC_HD float clear_unless(int32_t valid, float v) {
-  return bit_cast<float>(bit_cast<int32_t>(v) & valid);
-}
-SEGUNC_HD double clear_unless(int32_t valid, double v) {
-  return bit_cast<double>(bit_cast<int64_t>(v) & int64_t(valid));
-}
-
-// Returns whether every valid target is a class.
-template <class Y, class A, int T>
-SEGUNC_HD bool read_labels(const CrossEntropyParams& p, const Targets<A>& targets, int64_t at,
-                           int n, Pixels<A, T>& px) {
-  const Y* __restrict target = static_cast<const Y*>(p.target) + at;
-  const int64_t classes = p.map.classes;
-  int32_t outside = 0;
-  for (int j = 0; j < n; ++j) {
-    const int64_t y = int64_t(target[j]);
-    const int32_t valid = -int32_t(y != p.ignore_index);
-    const int32_t inside = -int32_t(y >= 0 && y < classes);
-    outside |= valid & ~inside;
-    px.valid[j] = valid;
-    px.label[j] = int32_t(y) & valid & inside;
-  }
-  const A* __restrict weight = targets.class_weight;
-  if (weight)
-    for (int j = 0; j < n; ++j) px.on_target[j] = targets.shares.on_target(weight[px.label[j]]);
-  else
-    for (int j = 0; j < n; ++j) px.on_target[j] = targets.shares.on;
-  return outside == 0;
-}
-
 // Targets, weights and upstream gradients of n pixels.
 template <class A, int T>
 SEGUNC_HD void read_pixels(const CrossEntropyParams& p, const Targets<A>& targets, int64_t at,
                            int n, Pixels<A, T>& px) {
   with_index_type(p.target_type, [&](auto y) __attribute__((always_inline)) {
     using Y = decltype(y);
-    if (!read_labels<Y>(p, targets, at, n, px))
+    if (!read_labels<Y>(p.target, at, n, p.map.classes, p.ignore_index, px.label, px.valid))
       record_bad_class<Y>(p.target, at, n, p.map.classes, p.ignore_index, p.bad_target);
     prefetch(static_cast<const Y*>(p.target) + at + T, T * int(sizeof(Y)));
   });
+  const A* __restrict class_weight = targets.class_weight;
+  if (class_weight)
+    for (int j = 0; j < n; ++j)
+      px.on_target[j] = targets.shares.on_target(class_weight[px.label[j]]);
+  else
+    for (int j = 0; j < n; ++j) px.on_target[j] = targets.shares.on;
   const A* __restrict weight = static_cast<const A*>(p.pixel_weight);
   const A* __restrict upstream = static_cast<const A*>(p.upstream);
   for (int j = 0; j < n; ++j) px.weight[j] = weight ? weight[at + j] : A(1);
@@ -140,16 +110,12 @@ template <NoiseKind kind, class A, int T>
 SEGUNC_HD void add_noise(const Targets<A>& targets, int64_t at, int C, int n, A* __restrict tile,
                          Pixels<A, T>& px) {
   constexpr int kWords = 4;
-  alignas(kAlignment) uint32_t words[kWords][(T + kWordStep - 1) / kWordStep * kWordStep];
+  alignas(kAlignment) uint32_t words[kWords][T];
   // The row beside a last class that has none.
   alignas(kAlignment) A unpaired[T];
   for (int j = 0; j < n; ++j) unpaired[j] = -std::numeric_limits<A>::infinity();
   for (int first = 0; first < C; first += kWords) {
-    for (int j = 0; j < n; j += kWordStep) {
-      Words drawn[kWords];
-      words_of(at + j, first / kWords, targets.seed, drawn);
-      for (int k = 0; k < kWords; ++k) std::memcpy(words[k] + j, drawn + k, sizeof(Words));
-    }
+    draw_words(at, uint32_t(first / kWords), 0, targets.seed, words);
     for (int k = 0; k < kWords && first + k < C; k += 2) {
       const int c = first + k;
       const bool paired = c + 1 < C;

@@ -99,7 +99,7 @@ SEGUNC_DEVICE BlockSmoothing<A, Smooths> block_smoothing(const Constants<A>& con
 template <class A>
 SEGUNC_DEVICE A noise_at(const Adjustment& adjustment, int64_t pixel, int c) {
   uint32_t words[4];
-  math::words_of(pixel, c / 4, uint64_t(load_read_only(adjustment.seed)), words);
+  math::words_of(pixel, c / 4, 0, uint64_t(load_read_only(adjustment.seed)), words);
   const bool upper = c & 2;
   const auto noise = math::noise_of(adjustment.noise, A(adjustment.sigma),
                                     upper ? words[2] : words[0], upper ? words[3] : words[1]);

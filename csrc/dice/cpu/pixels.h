@@ -52,30 +52,13 @@ struct Shares {
   }
 };
 
-// Returns whether every valid target is a class.
-template <class Y, class A, int T>
-SEGUNC_HD bool read_labels(const DiceParams& p, int64_t at, int n, Pixels<A, T>& px) {
-  const Y* __restrict target = static_cast<const Y*>(p.target) + at;
-  const int64_t classes = p.map.classes;
-  int32_t outside = 0;
-  for (int j = 0; j < n; ++j) {
-    const int64_t y = int64_t(target[j]);
-    const int32_t valid = -int32_t(y != p.ignore_index);
-    const int32_t inside = -int32_t(y >= 0 && y < classes);
-    outside |= valid & ~inside;
-    px.valid[j] = valid;
-    px.label[j] = int32_t(y) & valid & inside;
-  }
-  return outside == 0;
-}
-
 // Targets and weights of n pixels; the lanes beyond them, of the last packs, count nothing.
 template <class A, int T>
 SEGUNC_HD void read_pixels(const DiceParams& p, const Shares<A>& shares, int64_t at, int n,
                            Pixels<A, T>& px) {
   with_index_type(p.target_type, [&](auto y) __attribute__((always_inline)) {
     using Y = decltype(y);
-    if (!read_labels<Y>(p, at, n, px))
+    if (!read_labels<Y>(p.target, at, n, p.map.classes, p.ignore_index, px.label, px.valid))
       record_bad_class<Y>(p.target, at, n, p.map.classes, p.ignore_index, p.bad_target);
     prefetch(static_cast<const Y*>(p.target) + at + T, T * int(sizeof(Y)));
   });

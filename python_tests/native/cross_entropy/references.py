@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from python_tests.native.harness import Array
-from python_tests.native.references import log_softmax
+from python_tests.native.references import log_softmax, philox
 
 FOCAL, FALLING, RISING = 1, 2, 3  # csrc/math/modulation.h
 NORMAL, UNIFORM = 1, 2  # csrc/math/philox.h
-
-
-def philox(counter: list[Any], key: int) -> Array:
-    """Philox4x32-7: [groups, 4, N] words of counters that broadcast to [groups, N]."""
-    mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    c = [np.asarray(word, np.uint64) for word in np.broadcast_arrays(*counter)]
-    low, high = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
-    for _ in range(7):
-        first, second = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
-        c = [
-            (second >> shift) ^ c[1] ^ np.uint64(low),
-            second & mask,
-            (first >> shift) ^ c[3] ^ np.uint64(high),
-            first & mask,
-        ]
-        low, high = (low + 0x9E3779B9) & 0xFFFFFFFF, (high + 0xBB67AE85) & 0xFFFFFFFF
-    return np.stack(c, 1)
 
 
 class Variation(NamedTuple):
