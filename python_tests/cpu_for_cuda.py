@@ -26,6 +26,7 @@ ONLY_A_GPU = {
     "test_target_out_of_range_is_nan_and_raised_by_the_next_call": _LATE,
     "test_check_raises_what_is_pending": _LATE,
     "test_a_bad_target_is_in_no_count_and_raised_by_the_next_call": _LATE,
+    "test_more_draws_than_a_warp_has_room_for": "there are warps",
     "test_devices_must_agree": "there are two devices",
     "test_device_clock_times_the_device": _CLOCK,
     "test_device_clock_leaves_out_launches": _CLOCK,

@@ -13,6 +13,7 @@ from python_tests.components import cases as components
 from python_tests.counts import cases as counts
 from python_tests.cross_entropy import cases as cross_entropy
 from python_tests.dice import cases as dice
+from python_tests.expected_cross_entropy import cases as expected_cross_entropy
 from python_tests.label_uncertainty import cases as label_uncertainty
 from python_tests.statistics import cases as statistics
 from segunc_ops import _torch
@@ -21,7 +22,7 @@ from segunc_ops import _torch
 def operator_calls() -> dict[str, list[tuple[object, ...]]]:
     """Arguments for every operator."""
     families = (
-        *(cross_entropy, dice, label_uncertainty),
+        *(cross_entropy, dice, expected_cross_entropy, label_uncertainty),
         *(statistics, blocks, components, counts),
     )
     return {name: calls for family in families for name, calls in family.operator_calls().items()}

@@ -35,7 +35,7 @@ _SANITIZER_EXIT = 99
 # time limit, so that one that hangs leaves time for the others; what it leaves is for later ones.
 _INSTALL_SHARE, _IMPORT_SHARE = 0.3, 0.15
 _FAMILIES = (
-    *("cross_entropy", "dice", "label_uncertainty", "overwriting"),
+    *("cross_entropy", "dice", "expected_cross_entropy", "label_uncertainty", "overwriting"),
     *("statistics", "blocks", "components", "counts"),
     "benchmarks",
 )

@@ -142,6 +142,32 @@ def _label_uncertainty(
         value.backward(torch.full_like(value, 2.0))
 
 
+def _expected_cross_entropy(
+    logits: Tensor, reduction: sf.Reduction, number: int, target_dtype: torch.dtype
+) -> None:
+    """With a diagonal and, of not too many classes, with a triangle."""
+    n, c, h, w = logits.shape
+    target = torch.randint(0, c, (n, h, w), device=logits.device)
+    target[torch.rand(n, h, w, device=logits.device) < 0.2] = _IGNORE_INDEX
+    for channels in (c, c * (c + 1) // 2)[: 2 if c < 50 else 1]:
+        mean = logits.detach().requires_grad_(True)
+        scale = torch.rand(n, channels, h, w, device=logits.device).to(logits.dtype)
+        scale.requires_grad_(True)
+        pixel_weight = torch.rand(n, h, w, device=logits.device, requires_grad=True)
+        for draws, antithetic in ((3 + number % 2, False), (140, number % 2 == 0)):
+            loss = sf.expected_cross_entropy(
+                mean,
+                scale,
+                target.to(target_dtype),
+                num_draws=draws,
+                antithetic=antithetic,
+                pixel_weight=pixel_weight,
+                ignore_index=_IGNORE_INDEX,
+                reduction=reduction,
+            )
+            loss.backward(torch.full_like(loss, 2.0))
+
+
 def _statistics(samples: Sequence[Tensor]) -> None:
     """Of their own size, of a larger one and of a smaller one."""
     h, w = samples[0].shape[2:]
@@ -220,6 +246,9 @@ def run(device: str) -> int:
         )
         _dice(_logits(size, dtype, layout, device), count, next(target_dtypes))
         _label_uncertainty(
+            _logits(size, dtype, layout, device), next(reductions), count, next(target_dtypes)
+        )
+        _expected_cross_entropy(
             _logits(size, dtype, layout, device), next(reductions), count, next(target_dtypes)
         )
         _statistics([_logits(size, dtype, layout, device) for _ in range(1 + count % 4)])

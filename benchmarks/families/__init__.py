@@ -10,7 +10,16 @@ import torch
 from ..case import Case, Suite
 from ..implementations import SHARED, Implementation
 from ..workload import Workload
-from . import components, counts, cross_entropy, dice, linear_cross_entropy, statistics, variations
+from . import (
+    components,
+    counts,
+    cross_entropy,
+    dice,
+    expected_cross_entropy,
+    linear_cross_entropy,
+    statistics,
+    variations,
+)
 
 _FAMILIES = (
     cross_entropy.FAMILY,
@@ -20,6 +29,7 @@ _FAMILIES = (
     components.FAMILY,
     counts.FAMILY,
     variations.FAMILY,
+    expected_cross_entropy.FAMILY,
 )
 _WORKLOADS = {op: work for family in _FAMILIES for op, work in family.workloads.items()}
 OPS = {op.op: op for op in _WORKLOADS}

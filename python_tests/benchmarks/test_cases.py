@@ -35,6 +35,10 @@ from benchmarks.families.components import (
 from benchmarks.families.counts import AccumulateCounts, UpsampledAccumulateCounts
 from benchmarks.families.cross_entropy import KORNIA, MONAI, CrossEntropy, UpsampledCrossEntropy
 from benchmarks.families.dice import DiceBCE, DiceCrossEntropy, UpsampledDiceCrossEntropy
+from benchmarks.families.expected_cross_entropy import (
+    ExpectedCrossEntropy,
+    FactorExpectedCrossEntropy,
+)
 from benchmarks.families.linear_cross_entropy import LinearCrossEntropy
 from benchmarks.families.statistics import (
     STREAMED,
@@ -90,6 +94,9 @@ class TestCases:
         assert case.bytes_moved == 2 * 4 * 256 * (pixels + 19) + 8 * pixels
         for op in variations.OPS:
             assert op(shape, "bf16", mode=BOTH).bytes_moved == 2 * 2 * logits + 8 * pixels
+        for op, channels in ((ExpectedCrossEntropy, 19), (FactorExpectedCrossEntropy, 190)):
+            both = (19 + channels) * pixels
+            assert op(shape, "bf16", mode=BOTH).bytes_moved == 2 * 2 * both + 8 * pixels
         volume, voxels = (2, 4, 5, 6, 7), 2 * 5 * 6 * 7
         case = DiceCrossEntropy(volume, "fp32", mode=BOTH)
         assert case.bytes_moved == 2 * 4 * 4 * voxels + 8 * voxels
@@ -114,6 +121,8 @@ class TestCases:
         for op in variations.OPS:
             case = op((1, 7, 64, 64), "fp32", mode=BOTH)
             assert case.kernel_moves == 2 * 4 * logits + 2 * 8 * pixels
+        case = ExpectedCrossEntropy((1, 7, 64, 64), "fp32", mode=BOTH)
+        assert case.kernel_moves == 4 * 4 * logits + 2 * 8 * pixels
         case = DiceCrossEntropy((1, 7, 64, 64), "fp32", mode=BOTH)
         assert case.kernel_moves == 3 * 4 * logits + 2 * 8 * pixels
         case = DiceBCE((1, 7, 64, 64), "fp32", mode=BOTH)
@@ -242,7 +251,17 @@ class TestCases:
         for call in calls.values():
             call.run()
 
-    @pytest.mark.parametrize("op", [DiceCrossEntropy, *variations.OPS])
+    @pytest.mark.parametrize("op", [ExpectedCrossEntropy, FactorExpectedCrossEntropy])
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+    def test_expected_workload(self, op, dtype):
+        work = families.workload(op(SMALL, dtype, mode=BOTH), CPU)
+        work.check()
+        calls = work.calls()
+        assert tuple(calls) == work.implementations
+        for call in calls.values():
+            call.run()
+
+    @pytest.mark.parametrize("op", [DiceCrossEntropy, ExpectedCrossEntropy, *variations.OPS])
     def test_check_finds_a_wrong_part(self, uncompiled, monkeypatch, op):
         work = families.workload(op(SMALL, "fp32", mode=BOTH), CPU)
         right = work._functions[OURS]

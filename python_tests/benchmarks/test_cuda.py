@@ -11,6 +11,10 @@ from benchmarks import families
 from benchmarks.families import variations
 from benchmarks.families.cross_entropy import CrossEntropy
 from benchmarks.families.dice import DiceBCE, DiceCrossEntropy, UpsampledDiceCrossEntropy
+from benchmarks.families.expected_cross_entropy import (
+    ExpectedCrossEntropy,
+    FactorExpectedCrossEntropy,
+)
 from benchmarks.families.linear_cross_entropy import LinearCrossEntropy
 from benchmarks.families.statistics import PredictiveStatistics
 from benchmarks.implementations import OURS, TORCH, TORCH_COMPILED
@@ -57,6 +61,14 @@ class TestCuda:
     @pytest.mark.parametrize("op", variations.OPS)
     @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
     def test_variation_workload(self, uncompiled, op, dtype):
+        work = families.workload(op(SMALL, dtype, mode=BOTH), self.device)
+        work.check()
+        for call in work.calls().values():
+            call.run()
+
+    @pytest.mark.parametrize("op", [ExpectedCrossEntropy, FactorExpectedCrossEntropy])
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+    def test_expected_workload(self, op, dtype):
         work = families.workload(op(SMALL, dtype, mode=BOTH), self.device)
         work.check()
         for call in work.calls().values():

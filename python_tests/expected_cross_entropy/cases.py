@@ -252,3 +252,27 @@ def batch(
     leaves = (t.to(dtype).requires_grad_() for t in (mean, scale))
     mean, scale = leaves
     return mean, scale, target, weight.to(dtype).requires_grad_()
+
+
+def operator_calls() -> dict[str, list[tuple[object, ...]]]:
+    """Arguments for every operator of the family, for torch.library.opcheck."""
+    mean, scale, target, u = (t.detach() for t in batch(torch.float32))
+    factor = batch(torch.float32, cholesky=True)[1].detach()
+    half = tuple(t.detach() for t in batch(torch.bfloat16, cholesky=True)[:3])
+    weight, seed = torch.rand(3) + 0.5, torch.tensor(5)
+    one, divisor = torch.tensor(2.0), torch.tensor(3.0, dtype=torch.float64)
+    upstream = torch.rand(target.shape)
+    none, mean_ = 0, 1
+    all_, one_ = (True, True, True), (False, True, False)  # gradients
+    return {
+        "expected_cross_entropy_forward": [
+            (mean, scale, target, None, None, seed, 255, mean_, 3, False, True, True, False),
+            (mean, factor, target, weight, u, seed, 255, none, 6, True, False, False, False),
+            (*half, None, None, seed, 255, mean_, 4, True, True, False, False),
+        ],
+        "expected_cross_entropy_backward": [
+            (one, mean, scale, target, None, u, seed, divisor, 255, mean_, 3, False, *all_),
+            (upstream, mean, factor, target, weight, u, seed, divisor, 255, none, 6, True, *one_),
+            (one, *half, None, None, seed, divisor, 255, mean_, 4, True, *one_),
+        ],
+    }
