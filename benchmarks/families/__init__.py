@@ -11,6 +11,7 @@ from ..case import Case, Suite
 from ..implementations import SHARED, Implementation
 from ..workload import Workload
 from . import (
+    blocks,
     components,
     counts,
     cross_entropy,
@@ -28,6 +29,7 @@ _FAMILIES = (
     statistics.FAMILY,
     components.FAMILY,
     counts.FAMILY,
+    blocks.FAMILY,
     variations.FAMILY,
     expected_cross_entropy.FAMILY,
 )

@@ -15,6 +15,7 @@ import segunc_ops
 from benchmarks import costs, families, plots, workload
 from benchmarks.case import SUITES
 from benchmarks.families import (
+    blocks,
     components,
     counts,
     cross_entropy,
@@ -23,6 +24,7 @@ from benchmarks.families import (
     statistics,
     variations,
 )
+from benchmarks.families.blocks import BlockUncertainty, UpsampledBlockUncertainty
 from benchmarks.families.components import (
     CC3D,
     CC3D_LABELS,
@@ -90,6 +92,7 @@ class TestCases:
         assert case.bytes_moved == 9 * (2 * 7 * 11)
         case = AccumulateCounts(shape, "fp32")
         assert case.bytes_moved == 4 * logits + 8 * pixels
+        assert BlockUncertainty(shape, "fp32").bytes_moved == 4 * logits
         case = LinearCrossEntropy(shape, "fp32", mode="forward+backward")
         assert case.bytes_moved == 2 * 4 * 256 * (pixels + 19) + 8 * pixels
         for op in variations.OPS:
@@ -147,6 +150,8 @@ class TestCases:
         one, two = (UpsampledPredictiveStatistics((s, 1, 10, 5, 5), "fp32") for s in (1, 2))
         assert two.operations - one.operations == 16 * of_a_sample + 4000 * 15 // 4
         assert ComponentMean((1, 5, 5), "fp32", "noise").operations == 0
+        case = BlockUncertainty((1, 10, 5, 5), "fp32")
+        assert case.operations == 250 * (costs.EXP + 5) + 25 * (costs.LOG + 4)
 
     @pytest.mark.parametrize(
         ("signature", "counted"),
@@ -336,6 +341,23 @@ class TestCases:
         assert tuple(calls) == work.implementations
         for call in calls.values():
             call.run()
+
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+    @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+    @pytest.mark.parametrize("op", [BlockUncertainty, UpsampledBlockUncertainty])
+    def test_blocks_workload(self, uncompiled, op, dtype, layout):
+        work = families.workload(op((1, 5, 64, 128), dtype, layout), CPU)
+        work.check()
+        calls = work.calls()
+        assert tuple(calls) == work.implementations
+        for call in calls.values():
+            call.run()
+
+    def test_check_finds_a_wrong_block(self, uncompiled, monkeypatch):
+        right = blocks._fused_blocks
+        monkeypatch.setattr(blocks, "_fused_blocks", lambda *sizes: right(*sizes) + 1e-3)
+        with pytest.raises(AssertionError, match="means of 'ours'"):
+            families.workload(BlockUncertainty(SMALL, "fp32"), CPU).check()
 
     def test_check_finds_a_wrong_count(self, monkeypatch):
         right = counts._fused_counts

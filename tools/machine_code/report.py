@@ -175,19 +175,19 @@ def _rows() -> Iterator[Row]:
                 _WRITES_LOSS,
                 {"C": classes},
             )
-        for rows, layout, dynamic in (
-            (f"StoredRows<{cpp}, 4>", "planar", "0"),
-            (f"StagedRows<{cpp}>", "channels_last", _TILE),
-            (f"StoredRows<{cpp}, 1>", "any layout", "0"),
-            (f"InterpolatedRows<{cpp}>", "upsampled x4", "0"),
+        for source, layout, columns, batch in (
+            (f"StoredRows<{cpp}, 4>", "planar", 4, 4),
+            (f"StagedRows<{cpp}>", "channels_last", 1, 4),
+            (f"StoredRows<{cpp}, 1>", "any layout", 1, 8),
+            (f"InterpolatedRows<{cpp}>", "upsampled x4", 1, 4),
         ):
             yield Row(
                 f"blocks {layout} C=19 {name}",
-                f"blocks_sums_kernel<{rows}*",
-                "sizeof(T)" if not layout.startswith("upsampled") else "1.3 / 16 * sizeof(T)",
+                f"blocks_sums_kernel<{source}*",
+                "sizeof(T)" if layout != "upsampled x4" else "1.3 / 16 * sizeof(T)",
                 "0",
-                {"C": 19, "V": 4 if layout == "planar" else 1},
-                dynamic,
+                {"C": 19, "V": columns, "K": batch},
+                _TILE if layout == "channels_last" else "0",
                 case=_case("block_uncertainty", 19, name, "nchw", "forward")
                 if layout == "planar"
                 else None,

@@ -9,8 +9,6 @@
 namespace segunc::cuda::blocks {
 
 constexpr int kThreads = 128;  // tuning
-// Classes that are on their way together.
-constexpr int kBatch = 4;  // tuning
 
 // A tile's columns in a row of an image.
 struct RowTile {
@@ -18,17 +16,17 @@ struct RowTile {
   int row, column, columns;
 };
 
-// Entropies from the logits of `classes` classes that load(c, present, logits) gives, kBatch from c
-// on, of which the first `present` are there.
-template <class A, int V, class Load>
-SEGUNC_DEVICE void entropies_of(int classes, Load load, A (&entropy)[V]) {
-  OnlineEntropy<A> online[V];
-  A logit[kBatch][V];
+// Adds `classes` classes, whose logits load(c, present, logits) gives: K from c on, of which the
+// first `present` are there.
+template <int K, class A, int V, class Load>
+SEGUNC_DEVICE void add_classes(int classes, Load load, OnlineEntropy<A> (&online)[V]) {
+  A logit[K][V];
   int c = 0;
 #pragma unroll 1
-  // report: trips (C - 3) / 4
-  for (; c + kBatch <= classes; c += kBatch) {
-    load(c, kBatch, logit);
+  // report: trips (C - 3) / K
+  // Opaque to the compiler, which would have several under way where there are registers for one.
+  for (; c + K <= classes; c = rematerialized(c + K)) {
+    load(c, K, logit);
 #pragma unroll
     for (int j = 0; j < V; j++) online[j].add(logit, j);
   }
@@ -37,6 +35,11 @@ SEGUNC_DEVICE void entropies_of(int classes, Load load, A (&entropy)[V]) {
 #pragma unroll
     for (int j = 0; j < V; j++) online[j].add(logit, j);
   }
+}
+template <int K, class A, int V, class Load>
+SEGUNC_DEVICE void entropies_of(int classes, Load load, A (&entropy)[V]) {
+  OnlineEntropy<A> online[V];
+  add_classes<K>(classes, load, online);
 #pragma unroll
   for (int j = 0; j < V; j++) entropy[j] = online[j].value();
 }
@@ -47,6 +50,8 @@ template <class T, int V>
 struct StoredRows {
   using Number = accumulate_t<T>;
   static constexpr int kPixels = V, kColumns = kThreads * V;
+  // Classes that are on their way together, here as below.
+  static constexpr int kBatch = V > 1 || sizeof(T) == 8 ? 4 : 8;  // tuning
 
   const T* data;
   int64_t image_stride, class_stride, row_stride, column_stride;
@@ -67,7 +72,7 @@ struct StoredRows {
     if (!inside) return;
     const T* pixel = data + at.image * image_stride + at.row * row_stride;
     pixel += V > 1 ? at.column + column() : (at.column + column()) * column_stride;
-    entropies_of(
+    entropies_of<kBatch>(
         classes,
         [&](int c, int present, Number(&logit)[kBatch][V]) {
           Vector<T, V> raw[kBatch];
@@ -98,6 +103,7 @@ template <class T>
 struct InterpolatedRows {
   using Number = accumulate_t<T>;
   static constexpr int kPixels = 1, kColumns = kThreads;
+  static constexpr int kBatch = 4;  // tuning
 
   const T* data;
   ClassMap map;
@@ -117,7 +123,7 @@ struct InterpolatedRows {
     const InterpolatedPixel<Number> pixel(map, at.image, {0, 0, Number(0)},
                                           math::neighbours_of(row_axis, at.row),
                                           math::neighbours_of(column_axis, at.column + column()));
-    entropies_of(
+    entropies_of<kBatch>(
         int(map.classes),
         [&](int c, int present, Number(&logit)[kBatch][1]) {
           const T* of_class = data + pixel.offset + c * map.class_stride;
@@ -136,6 +142,7 @@ template <class T>
 struct StagedRows {
   using Number = accumulate_t<T>;
   static constexpr int kPixels = 1, kColumns = kThreads;
+  static constexpr int kBatch = 4;  // tuning
 
   const T* data;
   ClassMap map;
@@ -158,25 +165,24 @@ struct StagedRows {
     const int part = int(thread()) & (shape.team - 1);
     const T* const pixel = tile + column() * shape.pixel_pitch + part;
     const int owned = inside ? (shape.classes - part + shape.team - 1) >> shape.team_shift : 0;
-    OnlineEntropy<Number> online;
-#pragma unroll 1
-    // report: trips (elements + 1) / 4
-    for (int c = 0; c < owned; c += kBatch) {
-      Number logit[kBatch][1];
+    OnlineEntropy<Number> online[1];
+    add_classes<kBatch>(
+        owned,
+        [&](int c, int present, Number(&logit)[kBatch][1]) {
+          const T* of_class = pixel + (c << shape.team_shift);
 #pragma unroll
-      for (int i = 0; i < kBatch; i++) {
-        logit[i][0] =
-            c + i < owned ? to_accumulate(pixel[(c + i) << shape.team_shift]) : -kInfinity<Number>;
-      }
-      online.add(logit, 0);
-    }
+          for (int i = 0; i < kBatch; i++, of_class += shape.team) {
+            logit[i][0] = i < present ? to_accumulate(*of_class) : -kInfinity<Number>;
+          }
+        },
+        online);
     // report: trips log2(team)
     for (int distance = shape.team / 2; distance > 0; distance /= 2) {
-      online.add(OnlineEntropy<Number>{shuffle_xor(kFullMask, online.maximum, distance),
-                                       shuffle_xor(kFullMask, online.sum, distance),
-                                       shuffle_xor(kFullMask, online.dot, distance)});
+      online[0].add(OnlineEntropy<Number>{shuffle_xor(kFullMask, online[0].maximum, distance),
+                                          shuffle_xor(kFullMask, online[0].sum, distance),
+                                          shuffle_xor(kFullMask, online[0].dot, distance)});
     }
-    entropy[0] = online.value();
+    entropy[0] = online[0].value();
   }
 };
 
