@@ -2,6 +2,7 @@
 #pragma once
 #include <cmath>
 
+#include "../common/integer.h"
 #include "../common/plan.h"
 #include "../common/tensors.h"
 #include "params.h"

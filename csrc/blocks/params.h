@@ -6,7 +6,7 @@
 
 #include "../common/class_map.h"
 #include "../common/element.h"
-#include "cells.h"
+#include "../math/blocks.h"
 
 namespace segunc {
 

@@ -14,7 +14,7 @@ struct Cpu : cpu::Backend {
 
   static Plan<BlocksParams> plan_blocks(const BlocksParams& params) {
     const int64_t rows = params.map.images * params.rows.size;
-    return {rows * Cells(params.columns).count, 0, [](const BlocksParams& p) {
+    return {rows * math::Cells(params.columns).count, 0, [](const BlocksParams& p) {
               cpu::parallel(row_units(p), cpu::blocks_sums, p);
               cpu::parallel(p.map.images * p.rows.count, cpu::blocks_means, p);
             }};

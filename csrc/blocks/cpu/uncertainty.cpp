@@ -101,7 +101,7 @@ class CellSums {
   }
 
   const int64_t rows_, columns_;
-  const Cells cells_;
+  const math::Cells cells_;
   const Scratch<int64_t> ends_;  // of cells
   double* const sums_;
 };
@@ -132,19 +132,19 @@ void add_units(const BlocksParams& p, Tiles& source, int64_t begin, int64_t end)
 
 template <class A>
 void write_means(const BlocksParams& p, int64_t begin, int64_t end) {
-  const Cells cells(p.columns);
+  const math::Cells cells(p.columns);
   const Scratch<double> sums_room(cells.count);
   double* column_sums = sums_room.get();
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t image = unit / p.rows.count;
-    const int64_t first = image * p.rows.size + block_start(p.rows, unit % p.rows.count);
+    const int64_t first = image * p.rows.size + math::block_start(p.rows, unit % p.rows.count);
     std::fill_n(column_sums, cells.count, 0.0);
     for (int64_t row = first; row < first + p.rows.block; ++row)
       for (uint32_t cell = 0; cell < cells.count; ++cell)
         column_sums[cell] += p.partial[row * cells.count + cell];
     A* means = static_cast<A*>(p.means) + unit * p.columns.count;
     for (int64_t k = 0; k < p.columns.count; ++k) {
-      const int64_t column = block_start(p.columns, k);
+      const int64_t column = math::block_start(p.columns, k);
       const uint32_t last = cells.at(uint32_t(column + p.columns.block - 1));
       double sum = 0;
       for (uint32_t cell = cells.at(uint32_t(column)); cell <= last; ++cell)

@@ -4,9 +4,9 @@
 // A thread has some columns of a tile and goes down a few rows with them, adding up their
 // entropies. Rows are added up in bands, whose height divides every block's first row and height,
 // so that a band is in a block as a whole or not at all. After a band the block of threads adds up
-// the columns of each cell (cells.h) in shared memory: so much of a cell as is in the tile is a sum
-// of its own in memory, of bands * (cells + tiles) in all. A map of entropies would have as many
-// only where blocks start at every pixel. Then a warp adds up the sums of each block.
+// the columns of each cell (math/blocks.h) in shared memory: so much of a cell as is in the tile is
+// a sum of its own in memory, of bands * (cells + tiles) in all. A map of entropies would have as
+// many only where blocks start at every pixel. Then a warp adds up the sums of each block.
 //
 // Floats are added up in pairs of sum and rest, which is as exact as doubles and costs less on most
 // GPUs; all else is in doubles. So means do not depend on how blocks overlap, and the order of
@@ -58,7 +58,7 @@ constexpr int64_t kMaxBlocks = at_scale(1 << 30);
 
 // How tiles lie and where their sums do.
 struct SumsGrid {
-  Cells cells;        // of columns
+  math::Cells cells;  // of columns
   int rows, columns;  // of an image
   int band;           // rows that are added up together
   int bands;          // of an image
@@ -229,8 +229,8 @@ __global__ void __launch_bounds__(kMeansThreads)
     int64_t column_block, row_block;
     const int64_t rest = columns_of_image.divide(block, column_block);
     const int64_t image = rows_of_image.divide(rest, row_block);
-    const int row = int(block_start(rows, row_block));
-    const int column = int(block_start(columns, column_block));
+    const int row = int(math::block_start(rows, row_block));
+    const int column = int(math::block_start(columns, column_block));
     const int64_t first = grid.sum_at(column);
     const int sums = int(grid.sum_at(column + int(columns.block) - 1) - first) + 1;
     int lanes = 1;  // of a band

@@ -2,6 +2,7 @@
 #include "binding.h"
 
 #include "blocks/cuda/kernels.h"
+#include "common/integer.h"
 
 namespace segunc {
 namespace {

@@ -30,12 +30,6 @@ MUTATIONS = (
         tests="overlap",
     ),
     Mutation(
-        "columns go one too far",
-        "const bool inside = source.column() < columns;",
-        "const bool inside = source.column() <= columns;",
-        tests="grid",
-    ),
-    Mutation(
         "the last classes are left out",
         "if (c < classes) {",
         "if (false) {",
@@ -43,7 +37,7 @@ MUTATIONS = (
     Mutation(
         "the last classes are always a whole batch",
         "load(c, classes - c, logit);",
-        "load(c, kBatch, logit);",
+        "load(c, K, logit);",
     ),
     Mutation(
         "a growing maximum leaves the sum",
@@ -82,11 +76,6 @@ MUTATIONS = (
         "vectors are taken for aligned",
         "is_vector_aligned(p.logits, kVector * sizeof(T)) &&",
         "",
-    ),
-    Mutation(
-        "lanes of a block miss bands",
-        "while (lanes < sums && lanes < int(kWarpSize)) lanes *= 2;",
-        "while (2 * lanes < sums && lanes < int(kWarpSize)) lanes *= 2;",
         tests="grid",
     ),
 )

@@ -132,7 +132,7 @@ def verify(host: ModuleType, case: BlocksCase, logits: Array) -> Array:
 
 
 CASES = [
-    BlocksCase(dtype, layout, classes, *GRIDS[(7 * i + 3 * j + 5 * k) % 10], seed=i + j + k)
+    BlocksCase(dtype, layout, classes, *GRIDS[(5 * i + 3 * j + k) % 11], seed=i + j + k)
     for i, dtype in enumerate(DTYPES)
     for j, layout in enumerate(LAYOUTS)
     for k, classes in enumerate(CLASS_COUNTS)
@@ -145,7 +145,7 @@ def test_every_type_layout_and_number_of_classes(host: ModuleType, case: BlocksC
     verify(host, case, logits_of(case))
 
 
-@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop"])
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "crop", "unaligned"])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_grid(host: ModuleType, grid: tuple[Axis, Axis], layout: str) -> None:
     case = BlocksCase("f32", layout, 3, *grid, images=1)
@@ -155,7 +155,7 @@ def test_every_grid(host: ModuleType, grid: tuple[Axis, Axis], layout: str) -> N
 def test_random_axes(host: ModuleType) -> None:
     """Cells are whatever starts and ends of blocks cut: any size, block and stride."""
     generator = np.random.default_rng(0)
-    for number in range(40 if host.__name__.endswith("plain") else 8):
+    for number in thinned([*range(40)]):
         axes = []
         for most in (14, 160):
             size = int(generator.integers(1, most))
@@ -227,16 +227,14 @@ def test_a_share_of_zero_spreads_nothing(host: ModuleType, align_corners: bool) 
 
 def test_the_overlap_changes_nothing(host: ModuleType) -> None:
     """The mean of a block is the same number whatever blocks lie over it."""
-    alone = BlocksCase("f32", "planar", 5, (32, 16, 16), (256, 64, 64), images=1)
-    logits = logits_of(alone)
-    wanted = run_blocks(host, alone, logits)["means"]
-    for stride in (1, 3, 8):
-        case = replace(alone, rows=(32, 16, stride), columns=(256, 64, stride))
-        means = run_blocks(host, case, logits)["means"]
-        for row, y in enumerate(starts(case.rows)):
-            for column, x in enumerate(starts(case.columns)):
-                if y % 16 == x % 64 == 0:
-                    assert means[0, row, column] == wanted[0, y // 16, x // 64]
+    for height, width in ((4, 2), (16, 64)):
+        alone = BlocksCase("f32", "planar", 5, (32, height, height), (256, width, width), images=1)
+        logits = logits_of(alone)
+        wanted = run_blocks(host, alone, logits)["means"]
+        for stride in (1, 2):
+            case = replace(alone, rows=(32, height, stride), columns=(256, width, stride))
+            means = run_blocks(host, case, logits)["means"]
+            assert np.array_equal(means[:, :: height // stride, :: width // stride], wanted)
 
 
 def test_sums_are_few(host: ModuleType) -> None:

@@ -5,7 +5,6 @@
 #include <cstdint>
 
 #include "../common/host_device.h"
-#include "../common/integer.h"
 
 namespace segunc {
 
@@ -16,6 +15,7 @@ struct BlockAxis {
 };
 
 inline namespace SEGUNC_VARIANT {
+namespace math {
 
 // The last block is shifted to end with the axis.
 SEGUNC_HD int64_t block_start(const BlockAxis& axis, int64_t k) {
@@ -61,5 +61,6 @@ struct Cells {
   }
 };
 
+}  // namespace math
 }  // namespace SEGUNC_VARIANT
 }  // namespace segunc
