@@ -13,6 +13,7 @@ from .cascade import (
     OracleResult,
     agreement_map,
     block_oracle,
+    model_map,
     pixel_oracle,
     select_pixels,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "functional",
     "losses",
     "mc_dropout",
+    "model_map",
     "pixel_oracle",
     "sample_logits",
     "sample_statistics",

@@ -24,7 +24,7 @@ from ._checks import (
     describe,
 )
 from ._types import PredictiveStatistics
-from .functional import BlockGrid, block_grid, block_uncertainty, predictive_statistics
+from .functional import BlockGrid, block_grid, predictive_statistics
 from .sampling.models import changed, check_initialized, forward, pick_logits, without_ddp
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "OracleResult",
     "agreement_map",
     "block_oracle",
+    "model_map",
     "pixel_oracle",
     "select_pixels",
 ]
@@ -116,6 +117,23 @@ def _thresholds(threshold: object, stages: int) -> tuple[float, ...]:
             )
         thresholds.append(each)
     return tuple(thresholds)
+
+
+def _block_means(entropy: Tensor, block_size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """The mean of each block of maps in nats, ``(N, rows, columns)``, in bits."""
+    means = entropy
+    for dim, block, step in zip((-2, -1), block_size, stride, strict=True):
+        every = means.unfold(dim, block, step).mean(-1, dtype=_summing(entropy))
+        if (means.shape[dim] - block) % step:
+            shifted = means.narrow(dim, means.shape[dim] - block, block)
+            every = torch.cat([every, shifted.mean(dim, True, dtype=every.dtype)], dim)
+        means = every
+    return (_BITS * means).to(entropy.dtype)
+
+
+def _summing(values: Tensor) -> torch.dtype:
+    """The type of sums over blocks."""
+    return torch.float32 if values.device.type == "mps" else torch.float64
 
 
 def _above(uncertainty: Tensor, threshold: float) -> Tensor:
@@ -345,10 +363,9 @@ class Cascade(nn.Module):
         logits = self._logits(0, images)
         num_classes = logits.shape[1]
         statistics = predictive_statistics([logits], size=size, return_mean=return_probabilities)
-        uncertainty = block_uncertainty(
-            logits, block_size=self.block_size, stride=self.stride, size=size
-        )
         del logits
+        # Of the map that comes with the prediction, which costs less than a pass of its own.
+        uncertainty = _block_means(statistics.entropy, self.block_size, self.stride)
         prediction, probabilities = statistics.prediction, statistics.mean
         made = torch.zeros_like(uncertainty, dtype=torch.int64)
         taken = _above(uncertainty, self.thresholds[0])
@@ -440,7 +457,7 @@ def _replace(
             _pixels(cover, crops.block(place)).add_(1)
         for place in within:
             block, span = next(blocks), crops.block(place)
-            uncertainty.append(block.entropy.mean())
+            uncertainty.append(block.entropy.mean(dtype=_summing(block.entropy)))
             if not crops.overlap:
                 _pixels(prediction[image], span).copy_(block.prediction)
             if block.probabilities is None:
@@ -608,11 +625,45 @@ def block_oracle(
     spans = [_span((top, left), grid.block_size) for top, left, _, _ in grid.boxes]
     counts = [_pixels(right, span).flatten(-2).sum(-1) for span in spans]
     best = torch.stack(counts, -1).argmax(0)
-    of_pixels = torch.zeros_like(target, dtype=torch.int64)
-    for index, span in enumerate(spans):
-        pixels = _pixels(of_pixels, span)
-        torch.maximum(pixels, best[:, index, None, None], out=pixels)
-    return OracleResult(_choose(predictions, of_pixels), best.unflatten(1, grid.shape))
+    model = best.unflatten(1, grid.shape)
+    of_pixels = model_map(model, grid.size, block_size, stride)
+    return OracleResult(_choose(predictions, of_pixels), model)
+
+
+@torch.no_grad()
+def model_map(
+    model: Tensor,
+    size: Sequence[int],
+    block_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+) -> Tensor:
+    """Which model made each pixel, from which made each block.
+
+    Where blocks overlap that is the last of their models, which replaces what earlier ones made.
+
+    Args:
+        model: of a :class:`CascadeResult`, ``(N, rows, columns)``.
+        size: the images' height and width.
+        block_size, stride: those of the cascade.
+
+    Returns:
+        ``(N, H, W)``, int64.
+
+    Raises:
+        ValueError: another number of blocks, blocks larger than the images.
+        TypeError: types that do not fit.
+    """
+    check_tensor("model", model)
+    grid = block_grid(size, block_size, stride)
+    if model.dim() != 3 or tuple(model.shape[1:]) != grid.shape:
+        raise ValueError(
+            f"model: expected shape (N, {grid.shape[0]}, {grid.shape[1]}), got {tuple(model.shape)}"
+        )
+    of_pixels = model.new_zeros(len(model), *grid.size)
+    for index, (top, left, _, _) in enumerate(grid.boxes):
+        pixels = _pixels(of_pixels, _span((top, left), grid.block_size))
+        torch.maximum(pixels, model.flatten(1)[:, index, None, None], out=pixels)
+    return of_pixels
 
 
 @torch.no_grad()

@@ -1,18 +1,20 @@
-"""The ``segunc`` command: ``demo``, ``train``, ``stats``, ``masks``, ``predict``, ``eval`` ..."""
+"""The ``segunc`` command: ``demo``, ``train``, ``stats``, ``masks``, ``predict``, ``sweep`` ..."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -43,8 +45,12 @@ if TYPE_CHECKING:
     from .experiments.label_mapping import LabelMapping
     from .experiments.mask_files import MaskedDataset
     from .experiments.networks import TrainedLabels
+    from .experiments.predictions import CascadePredictor, Predictor
     from .experiments.ranks import Ranks
+    from .experiments.sweep import Blocks, Point
     from .experiments.training import TrainingConfig
+
+    Answer = tuple[Blocks, Point]
 
 _IGNORE_INDEX = 255
 _HELD_OUT = 0.2
@@ -441,7 +447,180 @@ def _predict_options(predict: argparse.ArgumentParser) -> None:
         default=0,
         help="of the dropout; an image's results depend on it and on no other image (default: 0)",
     )
+    cascade = predict.add_argument_group(
+        "cascade",
+        "The first network segments whole images, the others the blocks where the one before is "
+        "unsure; `segunc sweep` finds thresholds.",
+    )
+    cascade.add_argument(
+        "--cascade",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CHECKPOINT",
+        help="further checkpoints, from fast to accurate, in place of --members",
+    )
+    cascade.add_argument(
+        "--threshold",
+        type=_bits,
+        nargs="+",
+        metavar="T",
+        help="of the mean entropy of a block, in bits: one for all, or one for each further "
+        "network; inf, or =-inf for every block",
+    )
+    cascade.add_argument(
+        "--block-size",
+        type=_edges,
+        metavar="B",
+        help="edge of the blocks in pixels, or HEIGHTxWIDTH",
+    )
+    cascade.add_argument(
+        "--stride",
+        type=_edges,
+        metavar="S",
+        help="from one block to the next (default: the block size)",
+    )
+    cascade.add_argument(
+        "--context",
+        type=_whole(0),
+        metavar="P",
+        help="pixels around a block that the next network sees too (default: 0)",
+    )
+    _scale_option(cascade)
     _device_option(predict.add_argument_group("machine"))
+
+
+def _edges(text: str) -> tuple[int, int]:
+    """An argparse type: HEIGHTxWIDTH in pixels, or one number for both."""
+    number = _whole(1)
+    height, separator, width = text.partition("x")
+    return (number(height), number(width if separator else height))
+
+
+def _bits(text: str) -> float:
+    """An argparse type: thresholds of entropy."""
+    if text in ("inf", "-inf"):
+        return float(text)
+    return _real(0)(text)
+
+
+def _scale_option(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--scale",
+        type=_real(0.01, _MAX_SCALE),
+        nargs="+",
+        default=[],
+        metavar="S",
+        help="factor that each network resizes its images by, in their order (default: 1 for all)",
+    )
+
+
+def _sweep_options(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    sweep = add_parser(
+        "sweep",
+        usage="%(prog)s CHECKPOINT [CHECKPOINT ...] [--data DIR] [OPTION ...]",
+        help="accuracy, time and blocks of a cascade of networks over thresholds and blocks",
+        description="Measures cascades of two or more networks: the fastest segments whole images, "
+        "the others the blocks where the one before is unsure. Runs each threshold on the "
+        "validation images and writes sweep.md, sweep.json and sweep.png (accuracy "
+        "against time). The same command goes on where it was stopped; further blocks and "
+        "thresholds extend it.",
+    )
+    sweep.set_defaults(parser=sweep)
+    sweep.add_argument(
+        "checkpoint",
+        type=Path,
+        nargs="*",
+        metavar="CHECKPOINT",
+        help="of `segunc train` or `segunc demo`, of one network each, in any order",
+    )
+    sweep.add_argument(
+        "--model",
+        nargs="+",
+        default=[],
+        metavar="MODULE:FACTORY",
+        help="networks of your own, after the checkpoints: package.module:factory, a function "
+        "without arguments that returns the network with its weights, from images (N, 3, H, W), "
+        "(RGB - 115) / 60, to logits (N, C, h, w) of any resolution",
+    )
+    _scale_option(sweep.add_argument_group("networks"))
+    _data_options(sweep, required=False, of_networks=True)
+    blocks = sweep.add_argument_group("cascade")
+    blocks.add_argument(
+        "--block-size",
+        type=_edges,
+        nargs="+",
+        metavar="B",
+        help="edge of the blocks in pixels, or HEIGHTxWIDTH (default: a quarter and a half of the "
+        "first image's height)",
+    )
+    blocks.add_argument(
+        "--stride",
+        type=_edges,
+        nargs="+",
+        metavar="S",
+        help="from one block to the next: one for all, or one for each --block-size (default: that "
+        "size)",
+    )
+    blocks.add_argument(
+        "--context",
+        type=_whole(0),
+        nargs="+",
+        default=[0],
+        metavar="P",
+        help="pixels around a block that the next network sees too; each is measured (default: 0)",
+    )
+    blocks.add_argument(
+        "--threshold",
+        type=_bits,
+        nargs="+",
+        metavar="T",
+        help="of the mean entropy of a block, in bits; infinity and -infinity are always there "
+        "(default: those that let 5 to 70 %% of the fastest network's blocks through)",
+    )
+    answer = sweep.add_argument_group("answer")
+    answer.add_argument(
+        "--time-ms", type=_real(0), metavar="T", help="tell what is best in this time an image"
+    )
+    answer.add_argument(
+        "--miou",
+        type=_real(0, 100.001),
+        metavar="M",
+        help="tell what reaches this mIoU first, in %%",
+    )
+    answer.add_argument(
+        "--json", action="store_true", help="print sweep.json and these answers, and no table"
+    )
+    output = sweep.add_argument_group("output")
+    output.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs") / "sweep",
+        metavar="DIR",
+        help="default: runs/sweep",
+    )
+    output.add_argument(
+        "--overwrite", action="store_true", help="replace a sweep that is in --output"
+    )
+    machine = sweep.add_argument_group("machine")
+    _device_option(machine)
+    machine.add_argument(
+        "--repeats",
+        type=_whole(1),
+        default=3,
+        metavar="N",
+        help="timed runs of each of them, whose median counts (default: 3)",
+    )
+    machine.add_argument(
+        "--timed-images",
+        type=_whole(1),
+        default=20,
+        metavar="N",
+        help="that are timed, evenly spaced (default: 20)",
+    )
+    machine.add_argument(
+        "--seed", type=_whole(0), default=0, help="of generated scenes (default: 0)"
+    )
 
 
 def _stats_options(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
@@ -585,7 +764,9 @@ def build_parser() -> argparse.ArgumentParser:
         "over samples or networks; DIR/entropy/NAME.tif, the predictive entropy in nats. NAME is "
         "the image's file name without its suffix, below the sub-folder it was found in. TIFFs "
         "are float32. A single network is sampled by Monte-Carlo dropout, several are an "
-        "ensemble. The same command goes on where it was stopped.",
+        "ensemble or, with --cascade, a cascade: without std, but with DIR/model/NAME.png, the "
+        "index of the network that made each pixel. The same command goes on where it was "
+        "stopped.",
     )
     predict.set_defaults(parser=predict)
     _predict_options(predict)
@@ -640,6 +821,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace an evaluation that is in --output"
     )
     _device_option(evaluation.add_argument_group("machine"))
+    _sweep_options(commands.add_parser)
     info = commands.add_parser(
         "info",
         help="versions, instruction set, CUDA targets, what is loaded",
@@ -1156,14 +1338,93 @@ def _masks(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_cascade_options(arguments: argparse.Namespace) -> None:
+    """Those of --cascade go together."""
+    error = arguments.parser.error
+    needed = {"--threshold": arguments.threshold, "--block-size": arguments.block_size}
+    others = {
+        "--stride": arguments.stride,
+        "--context": arguments.context,
+        "--scale": arguments.scale or None,
+    }
+    if not arguments.cascade:
+        for name, value in {**needed, **others}.items():
+            if value is not None:
+                error(f"argument {name}: is of --cascade, which is missing")
+        return
+    if arguments.members:
+        error("argument --members: not with --cascade")
+    for name, value in needed.items():
+        if value is None:
+            error(f"argument {name}: is missing, which --cascade needs")
+    further = len(arguments.cascade)
+    if len(arguments.threshold) not in (1, further):
+        error(
+            f"argument --threshold: expected one, or {further} for as many further networks, got "
+            f"{len(arguments.threshold)}"
+        )
+    if arguments.scale and len(arguments.scale) != 1 + further:
+        error(
+            f"argument --scale: expected {number_of(1 + further, 'factor')}, got "
+            f"{len(arguments.scale)}"
+        )
+    _check_stride(arguments, arguments.stride or arguments.block_size, arguments.block_size)
+
+
+def _check_stride(
+    arguments: argparse.Namespace, stride: tuple[int, int], block: tuple[int, int]
+) -> None:
+    """Blocks must leave no pixels out."""
+    if stride[0] > block[0] or stride[1] > block[1]:
+        arguments.parser.error(
+            f"argument --stride: expected at most the block size {block[0]}x{block[1]}, got "
+            f"{stride[0]}x{stride[1]}"
+        )
+
+
+def _predictor(arguments: argparse.Namespace) -> Predictor:
+    """By dropout, or an ensemble."""
+    from .experiments.datasets import number_classes
+    from .experiments.networks import load_networks, trained_class_names
+    from .experiments.predictions import Predictor
+
+    checkpoints = [arguments.checkpoint, *arguments.members]
+    networks = load_networks(checkpoints)
+    names = trained_class_names(checkpoints) or number_classes(
+        next(iter(networks.values())).num_classes
+    )
+    return Predictor(networks, names, arguments.samples, arguments.seed)
+
+
+def _cascade_predictor(arguments: argparse.Namespace) -> CascadePredictor:
+    """By --cascade."""
+    from .experiments.cascades import cascade_networks
+    from .experiments.datasets import number_classes
+    from .experiments.networks import trained_class_names
+    from .experiments.predictions import CascadePredictor
+
+    checkpoints = [arguments.checkpoint, *arguments.cascade]
+    networks = cascade_networks(checkpoints, scales=arguments.scale)
+    num_classes = networks[0].num_classes
+    assert num_classes is not None
+    thresholds = tuple(arguments.threshold)
+    return CascadePredictor(
+        networks,
+        trained_class_names(checkpoints) or number_classes(num_classes),
+        arguments.block_size,
+        arguments.stride or arguments.block_size,
+        thresholds * len(arguments.cascade) if len(thresholds) == 1 else thresholds,
+        arguments.context or 0,
+    )
+
+
 def _predict(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
-    from .experiments.datasets import DatasetError, number_classes
-    from .experiments.networks import load_networks, trained_class_names
+    from .experiments.datasets import DatasetError
     from .experiments.predictions import (
+        CascadePredictor,
         PredictionError,
-        Predictor,
         check_folder,
         check_images,
         find_images,
@@ -1172,20 +1433,18 @@ def _predict(arguments: argparse.Namespace) -> int:
     from .experiments.training import CheckpointError
 
     error = arguments.parser.error
-    checkpoints = [arguments.checkpoint, *arguments.members]
+    _check_cascade_options(arguments)
     try:
         sources = find_images(arguments.images)
     except DatasetError as problem:
         error(f"argument IMAGES: {problem}")
     try:
         check_folder(arguments.output, arguments.images, sources)
-        networks = load_networks(checkpoints)
-        names = trained_class_names(checkpoints) or number_classes(
-            next(iter(networks.values())).num_classes
-        )
-        predictor = Predictor(networks, names, arguments.samples, arguments.seed)
+        predictor = _cascade_predictor(arguments) if arguments.cascade else _predictor(arguments)
         with tqdm(total=len(sources), desc="check images", unit="image", dynamic_ncols=True) as bar:
             checked = check_images(sources, bar.update)
+        if isinstance(predictor, CascadePredictor):
+            predictor.check(sources, checked)
         with tqdm(total=len(sources), desc="predict", unit="image", dynamic_ncols=True) as bar:
             count = write_predictions(
                 predictor,
@@ -1201,11 +1460,12 @@ def _predict(arguments: argparse.Namespace) -> int:
         return _fail(problem)
     if "colors" not in predictor.kinds:
         _note(f"no colours of {len(predictor.class_names)} classes, as a palette has 256")
-    how = (
-        f"{arguments.samples} dropout samples"
-        if len(networks) == 1
-        else f"an ensemble of {len(networks)}"
-    )
+    if arguments.cascade:
+        how = f"a cascade of {len(predictor.networks)}"
+    elif len(predictor.networks) == 1:
+        how = f"{arguments.samples} dropout samples"
+    else:
+        how = f"an ensemble of {len(predictor.networks)}"
     _say(
         f"{number_of(count.written, 'image')} predicted by {how}, {count.kept} kept; in "
         f"{arguments.output}: "
@@ -1214,11 +1474,25 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_scene_classes(
+    arguments: argparse.Namespace, trained_names: Sequence[str] | None
+) -> None:
+    """Generated scenes, in place of --data, are for networks that know their classes."""
+    from .experiments.datasets import SceneDataset
+
+    if trained_names != SceneDataset.class_names:
+        what = f", and {arguments.checkpoint[0]} has other classes" if arguments.checkpoint else ""
+        arguments.parser.error(
+            "argument --data: is missing; only networks of `segunc demo` are evaluated on "
+            f"generated scenes{what}"
+        )
+
+
 def _eval_data(
     arguments: argparse.Namespace, num_classes: int
 ) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """What is evaluated, and the training images that go with it."""
-    from .experiments.datasets import DatasetError, SceneDataset, number_classes
+    from .experiments.datasets import DatasetError
     from .experiments.layouts import find_split
     from .experiments.networks import agreed_class_names, trained_labels
     from .experiments.ranks import ALONE
@@ -1227,11 +1501,7 @@ def _eval_data(
     trained = trained_labels(arguments.checkpoint)
     trained_names = agreed_class_names(trained.values())
     if arguments.data is None:
-        if (trained_names or number_classes(num_classes)) != SceneDataset.class_names:
-            error(
-                "argument --data: is missing; only networks of `segunc demo` are evaluated on "
-                f"generated scenes, and {arguments.checkpoint[0]} has other classes"
-            )
+        _check_scene_classes(arguments, trained_names)
         train, validation = _demo_scenes(arguments.seed, _DEMO_REFERENCE_SCENES)
         return validation, train
     names = arguments.class_names or trained_names
@@ -1288,6 +1558,140 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep_data(arguments: argparse.Namespace, num_classes: int | None) -> SegmentationDataset:
+    """The validation images."""
+    from .experiments.networks import agreed_class_names, trained_labels
+    from .experiments.ranks import ALONE
+
+    trained = trained_labels(arguments.checkpoint)
+    names = agreed_class_names(trained.values())
+    dataset: SegmentationDataset
+    if arguments.data is None:
+        _check_scene_classes(arguments, names)
+        _, dataset = _demo_scenes(arguments.seed, _DEMO_REFERENCE_SCENES)
+    else:
+        _labels_as_trained(arguments, trained, ALONE)
+        folders = _folder_dataset(arguments, "val", num_classes, ALONE, names)
+        _say_notes(folders)
+        dataset = folders
+    return dataset
+
+
+def _swept_blocks(arguments: argparse.Namespace, size: tuple[int, int]) -> list[Blocks]:
+    """Those that options ask for, of an image of this size."""
+    from .experiments.sweep import Blocks
+
+    error = arguments.parser.error
+    edges = [max(1, size[0] // 4), max(1, size[0] // 2)]
+    sizes = arguments.block_size or [(edge, min(edge, size[1])) for edge in edges]
+    strides = arguments.stride or sizes
+    if len(strides) == 1:
+        strides = strides * len(sizes)
+    if len(strides) != len(sizes):
+        error(
+            f"argument --stride: expected one, or {len(sizes)} for as many of --block-size, got "
+            f"{len(strides)}"
+        )
+    for stride, block in zip(strides, sizes, strict=True):
+        _check_stride(arguments, stride, block)
+    return [
+        Blocks(block, stride, context)
+        for block, stride in zip(sizes, strides, strict=True)
+        for context in arguments.context
+    ]
+
+
+def _cascade_command(arguments: argparse.Namespace, order: Sequence[int], chosen: Answer) -> str:
+    """What applies a point of a sweep."""
+    blocks, point = chosen
+    first, *others = (shlex.quote(str(arguments.checkpoint[index])) for index in order)
+    words = ["segunc predict", first, "IMAGES --output maps --cascade", *others]
+    if arguments.scale:
+        words += ["--scale", *(f"{arguments.scale[index]:g}" for index in order)]
+    words.append(f"--threshold={point.threshold:g}")
+    words.append(f"--block-size {blocks.block_size[0]}x{blocks.block_size[1]}")
+    if blocks.stride != blocks.block_size:
+        words.append(f"--stride {blocks.stride[0]}x{blocks.stride[1]}")
+    if blocks.context:
+        words.append(f"--context {blocks.context}")
+    return " ".join(words)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from .experiments.cascades import cascade_networks
+    from .experiments.factories import FactoryError
+    from .experiments.report import finite
+    from .experiments.sweep import (
+        SWEEP_FILES,
+        SweepError,
+        best_within,
+        fastest_reaching,
+        point_to_dict,
+        sweep,
+        sweep_table,
+    )
+    from .experiments.training import CheckpointError
+
+    error = arguments.parser.error
+    number = len(arguments.checkpoint) + len(arguments.model)
+    if number < 2:
+        error(f"argument CHECKPOINT: expected two networks or more, with --model, got {number}")
+    if arguments.scale and len(arguments.scale) != number:
+        error(
+            f"argument --scale: expected {number_of(number, 'factor')}, got {len(arguments.scale)}"
+        )
+    try:
+        networks = cascade_networks(arguments.checkpoint, arguments.model, arguments.scale)
+        dataset = _sweep_data(arguments, networks[0].num_classes)
+        height, width = dataset.label(0).shape
+        found = sweep(
+            networks,
+            dataset,
+            arguments.output,
+            _swept_blocks(arguments, (height, width)),
+            thresholds=arguments.threshold,
+            device=torch.device(arguments.device),
+            timed_images=arguments.timed_images,
+            repeats=arguments.repeats,
+            overwrite=arguments.overwrite,
+            title=f"cascade on {arguments.data or 'generated scenes'}",
+        )
+    except CheckpointError as problem:
+        error(f"{problem}")
+    except FactoryError as problem:
+        error(f"argument --model: {problem}")
+    except SweepError as problem:
+        return _fail(problem)
+    asked: dict[str, tuple[str, Answer | None]] = {}
+    if arguments.time_ms is not None:
+        what = f"within {arguments.time_ms:g} ms"
+        asked["time_ms"] = what, best_within(found, arguments.time_ms)
+    if arguments.miou is not None:
+        what = f"at {arguments.miou:g} % mIoU"
+        asked["miou"] = what, fastest_reaching(found, arguments.miou / 100)
+    if arguments.json:
+        answers = {
+            name: None if chosen is None else {**asdict(chosen[0]), **point_to_dict(chosen[1])}
+            for name, (_, chosen) in asked.items()
+        }
+        _say(json.dumps(finite({**found.to_dict(), "answers": answers}), indent=2))
+        return 0
+    _say(f"\n{sweep_table(found, [network.name for network in networks])}")
+    for what, chosen in asked.values():
+        if chosen is None:
+            _say(f"{what}: no point of the sweep.")
+            continue
+        blocks, point = chosen
+        _say(
+            f"{what}: threshold {point.threshold:g} with blocks of {blocks}, "
+            f"{point.milliseconds:.2f} ms, mIoU {100 * point.mean_iou:.2f} %"
+        )
+        if not arguments.model:
+            _say(f"  {_cascade_command(arguments, found.order, chosen)}")
+    _say(f"Written to {arguments.output}: {', '.join(SWEEP_FILES)}.")
+    return 0
+
+
 def _info() -> int:
     for name, value in build_info().items():
         if isinstance(value, (list, tuple)):
@@ -1330,6 +1734,7 @@ def _command(arguments: argparse.Namespace) -> int:
         "stats": (_stats, again),
         "eval": (_eval, again),
         "masks": (_masks, going_on),
+        "sweep": (_sweep, going_on),
         "predict": (_predict, going_on),
     }
     work, advice = commands.get(

@@ -26,6 +26,14 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def check_classes_agree(path: Path, num_classes: int, first: Path, expected: int) -> None:
+    """Raises a CheckpointError where a network knows another number of classes than the first."""
+    if num_classes != expected:
+        raise CheckpointError(
+            f"{path}: was trained for {number_of_classes(num_classes)}, {first} for {expected}"
+        )
+
+
 def load_networks(
     checkpoints: Iterable[Path], *, finished: bool = False
 ) -> dict[str, EncoderDecoder]:
@@ -43,13 +51,8 @@ def load_networks(
     first: tuple[Path, int] | None = None
     for path in checkpoints:
         for model in load_members(path, finished=finished):
-            num_classes = model.num_classes
-            first = first or (path, num_classes)
-            if num_classes != first[1]:
-                raise CheckpointError(
-                    f"{path}: was trained for {number_of_classes(num_classes)}, "
-                    f"{first[0]} for {first[1]}"
-                )
+            first = first or (path, model.num_classes)
+            check_classes_agree(path, model.num_classes, *first)
             digest = weights_digest(model)
             if digest in networks:
                 raise CheckpointError(

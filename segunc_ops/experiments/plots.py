@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, LogNorm, hsv_to_rgb, to_rgb
@@ -67,6 +68,23 @@ class Limits(NamedTuple):
 
     uncertainty: float
     instance_uncertainty: float
+
+
+class Level(NamedTuple):
+    """A line at a height, with a mark on it if it has a time."""
+
+    name: str
+    mean_iou: float
+    milliseconds: float | None = None
+
+
+class Curve(NamedTuple):
+    """mIoU over milliseconds, and what an oracle would reach."""
+
+    name: str
+    milliseconds: Sequence[float]
+    mean_iou: Sequence[float]
+    oracle: float
 
 
 def scale_limits(panels: Sequence[Panel]) -> Limits:
@@ -388,4 +406,54 @@ def plot_learning_curves(histories: Mapping[str, History], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
+    save(figure, path)
+
+
+def plot_trade_off(
+    curves: Sequence[Curve], levels: Sequence[Level], path: Path, title: str = ""
+) -> None:
+    """Writes accuracy against time.
+
+    Args:
+        curves: a cascade's, with its oracle by blocks as a dashed line.
+        levels: networks and oracles, as lines across.
+        path: PNG to write.
+        title: heading.
+    """
+    figure = Figure(figsize=(9.5, 5.4), layout="constrained")
+    axes = figure.subplots()
+    handles: list[Artist] = []
+    names = []
+    for index, level in enumerate(levels):
+        shade = str(0.15 + 0.5 * index / max(1, len(levels) - 1))
+        line = axes.axhline(100 * level.mean_iou, color=shade, linestyle=":", linewidth=1.2)
+        if level.milliseconds is not None:
+            (line,) = axes.plot(
+                level.milliseconds, 100 * level.mean_iou, "D", color=shade, linestyle=":"
+            )
+        handles.append(line)
+        names.append(level.name)
+    for index, curve in enumerate(curves):
+        colour = f"C{index}"
+        heights = 100 * np.asarray(curve.mean_iou)
+        (line,) = axes.plot(curve.milliseconds, heights, "o-", color=colour, markersize=4)
+        oracle = axes.axhline(100 * curve.oracle, color=colour, linestyle="--", linewidth=1)
+        handles += [line, oracle]
+        names += [curve.name, "their oracle"]
+    axes.set_xlim(left=0)
+    axes.set_xlabel("ms an image")
+    axes.set_ylabel("mIoU, %")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    legend = figure.legend(
+        handles,
+        [str(i) for i in range(len(names))],
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8,
+    )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        # Of a path the end tells most.
+        _as_written(text, name if len(name) <= _NAME_LENGTH else f"...{name[3 - _NAME_LENGTH :]}")
+    _as_written(figure.suptitle("", fontsize=11), title)
     save(figure, path)

@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from ..cascade import Cascade, model_map
+from .cascades import CascadeNetwork
 from .datasets import normalize
-from .evaluation import Predict, predict_by_dropout, predict_by_ensemble, seeded
+from .evaluation import predict_by_dropout, predict_by_ensemble, seeded
 from .image_files import DatasetError, check_bytes, open_image, read_file
 from .interruption import Interrupted, deferred_interrupt
 from .layouts import image_name, list_images
@@ -29,7 +32,7 @@ from .networks import reproducible
 from .output_files import by_folder, remove_partial_files, try_output
 from .plots import class_colours
 
-MapKind = Literal["classes", "colors", "std", "entropy"]
+MapKind = Literal["classes", "colors", "std", "entropy", "model"]
 """What a file holds, and the folder it lies in."""
 
 _SUFFIXES: dict[MapKind, str] = {
@@ -37,6 +40,7 @@ _SUFFIXES: dict[MapKind, str] = {
     "colors": ".png",
     "std": ".tif",
     "entropy": ".tif",
+    "model": ".png",
 }
 _PALETTE_SIZE = 256
 
@@ -58,8 +62,8 @@ class PredictionRecord(Record):
     """What a file of a prediction was made of, as it tells in its description.
 
     ``members`` are the SHA-256 digests of the networks' weights, sorted; ``image`` that of the
-    image's size and RGB values. Of an ensemble, which is not sampled, ``samples`` and ``seed`` are
-    None.
+    image's size and RGB values. Of an ensemble or a cascade, which is not sampled, ``samples`` and
+    ``seed`` are None; ``members`` of a cascade are in its order.
     """
 
     FORMAT = "segunc prediction 1"
@@ -70,6 +74,51 @@ class PredictionRecord(Record):
     image: str
     samples: int | None
     seed: int | None
+    cascade: str | None = None
+
+
+Predict = Callable[[Tensor], "Prediction"]
+"""From normalised images (N, 3, H, W)."""
+
+
+class Prediction(NamedTuple):
+    """Of images, at their size; what a predictor has no map of is None."""
+
+    prediction: Tensor
+    """Class indices, (N, H, W)."""
+    entropy: Tensor
+    """In nats."""
+    std: Tensor | None = None
+    """Of the predicted class's probability."""
+    model: Tensor | None = None
+    """Index of the network in its cascade."""
+
+
+class AnyPredictor(Protocol):
+    """What predicts an image."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names."""
+
+    @property
+    def kinds(self) -> tuple[MapKind, ...]:
+        """The maps of an image."""
+
+    @property
+    def seed(self) -> int:
+        """Of what is random."""
+
+    def record(self, kind: MapKind, image: str) -> PredictionRecord:
+        """What a map of the image with this digest will say of itself."""
+
+    def on(self, device: torch.device) -> Predict:
+        """The prediction by its networks, which move to a device."""
+
+
+def _with_colors(kinds: Iterable[MapKind], num_classes: int) -> tuple[MapKind, ...]:
+    """Without colours of more than 256 classes, which have no palette."""
+    return tuple(kind for kind in kinds if kind != "colors" or num_classes <= _PALETTE_SIZE)
 
 
 @dataclass(frozen=True)
@@ -91,11 +140,8 @@ class Predictor:
 
     @property
     def kinds(self) -> tuple[MapKind, ...]:
-        """The maps of an image; more than 256 classes have no palette and hence no colours."""
-        every: tuple[MapKind, ...] = get_args(MapKind)
-        if len(self.class_names) <= _PALETTE_SIZE:
-            return every
-        return tuple(kind for kind in every if kind != "colors")
+        """The maps of an image."""
+        return _with_colors(("classes", "colors", "std", "entropy"), len(self.class_names))
 
     def record(self, kind: MapKind, image: str) -> PredictionRecord:
         """What a map of the image with this digest will say of itself."""
@@ -112,9 +158,85 @@ class Predictor:
     def on(self, device: torch.device) -> Predict:
         """The evaluation's own prediction by these networks, which move to a device."""
         models = [model.to(device) for model in self.networks.values()]
-        if len(models) > 1:
-            return predict_by_ensemble(models)
-        return predict_by_dropout(models[0], self.samples)
+        predict = (
+            predict_by_ensemble(models)
+            if len(models) > 1
+            else predict_by_dropout(models[0], self.samples)
+        )
+
+        def prediction(images: Tensor) -> Prediction:
+            statistics = predict(images)
+            return Prediction(statistics.prediction, statistics.entropy, statistics.std)
+
+        return prediction
+
+
+@dataclass(frozen=True)
+class CascadePredictor:
+    """A cascade of networks, each in one pass without dropout.
+
+    Args:
+        networks: from fast to accurate.
+        class_names: C names.
+        block_size, stride, thresholds, context: of the :class:`~segunc_ops.Cascade`.
+    """
+
+    networks: Sequence[CascadeNetwork]
+    class_names: tuple[str, ...]
+    block_size: tuple[int, int]
+    stride: tuple[int, int]
+    thresholds: tuple[float, ...]
+    context: int = 0
+    seed: int = 0
+
+    @property
+    def kinds(self) -> tuple[MapKind, ...]:
+        """The maps of an image."""
+        return _with_colors(("classes", "colors", "entropy", "model"), len(self.class_names))
+
+    def record(self, kind: MapKind, image: str) -> PredictionRecord:
+        """What a map of the image with this digest will say of itself."""
+        blocks, stride = (f"{edges[0]}x{edges[1]}" for edges in (self.block_size, self.stride))
+        thresholds = " ".join(map(str, self.thresholds))
+        scales = " ".join(f"{network.network.scale:g}" for network in self.networks)
+        return PredictionRecord(
+            kind,
+            tuple(network.digest for network in self.networks),
+            self.class_names,
+            image,
+            None,
+            None,
+            f"thresholds {thresholds}, blocks {blocks}, stride {stride}, context {self.context}, "
+            f"scales {scales}",
+        )
+
+    def on(self, device: torch.device) -> Predict:
+        """The prediction by these networks, which move to a device."""
+        cascade = Cascade(
+            [network.network for network in self.networks],
+            self.block_size,
+            self.thresholds,
+            self.stride,
+            context=self.context,
+        ).to(device)
+
+        def prediction(images: Tensor) -> Prediction:
+            result = cascade(images, return_probabilities=True)
+            assert result.probabilities is not None
+            model = model_map(result.model, images.shape[2:], self.block_size, self.stride)
+            entropy = torch.special.entr(result.probabilities).sum(1)
+            return Prediction(result.prediction, entropy, model=model)
+
+        return prediction
+
+    def check(self, sources: Sequence[Source], checked: Sequence[CheckedImage]) -> None:
+        """Raises a PredictionError where blocks are larger than an image."""
+        for (path, _), (_, size) in zip(sources, checked, strict=True):
+            if size[0] < self.block_size[0] or size[1] < self.block_size[1]:
+                raise PredictionError(
+                    f"{path}: expected at least the {self.block_size[0]} x {self.block_size[1]} "
+                    f"pixels of a block, got {size[0]} x {size[1]}; choose another --block-size"
+                )
 
 
 class PredictionCount(NamedTuple):
@@ -260,21 +382,10 @@ def _is_done(path: Path, record: PredictionRecord, size: tuple[int, int]) -> boo
     return True
 
 
-class Maps(NamedTuple):
-    """What is predicted of an image."""
-
-    classes: NDArray[np.uint8] | NDArray[np.uint16]
-    """Class indices, (H, W); uint16 where there are more than 256 classes."""
-    std: NDArray[np.float32]
-    """Standard deviation of the predicted class's probability over samples or networks, (H, W)."""
-    entropy: NDArray[np.float32]
-    """Predictive entropy in nats, (H, W)."""
-
-
 def predict_maps(
     predict: Predict, image: NDArray[np.uint8], seed: int, num_classes: int, device: torch.device
-) -> Maps:
-    """The maps of one image.
+) -> dict[MapKind, NDArray[Any]]:
+    """The maps of one image, (H, W); class indices are uint16 where there are more than 256.
 
     Args:
         predict: makes the prediction, such as :meth:`Predictor.on`.
@@ -285,14 +396,17 @@ def predict_maps(
     """
     images = torch.from_numpy(image).permute(2, 0, 1)[None]
     with seeded(seed, device):
-        statistics = predict(normalize(images, device, channels_last=False))
+        prediction = predict(normalize(images, device, channels_last=False))
     index = np.uint8 if num_classes <= 1 << 8 else np.uint16
-    return Maps(
-        statistics.prediction[0].cpu().numpy().astype(index),
-        statistics.std[0].cpu().numpy(),
-        # Where the samples are certain, rounding may take an entropy below 0.
-        statistics.entropy[0].clamp(min=0).cpu().numpy(),
-    )
+    classes = prediction.prediction[0].cpu().numpy().astype(index)
+    # Where the networks are certain, rounding may take an entropy below 0.
+    entropy = prediction.entropy[0].clamp(min=0).cpu().numpy()
+    maps: dict[MapKind, NDArray[Any]] = {"classes": classes, "colors": classes, "entropy": entropy}
+    if prediction.std is not None:
+        maps["std"] = prediction.std[0].cpu().numpy()
+    if prediction.model is not None:
+        maps["model"] = prediction.model[0].cpu().numpy().astype(np.uint8)
+    return maps
 
 
 def _palette(class_names: Sequence[str]) -> bytes:
@@ -300,7 +414,7 @@ def _palette(class_names: Sequence[str]) -> bytes:
 
 
 def write_predictions(
-    predictor: Predictor,
+    predictor: AnyPredictor,
     sources: Sequence[Source],
     checked: Sequence[CheckedImage],
     folder: Path,
@@ -365,19 +479,17 @@ def write_predictions(
                 f"{path}: {size[1]} x {size[0]} pixels take more memory than there is on {device}; "
                 "cut it into tiles or choose another --device"
             ) from error
-        if not (np.isfinite(maps.std).all() and np.isfinite(maps.entropy).all()):
+        if not all(np.isfinite(values).all() for values in maps.values()):
             raise PredictionError(
                 f"{path}: the networks give no finite uncertainty for it; did their training "
                 "diverge?"
             )
         for kind in missing[index]:
             file, record = map_path(folder, kind, name), predictor.record(kind, digest)
-            if kind == "std":
-                write_tiff(file, maps.std, record)
-            elif kind == "entropy":
-                write_tiff(file, maps.entropy, record)
+            if _SUFFIXES[kind] == ".tif":
+                write_tiff(file, maps[kind], record)
             else:
-                write_png(file, maps.classes, record, palette if kind == "colors" else None)
+                write_png(file, maps[kind], record, palette if kind == "colors" else None)
 
     with reproducible(), deferred_interrupt() as stop:
         for index in todo:
