@@ -306,6 +306,8 @@ class Cascade(nn.Module):
                 raise TypeError(
                     f"models[{number}]: expected a module or function, got {describe(model)}"
                 )
+            if isinstance(model, nn.Module):
+                check_initialized(f"models[{number}]", model)
         self.models = nn.ModuleList(
             model if isinstance(model, nn.Module) else _Function(model) for model in models
         )
@@ -325,8 +327,8 @@ class Cascade(nn.Module):
 
     def _logits(self, number: int, images: Tensor) -> Tensor:
         model = without_ddp(self.models[number])
-        check_initialized(f"models[{number}]", model)
-        with changed([(module, "training", False) for module in model.modules()]):
+        trained = [(module, "training", False) for module in model.modules() if module.training]
+        with changed(trained):
             logits = forward(model, images, pick_logits if self.output is None else self.output)
         if logits.dim() != 4 or len(logits) != len(images) or 0 in logits.shape[1:]:
             raise ValueError(

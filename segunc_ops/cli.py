@@ -518,13 +518,13 @@ def _scale_option(group: argparse._ArgumentGroup) -> None:
 def _sweep_options(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     sweep = add_parser(
         "sweep",
-        usage="%(prog)s CHECKPOINT [CHECKPOINT ...] [--data DIR] [OPTION ...]",
+        usage="%(prog)s [CHECKPOINT ...] [--model MODULE:FACTORY ...] [--data DIR] [OPTION ...]",
         help="accuracy, time and blocks of a cascade of networks over thresholds and blocks",
         description="Measures cascades of two or more networks: the fastest segments whole images, "
         "the others the blocks where the one before is unsure. Runs each threshold on the "
-        "validation images and writes sweep.md, sweep.json and sweep.png (accuracy "
-        "against time). The same command goes on where it was stopped; further blocks and "
-        "thresholds extend it.",
+        "validation images and writes sweep.md, sweep.json, sweep.png (accuracy against time) and "
+        "agreement.png (where the fastest and the slowest are right). The same command goes on "
+        "where it was stopped; further blocks and thresholds extend it.",
     )
     sweep.set_defaults(parser=sweep)
     sweep.add_argument(

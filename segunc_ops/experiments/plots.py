@@ -20,6 +20,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
+from ..cascade import AGREEMENT_COLOURS, AGREEMENT_NAMES
 from ..metrics import SegmentationMetrics
 from .losses import Unit, loss_title
 from .output_files import whole_file
@@ -85,6 +86,19 @@ class Curve(NamedTuple):
     milliseconds: Sequence[float]
     mean_iou: Sequence[float]
     oracle: float
+
+
+class AgreementPanel(NamedTuple):
+    """One row of a plot of where two networks are right."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3)."""
+    agreement: NDArray[np.uint8]
+    """(H, W), as :func:`segunc_ops.agreement_map` gives it."""
+    uncertainty: NDArray[np.floating]
+    """(rows, columns), in bits."""
+    best: NDArray[np.integer]
+    """(rows, columns), 1 where the accurate network has more pixels of a block right, else 0."""
 
 
 def scale_limits(panels: Sequence[Panel]) -> Limits:
@@ -455,5 +469,62 @@ def plot_trade_off(
     for text, name in zip(legend.get_texts(), names, strict=True):
         # Of a path the end tells most.
         _as_written(text, name if len(name) <= _NAME_LENGTH else f"...{name[3 - _NAME_LENGTH :]}")
+    _as_written(figure.suptitle("", fontsize=11), title)
+    save(figure, path)
+
+
+def plot_agreement(panels: Sequence[AgreementPanel], path: Path, title: str = "") -> None:
+    """Writes rows of image, agreement, uncertainty of blocks and which blocks gain.
+
+    Args:
+        panels: one row each.
+        path: PNG to write.
+        title: heading.
+    """
+    height, width = panels[0].agreement.shape
+    cell = 3.4
+    row_height = cell * height / width
+    size = (4 * cell + 0.7, len(panels) * row_height + 0.95)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(panels), 4, squeeze=False)
+    top = max(float(np.nanmax(panel.uncertainty)) for panel in panels)
+    colours = ListedColormap([*AGREEMENT_COLOURS, _IGNORED])
+    for row, panel in zip(grid, panels, strict=True):
+        image, agreement, uncertainty, best = row
+        image.imshow(panel.image)
+        shown = np.minimum(panel.agreement, len(AGREEMENT_COLOURS))
+        agreement.imshow(
+            shown, cmap=colours, vmin=0, vmax=len(AGREEMENT_COLOURS), interpolation="nearest"
+        )
+        edges = (0, panel.image.shape[1], panel.image.shape[0], 0)
+        heat = uncertainty.imshow(
+            panel.uncertainty, cmap="magma", vmin=0, vmax=max(top, 1e-6), extent=edges
+        )
+        best.imshow(
+            panel.best,
+            cmap=ListedColormap([_RIGHT, AGREEMENT_COLOURS[2]]),
+            vmin=0,
+            vmax=1,
+            extent=edges,
+            interpolation="nearest",
+        )
+        for axes in row:
+            axes.set_xticks([])
+            axes.set_yticks([])
+    for axes, heading in zip(
+        grid[0],
+        ("image", "agreement", "uncertainty of blocks (bits)", "blocks that gain"),
+        strict=True,
+    ):
+        axes.set_title(heading, fontsize=10)
+    figure.colorbar(heat, ax=grid[:, 2], shrink=0.8).ax.tick_params(labelsize=7)
+    figure.legend(
+        handles=[Patch(facecolor=colour) for colour in (*AGREEMENT_COLOURS, _IGNORED)],
+        labels=[*AGREEMENT_NAMES, "ignored"],
+        loc="outside lower left",
+        ncols=5,
+        frameon=False,
+        fontsize=9,
+    )
     _as_written(figure.suptitle("", fontsize=11), title)
     save(figure, path)

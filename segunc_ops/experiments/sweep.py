@@ -25,18 +25,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import build_info
-from ..cascade import Cascade, block_oracle, pixel_oracle
+from ..cascade import Cascade, agreement_map, block_oracle, pixel_oracle
 from ..functional import block_uncertainty, predictive_statistics
 from ..metrics.values import class_iou, macro
 from .cascades import CascadeNetwork
 from .datasets import SegmentationDataset, collate, normalize
+from .experiment import telling_images
 from .identity import identify
 from .output_files import remove_partial_files, try_output
-from .plots import Curve, Level, plot_trade_off
+from .plots import AgreementPanel, Curve, Level, plot_agreement, plot_trade_off
 from .report import device_name, finite, markdown, write_text
 from .wording import number_of, number_of_classes
 
-SWEEP_FILES = ("sweep.md", "sweep.json", "sweep.png")
+SWEEP_FILES = ("sweep.md", "sweep.json", "sweep.png", "agreement.png")
 """What :func:`sweep` writes."""
 
 _FORMAT = "segunc sweep 1"
@@ -332,6 +333,32 @@ class _Measurement:
             seen.append([int((best.model == number).sum()) for number in range(1, len(order))])
         return Point(math.nan, score.mean_iou, _means(seen))
 
+    def panels(self, order: Sequence[int], blocks: Blocks) -> list[AgreementPanel]:
+        """Where the fastest and, on blocks, the slowest network are right."""
+        fast, slow = order[0], order[-1]
+        uncertain, every = (
+            self.cascade([fast, slow], blocks, threshold) for threshold in (math.inf, -math.inf)
+        )
+        ignored = self.dataset.ignore_index
+        panels = []
+        for index in telling_images(self.dataset):
+            images, target = self.image(index)
+            of_fast = uncertain(images)
+            predictions = (of_fast.prediction, every(images).prediction)
+            agreement = agreement_map(*predictions, target, ignore_index=ignored)
+            best = block_oracle(
+                predictions, target, blocks.block_size, blocks.stride, ignore_index=ignored
+            )
+            panels.append(
+                AgreementPanel(
+                    self.dataset[index].image,
+                    agreement[0].cpu().numpy(),
+                    of_fast.uncertainty[0].cpu().numpy(),
+                    best.model[0].cpu().numpy(),
+                )
+            )
+        return panels
+
     def uncertainties(self, fast: int, every: Sequence[Blocks]) -> list[list[Tensor]]:
         """Of the fast network's blocks, an image's for each kind of blocks."""
         found: list[list[Tensor]] = [[] for _ in every]
@@ -405,7 +432,8 @@ def sweep(
     Args:
         networks: two or more, in any order.
         dataset: images and labels, of any sizes.
-        folder: gets ``sweep.json`` after each measurement, then ``sweep.md`` and ``sweep.png``.
+        folder: gets ``sweep.json`` after each measurement, then ``sweep.md`` and the
+            pictures.
         every: the blocks.
         thresholds: in bits, beside the two ends; None chooses some by the fast network's blocks.
         device: where.
@@ -477,6 +505,11 @@ def sweep(
     names = [network.name for network in networks]
     write_text(folder / "sweep.md", sweep_table(found, names))
     _plot(found, names, folder / "sweep.png", title)
+    plot_agreement(
+        measurement.panels(found.order, every[0]),
+        folder / "agreement.png",
+        f"{names[found.order[0]]} and, on blocks of {every[0]}, {names[found.order[-1]]}",
+    )
     return found
 
 
