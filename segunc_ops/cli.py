@@ -27,6 +27,7 @@ from .experiments.losses import (
     COMPONENT_PARAMETERS,
     CONNECTIVITY,
     COUNTING_LOSSES,
+    COVARIANCE,
     DEFAULT,
     DEMO,
     ENSEMBLE_LOSSES,
@@ -101,6 +102,14 @@ def _real(minimum: float, maximum: float = float("inf")) -> type[float]:
     return parse  # type: ignore[return-value]
 
 
+def _share(text: str) -> float:
+    """An argparse type: numbers in [0, 1]."""
+    value = _real(-math.inf)(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text}")
+    return value
+
+
 def _device(text: str) -> str:
     try:
         device = torch.device(text)
@@ -128,6 +137,7 @@ def _parameter_options(group: argparse._ArgumentGroup, parameters: Sequence[Para
     """An option for each parameter of a loss."""
     for each in parameters:
         option, kind, default = each.name.replace("_", "-"), each.type, each.default
+        types = {float: _real(each.minimum, each.maximum), int: _whole(int(each.minimum))}
         if kind is bool:
             group.add_argument(
                 f"--no-{option}" if default else f"--{option}",
@@ -142,7 +152,7 @@ def _parameter_options(group: argparse._ArgumentGroup, parameters: Sequence[Para
             default = f"{default:g}"
         group.add_argument(
             f"--{option}",
-            type=_real(each.minimum, each.maximum) if kind is float else kind,
+            type=types.get(kind, kind) if each.choices is None else kind,
             choices=each.choices,
             default=each.default,
             help=f"{each.help} (default: {default})",
@@ -251,6 +261,31 @@ def _class_options(data: argparse._ArgumentGroup) -> None:
         "--classes", type=_whole(1, MAX_CLASSES), metavar="C", help="default: as labelled"
     )
     data.add_argument("--class-names", nargs="+", metavar="NAME", help="of classes 0, 1, ...")
+
+
+def _box_options(parser: argparse.ArgumentParser) -> None:
+    """Labels that are boxes, and of one class."""
+    boxes = parser.add_argument_group("labels that are uncertain")
+    boxes.add_argument(
+        "--class",
+        dest="one_class",
+        metavar="CLASS",
+        help="this class alone, by its name or number, against the rest: two classes",
+    )
+    boxes.add_argument(
+        "--exact",
+        type=_share,
+        metavar="SHARE",
+        help="train on bounding boxes of components, by every loss, but for this share "
+        "of the images, drawn by --seed; evaluate on exact labels (default: all are exact)",
+    )
+    boxes.add_argument(
+        "--background",
+        nargs="+",
+        metavar="CLASS",
+        help="classes that have no boxes, by name or number (default: of two classes the first, of "
+        "more none)",
+    )
 
 
 @dataclass(frozen=True)
@@ -710,6 +745,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"{', '.join(COUNTING_LOSSES)}: how often each class occurs, a stats.json of `segunc "
         "stats` (default: counted in the training images)",
     )
+    _box_options(train)
     output = _training_options(train, _TRAIN_RECIPE)
     output.add_argument(
         "--overwrite", action="store_true", help="start again where a run left a checkpoint"
@@ -875,6 +911,7 @@ def _config(
         },
         masks=masks,
         counts=counts,
+        exact=getattr(arguments, "exact", None),
         seed=arguments.seed,
         device=arguments.device,
         amp=arguments.amp,
@@ -997,7 +1034,7 @@ def _folder_dataset(
     """A split of --data, every image and label map of it checked."""
     from tqdm.auto import tqdm
 
-    from .experiments.datasets import DatasetError, FolderDataset
+    from .experiments.datasets import DatasetError, FolderDataset, one_class_names
     from .experiments.layouts import find_split, is_divided
 
     mapping = _mapping(arguments)
@@ -1016,16 +1053,24 @@ def _folder_dataset(
                 "argument --split: all is for data that is not divided, without --held-out"
             )
         held_out = _HELD_OUT if arguments.held_out is None else arguments.held_out
+        options = {
+            "ignore_index": arguments.ignore_index,
+            "image_suffix": arguments.image_suffix,
+            "label_suffix": arguments.label_suffix,
+            "part": None if divided or split == "all" else (split, held_out),
+        }
         dataset = FolderDataset(
             *folders,
             num_classes=num_classes,
             class_names=class_names,
-            ignore_index=arguments.ignore_index,
-            image_suffix=arguments.image_suffix,
-            label_suffix=arguments.label_suffix,
             mapping=mapping,
-            part=None if divided or split == "all" else (split, held_out),
+            **options,
         )
+        if getattr(arguments, "one_class", None) is not None:
+            name, mapping = _one_class(arguments, dataset, num_classes, class_names)
+            dataset = FolderDataset(
+                *folders, class_names=one_class_names(name), mapping=mapping, **options
+            )
     except DatasetError as problem:
         arguments.parser.error(f"argument {arguments.data_argument}: {problem}")
     try:
@@ -1037,6 +1082,55 @@ def _folder_dataset(
         _say_notes(dataset)  # what was done unasked may be the reason
         raise
     return dataset
+
+
+def _class_index(
+    arguments: argparse.Namespace, option: str, text: str, names: Sequence[str], num_classes: int
+) -> int:
+    """The class that an option names, or gives the number of."""
+    if text not in names and not (text.isdecimal() and int(text) < num_classes):
+        known = ", ".join(names[:20]) if names else "pass --class-names, or its number"
+        arguments.parser.error(f"argument {option}: {text!r} is no class ({known})")
+    return names.index(text) if text in names else int(text)
+
+
+def _one_class(
+    arguments: argparse.Namespace,
+    dataset: FolderDataset,
+    num_classes: int | None,
+    class_names: Sequence[str] | None,
+) -> tuple[str, LabelMapping]:
+    """What --class is called, and the mapping that leaves it and the rest."""
+    from .experiments.label_mapping import one_class_mapping
+
+    names = class_names or dataset.mapping.class_names or ()
+    limit = len(names) or num_classes or dataset.mapping.num_classes or MAX_CLASSES
+    index = _class_index(arguments, "--class", arguments.one_class, names, limit)
+    try:
+        mapping = one_class_mapping(dataset.mapping, index, arguments.ignore_index)
+    except ValueError as problem:
+        arguments.parser.error(f"argument --class: {problem}")
+    return names[index] if names else f"class {index}", mapping
+
+
+def _boxed_dataset(arguments: argparse.Namespace, dataset: FolderDataset) -> SegmentationDataset:
+    """The dataset, by --exact with boxes."""
+    from .experiments.boxed import BoxedDataset
+
+    error = arguments.parser.error
+    if arguments.exact is None:
+        if arguments.background is not None:
+            error("argument --background: expected --exact, which alone makes boxes")
+        return dataset
+    background = [0] if dataset.num_classes == 2 else None
+    if arguments.background is not None:
+        background = [
+            _class_index(arguments, "--background", each, dataset.class_names, dataset.num_classes)
+            for each in arguments.background
+        ]
+        if len({*background}) == dataset.num_classes:
+            error("argument --background: leaves no class that has boxes")
+    return BoxedDataset(dataset, arguments.exact, seed=arguments.seed, background=background)
 
 
 def _say_notes(*datasets: FolderDataset) -> None:
@@ -1129,7 +1223,9 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
     splits: list[FolderDataset] = []
     for split in ("train", "val"):
         # Validation labels must be classes that training knows.
-        num_classes = splits[0].num_classes if splits else arguments.classes
+        num_classes = arguments.classes
+        if splits and arguments.one_class is None:
+            num_classes = splits[0].num_classes
         splits.append(
             _folder_dataset(
                 arguments, split, num_classes, ranks, names, for_training=split == "train"
@@ -1153,12 +1249,16 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
             )
     if counts is not None:
         _check_given_counts(arguments, counts, splits[0], ranks)
-    train: SegmentationDataset = splits[0]
+    train = _boxed_dataset(arguments, splits[0])
+    if arguments.covariance != COVARIANCE.default and splits[0].num_classes == 2:
+        error("argument --covariance: expected more than two classes, whose logits it is between")
     masks = None
     if arguments.masks is not None:
         if not set(ENSEMBLE_LOSSES) & set(arguments.loss):
             known = " or ".join(ENSEMBLE_LOSSES)
             error(f"argument --masks: expected --loss {known}, which alone uses them")
+        if arguments.exact is not None:
+            error("argument --masks: not with --exact: they are of exact labels")
         train = masked = _masked_dataset(arguments, splits[0], ranks)
         masks = masked.fingerprint
     checkpoints = _checkpoints(arguments)

@@ -73,7 +73,7 @@ def test_evaluation_holds_every_metric_of_every_pixel(val_scenes, train_scenes):
     assert sum(done) == len(val_scenes) + len(train_scenes)
 
     def statistics_of(dataset: SceneDataset) -> tuple[PredictiveStatistics, Tensor]:
-        images, target, _ = collate([dataset[index] for index in range(len(dataset))])
+        images, target, *_ = collate([dataset[index] for index in range(len(dataset))])
         return predict(normalize(images, CPU, False)), target
 
     maps, target = statistics_of(train_scenes)

@@ -267,7 +267,7 @@ def test_masks_hold_what_the_paper_says(root, members, tmp_path, settings):
     dataset = dataset_of(root)
     assert masks.write_masks(members, dataset, tmp_path, settings, device=CPU) == (8, 0)
     for index in range(len(dataset)):
-        image, label, _ = dataset[index]
+        image, label, *_ = dataset[index]
         input = (torch.tensor(image).permute(2, 0, 1)[None].float() - 115) / 60
         with torch.no_grad():
             logits = [model(input).double() for model in members.values()]
@@ -462,7 +462,7 @@ def test_masks_move_with_their_labels(root, written):
     masked = MaskedDataset(dataset, written)
     masked.scan()
     assert (len(masked), masked.class_names) == (8, dataset.class_names)
-    image, label, mask = masked[1]
+    image, label, mask, _ = masked[1]
     np.testing.assert_array_equal(mask, read_mask(written / "001.tif")[0])
     np.testing.assert_array_equal(image, dataset[1].image)
     # A mask that tells each pixel's label, and its place in it.

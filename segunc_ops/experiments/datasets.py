@@ -35,11 +35,12 @@ _MAX_UNDECLARED_CLASSES = 4096
 _MAX_INDEX = (1 << 31) - 1
 _MAX_LISTED = 5
 _MAX_ADVISED_LABELS = 16
+_OTHER = "other"
 _CITYSCAPES_LABELS = ("_gtFine_labelIds", "_gtCoarse_labelIds")
 
 
 class Sample(NamedTuple):
-    """An image, its label map and, if there is one, its uncertainty mask."""
+    """An image, its label map and, if there are such, its uncertainty mask and its bootstrap."""
 
     image: NDArray[np.uint8]
     """RGB, (H, W, 3)."""
@@ -47,6 +48,8 @@ class Sample(NamedTuple):
     """Class indices, (H, W); uint8 where they and the ignored index fit."""
     mask: NDArray[np.float32] | None = None
     """Uncertainty, (H, W)."""
+    bootstrap: bool | None = None
+    """Whether a network may replace its labels: False where they are exact."""
 
 
 class SegmentationDataset(Protocol):
@@ -68,6 +71,11 @@ class SegmentationDataset(Protocol):
         """The label map (H, W) alone, which may cost less than the whole sample."""
 
 
+def one_class_names(name: str) -> tuple[str, str]:
+    """Names of the two classes that are left where one counts."""
+    return (_OTHER, name)
+
+
 def number_classes(num_classes: int) -> tuple[str, ...]:
     """Names of classes that have none."""
     return tuple(f"class {c}" for c in range(num_classes))
@@ -81,16 +89,26 @@ class SceneDataset:
         seed: seed of the series; different seeds share no scene.
         size: height and width in pixels.
         label_noise: whether labels have the misplaced and void borders of human annotation.
+        one_class: name of a class that is labelled 1, all others being 0; None keeps all.
     """
 
-    class_names = scenes.CLASS_NAMES
+    class_names: tuple[str, ...] = scenes.CLASS_NAMES
     ignore_index = scenes.IGNORE_INDEX
 
     def __init__(
-        self, length: int, *, seed: int = 0, size: Size = (160, 240), label_noise: bool = True
+        self,
+        length: int,
+        *,
+        seed: int = 0,
+        size: Size = (160, 240),
+        label_noise: bool = True,
+        one_class: str | None = None,
     ) -> None:
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
+        self.one_class = one_class
+        if one_class is not None:
+            self.class_names = one_class_names(one_class)
         self.seed = seed
         self.size = size
         self.label_noise = label_noise
@@ -103,8 +121,13 @@ class SceneDataset:
         sample = self._samples[index]
         if sample is None:
             index %= len(self)
-            scene = scenes.generate_scene(self.seed, index, self.size, label_noise=self.label_noise)
-            sample = self._samples[index] = Sample(*scene)
+            image, label = scenes.generate_scene(
+                self.seed, index, self.size, label_noise=self.label_noise
+            )
+            if self.one_class is not None:
+                own = label == scenes.CLASS_NAMES.index(self.one_class)
+                label = np.where(label == self.ignore_index, label, own.astype(np.uint8))
+            sample = self._samples[index] = Sample(image, label)
         return sample
 
     def label(self, index: int) -> NDArray[np.integer]:
@@ -113,7 +136,8 @@ class SceneDataset:
 
     def contents(self) -> dict[str, Any]:
         """What the scenes depend on."""
-        return {"seed": self.seed, "size": self.size, "label noise": self.label_noise}
+        contents = {"seed": self.seed, "size": self.size, "label noise": self.label_noise}
+        return contents if self.one_class is None else {**contents, "class": self.one_class}
 
 
 class FolderDataset:
@@ -501,7 +525,7 @@ def augment(
     Returns:
         Image (h, w, 3) uint8, label map (h, w) of the source's type, and mask (h, w), contiguous.
     """
-    image, label, mask = sample
+    image, label, mask, bootstrap = sample
     height, width = label.shape
     factor = float(rng.uniform(*scale))
     window = [min(n, round(c / factor)) for n, c in zip(label.shape, crop, strict=True)]
@@ -524,11 +548,11 @@ def augment(
     padded_label = np.full(crop, ignore_index, label.dtype)
     padded_image[place] = image
     padded_label[place] = label
-    if mask is None:
-        return Sample(padded_image, padded_label)
-    padded_mask = np.zeros(crop, np.float32)
-    padded_mask[place] = mask
-    return Sample(padded_image, padded_label, padded_mask)
+    padded_mask = None
+    if mask is not None:
+        padded_mask = np.zeros(crop, np.float32)
+        padded_mask[place] = mask
+    return Sample(padded_image, padded_label, padded_mask, bootstrap)
 
 
 class Batch(NamedTuple):
@@ -540,15 +564,19 @@ class Batch(NamedTuple):
     """uint8 or int32, (N, H, W)."""
     mask: Tensor | None = None
     """float32, (N, H, W)."""
+    bootstrap: Tensor | None = None
+    """bool, (N,)."""
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks samples of one size; the batch has a mask if each of them has."""
+    """Stacks samples of one size; the batch has a mask, or a bootstrap, if each of them has."""
     images = torch.from_numpy(np.stack([sample.image for sample in samples]))
     target = torch.from_numpy(np.stack([sample.label for sample in samples]))
     masks = [sample.mask for sample in samples if sample.mask is not None]
     mask = torch.from_numpy(np.stack(masks)) if len(masks) == len(samples) else None
-    return Batch(images.permute(0, 3, 1, 2), target, mask)
+    flags = [sample.bootstrap for sample in samples if sample.bootstrap is not None]
+    bootstrap = torch.tensor(flags) if len(flags) == len(samples) else None
+    return Batch(images.permute(0, 3, 1, 2), target, mask, bootstrap)
 
 
 class TrainingBatches:

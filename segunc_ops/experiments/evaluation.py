@@ -115,7 +115,7 @@ def measure(
         autocast: context of the forward passes.
         progress: called with the number of images after each batch.
     """
-    for images, target, _ in evaluation_batches(dataset, batch_size):
+    for images, target, *_ in evaluation_batches(dataset, batch_size):
         with autocast():
             statistics = predict(normalize(images, device, channels_last))
         metrics.update(statistics, target.to(device))
@@ -212,7 +212,7 @@ def deterministic_miou(
     training = model.training
     model.eval()
     try:
-        for images, target, _ in evaluation_batches(dataset, batch_size):
+        for images, target, *_ in evaluation_batches(dataset, batch_size):
             with autocast():
                 logits = model(normalize(images, device, channels_last))
             miou.update(logits, target.to(device), size=target.shape[1:])

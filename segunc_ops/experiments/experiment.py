@@ -21,6 +21,7 @@ from .._variations import PixelAdaptive
 from ..functional import class_sizes, component_mean, connected_components
 from ..losses import PixelAdaptiveCrossEntropyLoss
 from ..reference.cross_entropy import modulation_factor
+from .boxed import BoxedDataset
 from .class_counts import (
     ClassCounts,
     CountsError,
@@ -41,11 +42,18 @@ from .evaluation import (
     predict_by_ensemble,
     seeded,
 )
+from .label_correction import (
+    LabelCorrection,
+    label_panels,
+    measure_correction,
+    most_wrong_images,
+)
 from .losses import LOSSES, build_loss, loss_title
 from .output_files import remove_partial_files, try_output, try_room
 from .plots import (
     Panel,
     plot_curves,
+    plot_label_panels,
     plot_learning_curves,
     plot_panels,
     scale_limits,
@@ -81,6 +89,10 @@ def _panels_path(folder: Path, loss: str) -> Path:
     return folder / f"panels-{loss}.png"
 
 
+def _labels_path(folder: Path, loss: str) -> Path:
+    return folder / f"labels-{loss}.png"
+
+
 def counts_path(folder: Path) -> Path:
     """Where an experiment in `folder` keeps how often classes occur, if one of its losses needs it.
 
@@ -94,7 +106,10 @@ def run_files(losses: Sequence[str]) -> list[str]:
     of_losses = [
         path_of(Path(), loss).name for loss in losses for path_of in (checkpoint_path, _panels_path)
     ]
-    return [*of_losses, "learning-curves.png", "table.md", "table.json"]
+    of_labels = [
+        _labels_path(Path(), loss).name for loss in losses if LOSSES[loss].of_distributions
+    ]
+    return [*of_losses, *of_labels, "learning-curves.png", "table.md", "table.json"]
 
 
 @dataclass(frozen=True)
@@ -330,19 +345,20 @@ def _time(trainer: Trainer) -> LossTime:
     config = trainer.config
     # Training saw at least one.
     batch = next(filter(trainer.is_labelled, trainer.batches.iterate(0, config.steps)))
-    images, target, mask = trainer.inputs(batch)
+    images, target, mask, bootstrap = trainer.inputs(batch)
     for model in trainer.models:
         model.train()
     with torch.no_grad(), config.autocast():
         logits, statistics = trainer.forward(images, alone=True)
     return time_loss(
-        partial(trainer.loss, mask=mask),
+        partial(trainer.loss, mask=mask, bootstrap=bootstrap),
         logits[0],
         target,
         statistics,
         num_samples=config.members
         if config.trained_loss.weighted_by == "members"
         else config.samples,
+        repeats=3 if config.trained_loss.of_distributions else 9,
     )
 
 
@@ -446,6 +462,24 @@ def _panels(experiment: Experiment, trainer: Trainer) -> list[Panel]:
         if isinstance(criterion, PixelAdaptiveCrossEntropyLoss)
         else None,
     )
+
+
+def _label_pictures(experiment: Experiment, trainer: Trainer) -> LabelCorrection | None:
+    """Draws what the network has made of the labels, and measures it where they are boxes."""
+    train, loss = experiment.train, trainer.config.loss
+    correction = None
+    indices: list[int] = []
+    if isinstance(train, BoxedDataset):
+        correction = measure_correction(trainer, train)
+        indices = most_wrong_images(train, NUM_PANELS)
+    plot_label_panels(
+        label_panels(trainer, indices or telling_images(train)),
+        train.class_names,
+        _labels_path(experiment.folder, loss),
+        ignore_index=train.ignore_index,
+        title=f"{loss_title(loss)}: labels of training images",
+    )
+    return correction
 
 
 def evaluate_checkpoints(
@@ -566,6 +600,9 @@ def run(experiment: Experiment) -> str:
             history=trainer.history,
             evaluation=_evaluate(experiment, trainer),
             time=_time(trainer),
+            correction=_label_pictures(experiment, trainer)
+            if trainer.config.trained_loss.of_distributions
+            else None,
         )
         pictures[loss] = _panels(experiment, trainer)
     limits = scale_limits([panel for panels in pictures.values() for panel in panels])

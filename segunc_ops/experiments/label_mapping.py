@@ -125,6 +125,34 @@ def _reduce_zero_label(ignore_index: int) -> LabelMapping:
     return LabelMapping(((0, ignore_index), *pairs), name="reduce-zero-label")
 
 
+def one_class_mapping(mapping: LabelMapping, index: int, ignore_index: int) -> LabelMapping:
+    """1 for what a mapping makes a class of, 0 for all other labels but the ignored ones.
+
+    Args:
+        mapping: to all classes.
+        index: of the class.
+        ignore_index: the class of what counts for nothing.
+
+    Raises:
+        ValueError: no label is of that class, or 0 or 1 is the ignored index.
+    """
+    if ignore_index in (0, 1):
+        raise ValueError(f"makes classes 0 and 1, of which {ignore_index} is ignored")
+
+    def mapped(found: int) -> int:
+        return found if found == ignore_index else int(found == index)
+
+    if not mapping:
+        return LabelMapping(((index, 1),), 0, 2)
+    pairs = [(label, mapped(found)) for label, found in mapping.pairs]
+    if index not in {found for _, found in mapping.pairs} | {mapping.rest}:
+        raise ValueError(f"no label stands for class {index}, by --map {mapping}")
+    # What is refused otherwise would be the rest, too; presets list more labels than there are.
+    rest = 0 if mapping.rest is None and mapping.name is not None else mapping.rest
+    rest = None if rest is None else mapped(rest)
+    return LabelMapping(tuple(pair for pair in pairs if pair[1] != rest), rest, 2)
+
+
 def parse_mapping(words: Sequence[str], ignore_index: int) -> LabelMapping:
     """The mapping that ``--map`` asks for.
 

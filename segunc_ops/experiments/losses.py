@@ -25,6 +25,7 @@ from ..losses import (
     PixelAdaptiveCrossEntropyLoss,
     UncertaintyAwareCrossEntropyLoss,
 )
+from .uncertain_labels import UncertainLabelsLoss
 
 if TYPE_CHECKING:
     from .class_counts import ClassCounts
@@ -50,6 +51,8 @@ class Parameter:
     choices: tuple[Any, ...] | None = None
     argument: str | None = None
     unset: str = ""
+    of_network: bool = False
+    """Whether it is not the criterion that takes it, but the network."""
 
     @property
     def type(self) -> type:
@@ -82,6 +85,13 @@ BALANCED_BY = Parameter(
     "what is counted of a class; instances are components of the label maps, by --connectivity",
     choices=("pixels", "images", "instances"),
 )
+COVARIANCE = Parameter(
+    "covariance",
+    "diagonal",
+    "of a pixel's logits, if there are more than two classes; cholesky: any",
+    choices=("diagonal", "cholesky"),
+    of_network=True,
+)
 MAX_MARGIN = Parameter("max_margin", 0.5, "margin of the rarest class")
 
 
@@ -104,6 +114,8 @@ class TrainedLoss:
     the criterion is then made of the `counts`, too."""
     min_classes: int = 1
     """How many classes it needs."""
+    of_distributions: bool = False
+    """Whether it takes mean and spread of logits, and which images' labels may be replaced."""
 
     def counted(self, parameters: object) -> Unit | None:
         """What is counted, given the parameters; None if nothing is."""
@@ -229,6 +241,23 @@ LOSSES = {
         ),
         min_classes=2,
     ),
+    "label-uncertainty": TrainedLoss(
+        "label uncertainty",
+        "label uncertainty",
+        UncertainLabelsLoss,
+        parameters=(
+            Parameter(
+                "flip_threshold",
+                1.0,
+                "variance of a pixel's logit from which on its label is replaced",
+                argument="threshold",
+            ),
+            Parameter("num_draws", 16, "of the logits, of more than two classes", minimum=1),
+            COVARIANCE,
+        ),
+        min_classes=2,
+        of_distributions=True,
+    ),
 }
 
 DEMO = ("ce", "uce", "iu", "pat", "focal", "ldam", "dice")
@@ -272,7 +301,7 @@ def build_loss(
     own = {
         each.argument or each.name: getattr(parameters, each.name)
         for each in loss.parameters
-        if each is not loss.needs
+        if each is not loss.needs and not each.of_network
     }
     unit = loss.counted(parameters)
     if unit is not None:

@@ -93,7 +93,7 @@ def _compute(
     record: MaskRecord,
     device: torch.device,
 ) -> NDArray[np.float32]:
-    images, target, _ = collate([sample])
+    images, target, *_ = collate([sample])
     statistics = ensemble_statistics(
         members, normalize(images, device, channels_last=False), size=target.shape[1:]
     )

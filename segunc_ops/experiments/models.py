@@ -1,4 +1,7 @@
-"""A small encoder-decoder with dropout after each residual stage, or in the decoder alone."""
+"""A small encoder-decoder with dropout after each residual stage, or in the decoder alone.
+
+Its logits may have a mean and a spread: label uncertainty (Neven et al.).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..heads import Covariance, GaussianHead, GaussianLogits
 
 DropoutPlace = Literal["encoder", "decoder"]
 """After each residual stage, as in U-CE; or in the decoder, after its first fusion."""
@@ -81,10 +86,28 @@ class Decoder(nn.Module):
         self.lateral = nn.ModuleList(_conv(inputs, width, 1) for inputs in widths)
         self.fuse = nn.ModuleList(_conv(width, width) for _ in widths[:2])
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Conv2d(width, num_classes, 1)
+        self.head: nn.Conv2d | GaussianHead = nn.Conv2d(width, num_classes, 1)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Feature maps to (N, num_classes, H / 4, W / 4) logits."""
+    def spread_logits(self, covariance: Covariance) -> None:
+        """Puts a head of mean and spread in the place of the plain one, with its predictions."""
+        plain = self.head
+        assert isinstance(plain, nn.Conv2d)
+        assert plain.bias is not None
+        num_classes = plain.out_channels
+        one = num_classes == 2
+        head = GaussianHead(plain.in_channels, 1 if one else num_classes, covariance=covariance)
+        mean, weight, bias = head.mean, plain.weight.detach(), plain.bias.detach()
+        assert mean.bias is not None
+        with torch.no_grad():
+            # The logit of the second class is that by which it exceeds the first one's.
+            mean.weight.copy_(weight[1:] - weight[:1] if one else weight)
+            mean.bias.copy_(bias[1:] - bias[:1] if one else bias)
+        self.head = head
+
+    def forward(
+        self, maps: Sequence[Tensor], distribution: bool = False
+    ) -> Tensor | GaussianLogits:
+        """Feature maps to (N, num_classes, H / 4, W / 4) logits, or mean and spread of these."""
         features = self.lateral[3](maps[3]) + self.lateral[2](maps[2])
         for stage in (1, 0):
             features = F.interpolate(features, size=maps[stage].shape[2:], mode="bilinear")
@@ -92,8 +115,18 @@ class Decoder(nn.Module):
             features = F.relu(self.fuse[stage](features), inplace=True)
             if stage == 1:  # at stride 4 random numbers would take as long as the convolutions
                 features = self.dropout(features)
+        if distribution:
+            gaussian: GaussianLogits = self.head(features)
+            return gaussian
+        if isinstance(self.head, GaussianHead):
+            return class_logits(self.head.mean(features))
         logits: Tensor = self.head(features)
         return logits
+
+
+def class_logits(mean: Tensor) -> Tensor:
+    """Logits of both classes of a binary one: (N, 1, H, W) to (N, 2, H, W); of more as they are."""
+    return mean if mean.shape[1] > 1 else torch.cat([torch.zeros_like(mean), mean], 1)
 
 
 class EncoderDecoder(nn.Module):
@@ -106,6 +139,8 @@ class EncoderDecoder(nn.Module):
         dropout_at: ``"encoder"``: after each stage. ``"decoder"``: after its first fusion, at
             stride 8, so that all samples of an image have one pass of the encoder in common. The
             weights are the same.
+        covariance: that of a :class:`segunc_ops.GaussianHead`, whose mean are the logits; of two
+            classes it has one logit. Weights start where they do without. None: a plain head.
 
     Raises:
         ValueError: for another number of stages or place of the dropout.
@@ -118,6 +153,7 @@ class EncoderDecoder(nn.Module):
         widths: Sequence[int] = (32, 48, 96, 128),
         dropout: float = 0.2,
         dropout_at: DropoutPlace = "encoder",
+        covariance: Covariance | None = None,
     ) -> None:
         super().__init__()
         if len(widths) != 4:
@@ -134,6 +170,8 @@ class EncoderDecoder(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if covariance is not None:
+            self.decoder.spread_logits(covariance)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to logits (N, C, H / 4, W / 4), sizes rounded up.
@@ -141,6 +179,14 @@ class EncoderDecoder(nn.Module):
         Losses, statistics and metrics interpolate them to the size of the images.
         """
         logits: Tensor = self.decoder(self.encoder(images))
+        return logits
+
+    def distribution(self, images: Tensor) -> GaussianLogits:
+        """Images (N, 3, H, W) to mean and spread of their logits, of a quarter of the size.
+
+        Only with a `covariance`. Of two classes the mean is (N, 1, H / 4, W / 4).
+        """
+        logits: GaussianLogits = self.decoder(self.encoder(images), distribution=True)
         return logits
 
     def parameter_groups(

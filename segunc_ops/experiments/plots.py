@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -43,6 +43,9 @@ _STREET_COLOURS = {
 _IGNORED = "#9b9b9b"
 _RIGHT = "#f7f7f5"
 _WRONG = "#c0392b"
+_CORRECTED = "#2e8b57"
+_REPLACED = "#5b6fb0"
+_CELL, _BAR = 2.6, 0.62
 
 
 class Panel(NamedTuple):
@@ -62,6 +65,23 @@ class Panel(NamedTuple):
     """(H, W), mean of the predictive entropy over each component, in nats."""
     weight: NDArray[np.floating] | None = None
     """(H, W), what the training by PAT weights the pixel's loss by; NaN where ignored."""
+
+
+class LabelPanel(NamedTuple):
+    """One row of a plot of labels that a network has replaced."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3)."""
+    label: NDArray[np.integer]
+    """(H, W), what it is trained on."""
+    exact: NDArray[np.integer] | None
+    """(H, W), what is right, if that is known."""
+    replaced: NDArray[np.integer]
+    """(H, W), what it takes the labels for."""
+    deviation: NDArray[np.floating]
+    """(H, W), standard deviation of the logits, the largest of the classes."""
+    prediction: NDArray[np.integer]
+    """(H, W)."""
 
 
 class Limits(NamedTuple):
@@ -213,37 +233,16 @@ def plot_panels(
     """
     colours = class_colours(class_names)
     limits = limits or scale_limits(panels)
-    height, width = panels[0].label.shape
-    cell, bar = 2.6, 0.62
     weights = [panel.weight for panel in panels if panel.weight is not None]
     headings = (*_HEADINGS, _WEIGHT_HEADING) if weights else _HEADINGS
-    row_height = cell * height / width
-    legend_columns = min(len(class_names) + 1, 12)
-    legend_rows = -(-(len(class_names) + 1) // legend_columns)
-    top, bottom = 0.62, 0.12 + 0.27 * legend_rows
     # Maps of numbers are followed by the bar of their scale.
-    widths = [cell, cell, cell, cell, cell, bar, cell, cell, bar]
-    widths += [cell, bar] if weights else []
+    widths = [_CELL, _CELL, _CELL, _CELL, _CELL, _BAR, _CELL, _CELL, _BAR]
+    widths += [_CELL, _BAR] if weights else []
     weight_scale = _weight_scale(weights) if weights else None
-    total = (sum(widths), top + bottom + len(panels) * row_height)
-    figure = Figure(figsize=total)
-    grid = figure.subplots(
-        len(panels),
-        len(widths),
-        squeeze=False,
-        gridspec_kw={
-            "left": 0.004,
-            "right": 0.996,
-            "top": 1 - top / total[1],
-            "bottom": bottom / total[1],
-            "wspace": 0.02,
-            "hspace": 0.035,
-            "width_ratios": widths,
-        },
-    )
-    places = [place for place, size in enumerate(widths) if size == cell]
+    figure, grid = _rows_of_maps(len(panels), panels[0].label.shape, widths, len(class_names) + 1)
     for row, panel in zip(grid, panels, strict=True):
-        image, label, prediction, wrong, uncertainty, components, instance = row[places[:7]]
+        maps = [axes for axes, size in zip(row, widths, strict=True) if size == _CELL]
+        image, label, prediction, wrong, uncertainty, components, instance = maps[:7]
         image.imshow(panel.image)
         _show_classes(label, panel.label, colours, ignore_index)
         _show_classes(prediction, panel.prediction, colours, ignore_index)
@@ -267,28 +266,76 @@ def plot_panels(
             ),
         ]
         if panel.weight is not None and weight_scale is not None:
-            heat.append(_show_weights(row[places[7]], panel.weight, weight_scale))
+            heat.append(_show_weights(maps[7], panel.weight, weight_scale))
         _show_components(components, panel.components)
-        for axes in row:
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-        bars = [axes for axes, size in zip(row, widths, strict=True) if size == bar]
-        for axes, shown in zip(bars, heat, strict=True):
-            box = axes.inset_axes((0.04, 0.02, 0.22, 0.96))
-            figure.colorbar(shown, cax=box).ax.tick_params(labelsize=7)
+        _show_scales(figure, row, widths, heat)
+    _name_columns(grid, widths, headings)
+    _caption(figure, title, [*class_names, "ignored"], [*colours, _IGNORED])
+    save(figure, path)
+
+
+def _legend_columns(entries: int) -> int:
+    return min(entries, 12)
+
+
+def _rows_of_maps(
+    rows: int, shape: Sequence[int], widths: Sequence[float], entries: int
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure of maps and scales, and its axes, row by row; below, room for a legend."""
+    height, width = shape
+    legend_rows = -(-entries // _legend_columns(entries))
+    top, bottom = 0.62, 0.12 + 0.27 * legend_rows
+    total = (sum(widths), top + bottom + rows * _CELL * height / width)
+    figure = Figure(figsize=total)
+    grid = figure.subplots(
+        rows,
+        len(widths),
+        squeeze=False,
+        gridspec_kw={
+            "left": 0.004,
+            "right": 0.996,
+            "top": 1 - top / total[1],
+            "bottom": bottom / total[1],
+            "wspace": 0.02,
+            "hspace": 0.035,
+            "width_ratios": widths,
+        },
+    )
+    for axes in grid.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    return figure, grid
+
+
+def _show_scales(
+    figure: Figure, row: Sequence[Axes], widths: Sequence[float], heat: Sequence[AxesImage]
+) -> None:
+    """The bars of maps of numbers."""
+    bars = [axes for axes, size in zip(row, widths, strict=True) if size == _BAR]
+    for axes, shown in zip(bars, heat, strict=True):
+        box = axes.inset_axes((0.04, 0.02, 0.22, 0.96))
+        figure.colorbar(shown, cax=box).ax.tick_params(labelsize=7)
+
+
+def _name_columns(grid: NDArray[Any], widths: Sequence[float], headings: Sequence[str]) -> None:
+    places = [place for place, size in enumerate(widths) if size == _CELL]
     for place, column in zip(places, headings, strict=True):
         grid[0, place].set_title(column, fontsize=11, pad=4)
-    heading = figure.suptitle("", x=0.004, y=1 - 0.08 / total[1], ha="left", va="top", fontsize=12)
+
+
+def _caption(figure: Figure, title: str, names: Sequence[str], colours: Sequence[str]) -> None:
+    """Heading and legend."""
+    top = 1 - 0.08 / figure.get_figheight()
+    heading = figure.suptitle("", x=0.004, y=top, ha="left", va="top", fontsize=12)
     _as_written(heading, title)
-    names = [*class_names, "ignored"]
     legend = figure.legend(
-        handles=[Patch(facecolor=colour) for colour in (*colours, _IGNORED)],
+        handles=[Patch(facecolor=colour) for colour in colours],
         # Matplotlib would leave out a name that begins with an underscore.
         labels=[str(index) for index in range(len(names))],
         loc="lower left",
         bbox_to_anchor=(0.0, 0.0),
-        ncols=legend_columns,
+        ncols=_legend_columns(len(names)),
         frameon=False,
         fontsize=9,
         handlelength=1.1,
@@ -296,6 +343,59 @@ def plot_panels(
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
         _as_written(text, name)
+
+
+def plot_label_panels(
+    panels: Sequence[LabelPanel],
+    class_names: Sequence[str],
+    path: Path,
+    *,
+    ignore_index: int,
+    title: str = "",
+) -> None:
+    """Writes rows of image, labels, learned deviation, replaced labels and prediction.
+
+    Replaced labels are green where that made them right and red where it made them wrong; of
+    labels that nobody knows better blue.
+
+    Args:
+        panels: one row each.
+        class_names: for the legend.
+        path: PNG to write.
+        ignore_index: label of the pixels that are drawn grey.
+        title: heading.
+    """
+    known = any(panel.exact is not None for panel in panels)
+    classes = class_colours(class_names)
+    headings = ["image", "label"]
+    headings += ["exact label"] if known else []
+    headings += ["standard deviation (logits)", "replaced labels", "prediction"]
+    widths = [_CELL] * (len(headings) - 2) + [_BAR, _CELL, _CELL]
+    changes = {"label replaced": _REPLACED}
+    if known:
+        changes = {"label corrected": _CORRECTED, "label made wrong": _WRONG}
+    names = [*class_names, "ignored", *changes]
+    colours = [*classes, _IGNORED, *changes.values()]
+    figure, grid = _rows_of_maps(len(panels), panels[0].label.shape, widths, len(names))
+    top = max(float(np.percentile(panel.deviation, 99.5)) for panel in panels)
+    kinds = ListedColormap([_RIGHT, _CORRECTED, _WRONG, _REPLACED, _IGNORED])
+    for row, panel in zip(grid, panels, strict=True):
+        maps = iter([axes for axes, size in zip(row, widths, strict=True) if size == _CELL])
+        next(maps).imshow(panel.image)
+        _show_classes(next(maps), panel.label, classes, ignore_index)
+        if panel.exact is not None:
+            _show_classes(next(maps), panel.exact, classes, ignore_index)
+        heat = next(maps).imshow(panel.deviation, cmap="magma", vmin=0, vmax=top)
+        change = np.where(panel.replaced != panel.label, 3, 0)
+        if panel.exact is not None:
+            right = np.where(panel.replaced == panel.exact, 1, 2)
+            change = np.where(change > 0, right, 0)
+        change = np.where(panel.label == ignore_index, 4, change)
+        next(maps).imshow(change, cmap=kinds, vmin=0, vmax=4, interpolation="nearest")
+        _show_classes(next(maps), panel.prediction, classes, ignore_index)
+        _show_scales(figure, row, widths, [heat])
+    _name_columns(grid, widths, headings)
+    _caption(figure, title, names, colours)
     save(figure, path)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from .. import build_info
 from .evaluation import Evaluation
+from .label_correction import LabelCorrection
 from .losses import loss_title
 from .output_files import whole_file
 from .timing import LossTime
@@ -29,6 +30,7 @@ class LossResult:
     history: History
     evaluation: Evaluation
     time: LossTime
+    correction: LabelCorrection | None = None
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -125,6 +127,35 @@ def _about_counts(results: Mapping[str, LossResult]) -> str:
     return "".join(notes)
 
 
+def _about_boxes(results: Mapping[str, LossResult]) -> str:
+    """Which labels were trained on, where they are no exact ones."""
+    exact = next(iter(results.values())).config.exact
+    if exact is None:
+        return ""
+    return (
+        "Trained on bounding boxes of the labels' components, but on exact labels of "
+        f"{100 * exact:g} % of the images; evaluated on exact labels. "
+    )
+
+
+def _label_table(results: Mapping[str, LossResult]) -> list[str]:
+    """How right boxes are, and what networks have made of them."""
+    rows: list[list[str]] = []
+    for name, result in results.items():
+        found = result.correction
+        if found is None:
+            continue
+        images = number_of(found.num_images, "training image")
+        rows = [
+            [f"labels of {images} with boxes", "boxes", f"replaced by {loss_title(name)}"],
+            ["mIoU, %", _percent(found.label_miou), _percent(found.replaced_miou)],
+            ["wrong pixels, %", _percent(found.wrong), "-"],
+            ["of the wrong ones corrected, %", "-", _percent(found.corrected)],
+            ["of the right ones made wrong, %", "-", _percent(found.made_wrong)],
+        ]
+    return markdown(rows) if rows else []
+
+
 def _about_runs(results: Mapping[str, LossResult]) -> str:
     """What else a reader should know of how the networks were trained."""
     notes = []
@@ -211,11 +242,13 @@ def format_table(results: Mapping[str, LossResult], class_shares: Sequence[float
         "dropout samples over "
         f"{first.evaluation.num_pixels:,} labelled pixels; uncertainty: standard deviation of the "
         f"predicted class's probability, by true class; PAvPU by its mean over training images. "
-        f"{_about_members(results)}{_about_counts(results)}{_about_runs(results)}"
+        f"{_about_boxes(results)}{_about_members(results)}{_about_counts(results)}{_about_runs(results)}"
         f"{device_name(config.device)}, torch {torch.__version__}, kernels: {kernels}; "
         "times are medians."
     )
-    blocks = [markdown(per_class), markdown(summary), markdown(timing), [note]]
+    labels = _label_table(results)
+    blocks = [markdown(per_class), markdown(summary), *([labels] if labels else [])]
+    blocks += [markdown(timing), [note]]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
@@ -261,6 +294,7 @@ def write_tables(
                 "evaluation": result.evaluation.to_dict(),
                 "time": asdict(result.time),
                 "history": asdict(result.history),
+                **({} if result.correction is None else {"labels": asdict(result.correction)}),
             }
             for name, result in results.items()
         },

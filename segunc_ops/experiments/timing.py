@@ -6,12 +6,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import backend
 from ..functional import PredictiveStatistics, predictive_statistics
+from ..heads import GaussianLogits
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def _median_pair(
 
 
 def time_loss(
-    loss: Callable[[Tensor, Tensor, PredictiveStatistics | None], Tensor],
-    logits: Tensor,
+    loss: Callable[[Any, Tensor, PredictiveStatistics | None], Tensor],
+    logits: Tensor | GaussianLogits,
     target: Tensor,
     sampled: PredictiveStatistics | None,
     *,
@@ -63,30 +65,34 @@ def time_loss(
 
     Args:
         loss: maps logits, target and statistics to a scalar.
-        logits: (N, C, h, w), as the model gives them.
+        logits: (N, C, h, w), as the model gives them, or their mean and spread.
         target: (N, H, W), to whose size the loss interpolates.
         sampled: statistics for a loss that needs them; their own computation from `num_samples`
             logits is then timed too.
         num_samples: S.
         repeats: timed repetitions; one more warms up.
     """
-    leaf = logits.detach().requires_grad_()
+    distribution = isinstance(logits, GaussianLogits)
+    parts = [*logits] if isinstance(logits, GaussianLogits) else [logits]
+    leaves = [part.detach().requires_grad_() for part in parts]
 
     def step() -> None:
-        leaf.grad = None
-        loss(leaf, target, sampled).backward()
+        for leaf in leaves:
+            leaf.grad = None
+        loss(GaussianLogits(*leaves) if distribution else leaves[0], target, sampled).backward()
 
-    native, reference = _median_pair(step, leaf.device, repeats)
+    mean = leaves[0].detach()
+    native, reference = _median_pair(step, mean.device, repeats)
     native_statistics = reference_statistics = None
     if sampled is not None:
-        samples = [torch.randn_like(logits).add_(logits.detach()) for _ in range(num_samples)]
+        samples = [torch.randn_like(mean).add_(mean) for _ in range(num_samples)]
         native_statistics, reference_statistics = _median_pair(
             lambda: predictive_statistics(samples, size=target.shape[1:]),
-            leaf.device,
+            mean.device,
             max(3, repeats // 3),
         )
     return LossTime(
-        shape=tuple(logits.shape),
+        shape=tuple(mean.shape),
         size=tuple(target.shape[1:]),
         step=native,
         reference_step=reference,

@@ -6,7 +6,8 @@ dropout samples whose standard deviation weights the loss. AdamW in place of SGD
 not depend on a loss's scale, and learns rare classes in fewer of them. For instance-wise
 uncertainty (Almeida et al.) M members train together on the same batches, each weighted by the
 entropy of them all, its mean over each component; or a single network, weighted by the masks of an
-ensemble trained before.
+ensemble trained before. For label uncertainty (Neven et al.) the network gives mean and spread of
+its logits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import io
 import math
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..functional import PredictiveStatistics
+from ..heads import GaussianLogits
 from ..losses.instance_uncertainty import instance_uncertainty
 from ..metrics import MeanIoU
 from ..sampling import PredictiveAccumulator, sample_statistics
@@ -39,6 +41,7 @@ from .interruption import Interrupted, deferred_interrupt
 from .losses import (
     COMPONENT_PARAMETERS,
     CONNECTIVITY,
+    COVARIANCE,
     LOSSES,
     LossParameters,
     Parameter,
@@ -47,7 +50,7 @@ from .losses import (
     build_loss,
 )
 from .mask_files import MaskedDataset
-from .models import DropoutPlace, EncoderDecoder
+from .models import DropoutPlace, EncoderDecoder, class_logits
 from .optimizers import OPTIMIZERS
 from .output_files import whole_file
 from .wording import number_of, number_of_classes
@@ -70,6 +73,8 @@ _MEMORY = 0.8
 _BEFORE = {"optimizer": "sgd", "dropout_at": "encoder"}
 _STATE = {"config", "num_classes", "step", "members", "ranks", "history"}
 _CONFIG = {"steps", "dropout"}
+Logits = Tensor | GaussianLogits
+"""What a loss takes."""
 _NO_CHECKPOINT = "not a checkpoint of `segunc train` or `segunc demo`, or damaged"
 
 
@@ -92,7 +97,9 @@ class TrainingConfig(LossParameters):
     ``dropout_at`` is that of :class:`EncoderDecoder`. ``samples`` is S of losses weighted by
     samples; of those weighted by members, ``members`` train together; unless ``masks``, the
     fingerprint of a :class:`MaskedDataset`, says that the uncertainty comes with the images.
-    ``counts`` are what losses are made of that need some, such as balanced softmax.
+    ``counts`` are what losses are made of that need some, such as balanced softmax. ``exact`` is
+    for the record: the share of the images that keep their labels, if the dataset gives the others
+    boxes.
     """
 
     loss: str
@@ -110,6 +117,7 @@ class TrainingConfig(LossParameters):
     members: int = 3
     masks: str | None = None
     counts: ClassCounts | None = None
+    exact: float | None = None
     seed: int = 0
     device: str = "cpu"
     amp: str | None = None
@@ -217,10 +225,27 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
         torch.save(state, file)
 
 
+def build_network(num_classes: int, config: Mapping[str, Any]) -> EncoderDecoder:
+    """The network that a configuration trains, or has trained.
+
+    Args:
+        num_classes: C.
+        config: a :class:`TrainingConfig` as a dictionary, as checkpoints hold it.
+    """
+    config = _BEFORE | dict(config)
+    spread = LOSSES[config["loss"]].of_distributions if config["loss"] in LOSSES else False
+    return EncoderDecoder(
+        num_classes,
+        dropout=config["dropout"],
+        dropout_at=config["dropout_at"],
+        covariance=config[COVARIANCE.name] if spread else None,
+    )
+
+
 def checkpoint_bytes(config: TrainingConfig, num_classes: int) -> int:
     """About how many bytes the checkpoint of a training takes."""
     with torch.device("meta"):
-        model = EncoderDecoder(num_classes)
+        model = build_network(num_classes, asdict(config))
     state = sum(tensor.nbytes for tensor in model.state_dict().values())
     kept = sum(parameter.nbytes for parameter in model.parameters())
     kept *= OPTIMIZERS[config.optimizer].moments
@@ -343,10 +368,7 @@ def load_members(path: Path, *, finished: bool = False) -> list[EncoderDecoder]:
         )
     models = []
     for weights in state["members"]:
-        config = _BEFORE | state["config"]
-        model = EncoderDecoder(
-            state["num_classes"], dropout=config["dropout"], dropout_at=config["dropout_at"]
-        )
+        model = build_network(state["num_classes"], state["config"])
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -452,9 +474,7 @@ class Trainer:
     def _build_model(self, number: int) -> EncoderDecoder:
         config = self.config
         torch.manual_seed(_member_seed(config.seed, number))
-        model = EncoderDecoder(
-            self.num_classes, dropout=config.dropout, dropout_at=config.dropout_at
-        )
+        model = build_network(self.num_classes, asdict(config))
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         if config.compile:
@@ -465,16 +485,17 @@ class Trainer:
 
     def inputs(self, batch: Batch) -> Batch:
         """A batch on the device, images standardised."""
-        images, target, mask = batch
-        return Batch(
-            normalize(images, self.device, self.config.channels_last),
-            target.to(self.device, non_blocking=True),
-            None if mask is None else mask.to(self.device, non_blocking=True),
+        images, *others = batch
+        target, mask, bootstrap = (
+            None if each is None else each.to(self.device, non_blocking=True) for each in others
         )
+        assert target is not None
+        images = normalize(images, self.device, self.config.channels_last)
+        return Batch(images, target, mask, bootstrap)
 
     def forward(
         self, images: Tensor, *, alone: bool = False
-    ) -> tuple[list[Tensor], PredictiveStatistics | None]:
+    ) -> tuple[list[Logits], PredictiveStatistics | None]:
         """Logits with gradient of each network here and, where the loss needs them, statistics.
 
         These, at the size of the images, are of S samples for U-CE, of all members, those of other
@@ -490,6 +511,8 @@ class Trainer:
             return [self.model.decoder(maps)], statistics
         if by_samples:
             statistics = sample_statistics(self.model, images, samples, size=size)
+        if self.config.trained_loss.of_distributions:
+            return [model.distribution(images) for model in self.models], None
         logits: list[Tensor] = [model(images) for model in self.models]
         if self.config.num_models > 1:
             accumulator = PredictiveAccumulator()
@@ -498,16 +521,20 @@ class Trainer:
             if self.num_ranks > 1 and not alone:
                 accumulator.all_reduce()
             statistics = accumulator.compute()
-        return logits, statistics
+        return [*logits], statistics
 
     def loss(
         self,
-        logits: Tensor,
+        logits: Logits,
         target: Tensor,
         statistics: PredictiveStatistics | None,
         mask: Tensor | None = None,
+        bootstrap: Tensor | None = None,
     ) -> Tensor:
         """The criterion's scalar; a mask of instance uncertainty goes before statistics."""
+        if self.config.trained_loss.of_distributions:
+            of_distribution: Tensor = self.criterion(logits, target, bootstrap)
+            return of_distribution
         if self.config.trained_loss.weighted_by == "members" and mask is not None:
             loss: Tensor = self.criterion(logits, target, instance_uncertainty=mask)
         elif statistics is not None:
@@ -545,21 +572,24 @@ class Trainer:
         decay = polynomial_decay(self.step, self.config.steps)
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * decay
-        images, target, mask = self.inputs(batch)
+        images, target, mask, bootstrap = self.inputs(batch)
         with self.config.autocast():
             logits, statistics = self.forward(images)
             if self.config.num_models > 1:
                 assert statistics is not None
                 mask = self._ensemble_mask(statistics, target)
             # No two share a parameter: the sum gives each network the gradient of its own loss.
-            losses = [self.loss(each, target, statistics, mask) for each in logits]
+            losses = [self.loss(each, target, statistics, mask, bootstrap) for each in logits]
             loss = torch.stack(losses).sum()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        return loss.detach() / self.config.num_models, logits[0].detach(), target
+        first = logits[0]
+        if isinstance(first, GaussianLogits):
+            first = class_logits(first.mean)
+        return loss.detach() / self.config.num_models, first.detach(), target
 
     def fit(self, *, progress: bool = True) -> History:
         """Trains to the last step.
