@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -33,6 +33,7 @@ from .experiments.losses import (
     ENSEMBLE_LOSSES,
     LOSSES,
     MAX_MARGIN,
+    UNCERTAIN_LABELS,
     Parameter,
 )
 from .experiments.models import DropoutPlace
@@ -64,6 +65,11 @@ _SIGNALLED = 128
 _DEMO_SIZE = (240, 360)
 _DEMO_TRAIN_SCENES = 240
 _DEMO_VAL_SCENES = 40
+# Boxes have an experiment of their own: of cars, against the plain loss, of half the steps.
+_DEMO_BOXES = "boxes"
+_DEMO_BOXED_CLASS = "car"
+_DEMO_EXACT = 0.2
+_DEMO_PLAIN = "ce"
 # Of those trained on: their mean uncertainty is known well enough from as many.
 _DEMO_REFERENCE_SCENES = 16
 
@@ -922,13 +928,15 @@ def _config(
     )
 
 
-def _checkpoints(arguments: argparse.Namespace) -> dict[str, dict[str, Any]] | None:
+def _checkpoints(
+    arguments: argparse.Namespace, losses: Sequence[str]
+) -> dict[str, dict[str, Any]] | None:
     """What --resume goes on from."""
     from .experiments.experiment import read_checkpoints
 
     if not arguments.resume:
         return None
-    return read_checkpoints(_run_folder(arguments), list(dict.fromkeys(arguments.loss)))
+    return read_checkpoints(_run_folder(arguments), losses)
 
 
 def _demo_scenes(seed: int, train: int) -> tuple[SceneDataset, SceneDataset]:
@@ -941,7 +949,55 @@ def _demo_scenes(seed: int, train: int) -> tuple[SceneDataset, SceneDataset]:
     )
 
 
-def _demo(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
+def _demo_boxes(
+    arguments: argparse.Namespace,
+    train: SceneDataset,
+    validation: SceneDataset,
+    reference: SceneDataset,
+) -> Experiment:
+    """The demo's experiment on boxes: half as many steps, of two classes."""
+    from .experiments.boxed import BoxedDataset
+    from .experiments.experiment import Experiment, read_checkpoints, recorded_steps
+
+    folder = _run_folder(arguments) / _DEMO_BOXES
+    losses = _demo_box_losses(arguments)
+    checkpoints = read_checkpoints(folder, losses) if arguments.resume else None
+    config = _config(arguments, num_images=len(train), checkpoints=None)
+    steps = max(1, config.steps // 2)
+    if checkpoints and arguments.steps is None and arguments.epochs is None:
+        steps = recorded_steps(folder, checkpoints) or steps
+    return Experiment(
+        config=replace(
+            config,
+            steps=steps,
+            validate_every=math.ceil(steps / arguments.validations),
+            exact=_DEMO_EXACT,
+        ),
+        losses=losses,
+        train=BoxedDataset(
+            train.of_class(_DEMO_BOXED_CLASS), _DEMO_EXACT, seed=arguments.seed, background=[0]
+        ),
+        validation=validation.of_class(_DEMO_BOXED_CLASS),
+        folder=folder,
+        eval_samples=arguments.samples,
+        resume=arguments.resume,
+        checkpoints=checkpoints,
+        reference=reference.of_class(_DEMO_BOXED_CLASS),
+    )
+
+
+def _demo_losses(arguments: argparse.Namespace) -> list[str]:
+    """Those that the demo compares on exact labels."""
+    return [loss for loss in dict.fromkeys(arguments.loss) if loss not in UNCERTAIN_LABELS]
+
+
+def _demo_box_losses(arguments: argparse.Namespace) -> list[str]:
+    """Those that it compares on boxes: the plain one, and those that doubt their labels."""
+    doubting = [loss for loss in UNCERTAIN_LABELS if loss in arguments.loss]
+    return [_DEMO_PLAIN, *doubting] if doubting else []
+
+
+def _demo(arguments: argparse.Namespace, ranks: Ranks) -> list[Experiment]:
     from tqdm.auto import tqdm
 
     from .experiments.experiment import Experiment
@@ -958,18 +1014,25 @@ def _demo(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
             for index in range(len(dataset)):
                 dataset[index]
                 bar.update()
-    checkpoints = _checkpoints(arguments)
-    return Experiment(
-        config=_config(arguments, num_images=len(train), checkpoints=checkpoints),
-        losses=list(dict.fromkeys(arguments.loss)),
-        train=train,
-        validation=validation,
-        folder=_run_folder(arguments),
-        eval_samples=arguments.samples,
-        resume=arguments.resume,
-        checkpoints=checkpoints,
-        reference=reference,
-    )
+    experiments = []
+    if losses := _demo_losses(arguments):
+        checkpoints = _checkpoints(arguments, losses)
+        experiments.append(
+            Experiment(
+                config=_config(arguments, num_images=len(train), checkpoints=checkpoints),
+                losses=losses,
+                train=train,
+                validation=validation,
+                folder=_run_folder(arguments),
+                eval_samples=arguments.samples,
+                resume=arguments.resume,
+                checkpoints=checkpoints,
+                reference=reference,
+            )
+        )
+    if _demo_box_losses(arguments):
+        experiments.append(_demo_boxes(arguments, train, validation, reference))
+    return experiments
 
 
 def _mapping(arguments: argparse.Namespace) -> LabelMapping | None:
@@ -1214,7 +1277,7 @@ def _check_given_counts(
         _note(f"{arguments.counts} was counted in other label maps than those of the training")
 
 
-def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
+def _train(arguments: argparse.Namespace, ranks: Ranks) -> list[Experiment]:
     from .experiments.experiment import Experiment
 
     error = arguments.parser.error
@@ -1261,7 +1324,8 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
             error("argument --masks: not with --exact: they are of exact labels")
         train = masked = _masked_dataset(arguments, splits[0], ranks)
         masks = masked.fingerprint
-    checkpoints = _checkpoints(arguments)
+    losses = list(dict.fromkeys(arguments.loss))
+    checkpoints = _checkpoints(arguments, losses)
     experiment = Experiment(
         config=_config(
             arguments,
@@ -1270,7 +1334,7 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
             masks=masks,
             counts=counts,
         ),
-        losses=list(dict.fromkeys(arguments.loss)),
+        losses=losses,
         train=train,
         validation=splits[1],
         folder=_run_folder(arguments),
@@ -1284,7 +1348,7 @@ def _train(arguments: argparse.Namespace, ranks: Ranks) -> Experiment:
             f"argument --name: {experiment.checkpoint(existing[0])} exists; pass --resume to "
             "continue it, --overwrite to start again, or another --name"
         )
-    return experiment
+    return [experiment]
 
 
 def _check_ranks(arguments: argparse.Namespace, ranks: Ranks) -> None:
@@ -1304,6 +1368,13 @@ def _check_ranks(arguments: argparse.Namespace, ranks: Ranks) -> None:
             f"argument --members: expected one for each of {ranks.size} ranks, got "
             f"{arguments.members}"
         )
+
+
+def _say_written(experiment: Experiment, seconds: float) -> None:
+    pictures = sorted(path.name for path in experiment.folder.glob("*.png"))
+    checkpoints = [experiment.checkpoint(loss).name for loss in experiment.losses]
+    files = ", ".join(["table.md", "table.json", *pictures, *checkpoints])
+    _say(f"Written to {experiment.folder}: {files} ({seconds:.0f} s).")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -1326,14 +1397,23 @@ def _run(arguments: argparse.Namespace) -> int:
         _check_ranks(arguments, ranks)
         device = ranks.device(arguments.device)
         arguments.device = str(device)
-        if ranks.first:
-            try_output(_run_folder(arguments), run_files(arguments.loss))
-        experiment = make(arguments, ranks)
-        experiment = with_counts(experiment)
-        for warning in count_warnings(experiment) if ranks.first else ():
-            _note(f"warning: {warning}")
+        folder, losses = _run_folder(arguments), arguments.loss
+        if make is _demo:
+            losses = _demo_losses(arguments)
+            if ranks.first and (on_boxes := _demo_box_losses(arguments)):
+                try_output(folder / _DEMO_BOXES, run_files(on_boxes))
+        if ranks.first and losses:
+            try_output(folder, run_files(losses))
+        experiments = [with_counts(each) for each in make(arguments, ranks)]
+        for experiment in experiments if ranks.first else ():
+            for warning in count_warnings(experiment):
+                _note(f"warning: {warning}")
         with process_group(ranks, device):
-            table = run(experiment)
+            for experiment in experiments:
+                table = run(experiment)
+                if ranks.first:
+                    _say(f"\n{table}")
+                    _say_written(experiment, time.perf_counter() - started)
     except CheckpointError as problem:
         arguments.parser.error(f"argument --resume: {problem}")
     except AbsentClassError as problem:
@@ -1342,13 +1422,6 @@ def _run(arguments: argparse.Namespace) -> int:
         return _fail(f"{problem.finding}; generate more scenes (--scenes)")
     except (CountsError, DivergedError, RankError) as problem:
         return _fail(problem)
-    if not ranks.first:
-        return 0
-    _say(f"\n{table}")
-    pictures = sorted(path.name for path in experiment.folder.glob("*.png"))
-    checkpoints = [experiment.checkpoint(loss).name for loss in experiment.losses]
-    files = ", ".join(["table.md", "table.json", *pictures, *checkpoints])
-    _say(f"Written to {experiment.folder}: {files} ({time.perf_counter() - started:.0f} s).")
     return 0
 
 
@@ -1592,7 +1665,7 @@ def _eval_data(
     arguments: argparse.Namespace, num_classes: int
 ) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """What is evaluated, and the training images that go with it."""
-    from .experiments.datasets import DatasetError
+    from .experiments.datasets import DatasetError, number_classes, one_class_names
     from .experiments.layouts import find_split
     from .experiments.networks import agreed_class_names, trained_labels
     from .experiments.ranks import ALONE
@@ -1601,8 +1674,13 @@ def _eval_data(
     trained = trained_labels(arguments.checkpoint)
     trained_names = agreed_class_names(trained.values())
     if arguments.data is None:
-        _check_scene_classes(arguments, trained_names)
+        found = trained_names or number_classes(num_classes)
+        boxed = found == one_class_names(_DEMO_BOXED_CLASS)
+        if not boxed:
+            _check_scene_classes(arguments, found)
         train, validation = _demo_scenes(arguments.seed, _DEMO_REFERENCE_SCENES)
+        if boxed:
+            return validation.of_class(_DEMO_BOXED_CLASS), train.of_class(_DEMO_BOXED_CLASS)
         return validation, train
     names = arguments.class_names or trained_names
     if names and len(names) != num_classes:

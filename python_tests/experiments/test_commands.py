@@ -124,7 +124,8 @@ def test_command_trains_by_dice(folder, capsys):
 
 def test_demo_compares_losses_for_rare_classes():
     arguments = cli.build_parser().parse_args(["demo"])
-    assert arguments.loss == ["ce", "uce", "iu", "pat", "focal", "ldam", "dice"]
+    losses = ["ce", "uce", "iu", "pat", "focal", "ldam", "dice", "label-uncertainty"]
+    assert arguments.loss == losses
     assert (arguments.optimizer, arguments.dropout_at) == ("adamw", "decoder")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections import deque
@@ -89,11 +90,11 @@ class SceneDataset:
         seed: seed of the series; different seeds share no scene.
         size: height and width in pixels.
         label_noise: whether labels have the misplaced and void borders of human annotation.
-        one_class: name of a class that is labelled 1, all others being 0; None keeps all.
     """
 
     class_names: tuple[str, ...] = scenes.CLASS_NAMES
     ignore_index = scenes.IGNORE_INDEX
+    one_class: str | None = None
 
     def __init__(
         self,
@@ -102,13 +103,9 @@ class SceneDataset:
         seed: int = 0,
         size: Size = (160, 240),
         label_noise: bool = True,
-        one_class: str | None = None,
     ) -> None:
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
-        self.one_class = one_class
-        if one_class is not None:
-            self.class_names = one_class_names(one_class)
         self.seed = seed
         self.size = size
         self.label_noise = label_noise
@@ -121,18 +118,24 @@ class SceneDataset:
         sample = self._samples[index]
         if sample is None:
             index %= len(self)
-            image, label = scenes.generate_scene(
-                self.seed, index, self.size, label_noise=self.label_noise
-            )
-            if self.one_class is not None:
-                own = label == scenes.CLASS_NAMES.index(self.one_class)
-                label = np.where(label == self.ignore_index, label, own.astype(np.uint8))
-            sample = self._samples[index] = Sample(image, label)
-        return sample
+            scene = scenes.generate_scene(self.seed, index, self.size, label_noise=self.label_noise)
+            sample = self._samples[index] = Sample(*scene)
+        if self.one_class is None:
+            return sample
+        own = sample.label == scenes.CLASS_NAMES.index(self.one_class)
+        ignored = sample.label == self.ignore_index
+        return sample._replace(label=np.where(ignored, sample.label, own.astype(np.uint8)))
 
     def label(self, index: int) -> NDArray[np.integer]:
         """The label map (H, W)."""
         return self[index].label
+
+    def of_class(self, name: str) -> SceneDataset:
+        """The same scenes, in which a class is labelled 1 and all others 0."""
+        scenes_of_class = copy.copy(self)
+        scenes_of_class.one_class = name
+        scenes_of_class.class_names = one_class_names(name)
+        return scenes_of_class
 
     def contents(self) -> dict[str, Any]:
         """What the scenes depend on."""

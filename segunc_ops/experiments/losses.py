@@ -260,12 +260,14 @@ LOSSES = {
     ),
 }
 
-DEMO = ("ce", "uce", "iu", "pat", "focal", "ldam", "dice")
+DEMO = ("ce", "uce", "iu", "pat", "focal", "ldam", "dice", "label-uncertainty")
 """What the demo compares unless it is told."""
 DEFAULT = ("ce", "uce")
 """What a training compares unless it is told."""
 ENSEMBLE_LOSSES = tuple(name for name, loss in LOSSES.items() if loss.weighted_by == "members")
 """Those that train members together, or one network by their masks."""
+UNCERTAIN_LABELS = tuple(name for name, loss in LOSSES.items() if loss.of_distributions)
+"""Those that learn which labels are uncertain."""
 COUNTING_LOSSES = tuple(name for name, loss in LOSSES.items() if loss.needs is not None)
 """Those that are made of how often classes occur."""
 

@@ -27,6 +27,7 @@ from .output_files import whole_file
 from .training import History
 
 _STREET_COLOURS = {
+    "other": "#e6e3da",
     "sky": "#8fc1e3",
     "building": "#7a5c58",
     "road": "#77597f",
