@@ -9,6 +9,8 @@
 namespace segunc::cuda::blocks {
 
 constexpr int kThreads = 128;  // tuning
+// Rows of a tile: enough blocks of threads for a GPU from an image of 1024 x 2048, and few sums.
+constexpr int kRows = 4;  // tuning
 
 // A tile's columns in a row of an image.
 struct RowTile {
@@ -52,6 +54,8 @@ struct StoredRows {
   static constexpr int kPixels = V, kColumns = kThreads * V;
   // Classes that are on their way together, here as below.
   static constexpr int kBatch = V > 1 || sizeof(T) == 8 ? 4 : 8;  // tuning
+  // Blocks of threads that the compiler has to leave registers for.
+  static constexpr int kResidentBlocks = sizeof(T) == 8 ? 4 : 8;  // tuning
 
   const T* data;
   int64_t image_stride, class_stride, row_stride, column_stride;
@@ -103,7 +107,8 @@ template <class T>
 struct InterpolatedRows {
   using Number = accumulate_t<T>;
   static constexpr int kPixels = 1, kColumns = kThreads;
-  static constexpr int kBatch = 4;  // tuning
+  static constexpr int kBatch = 4;                                // tuning
+  static constexpr int kResidentBlocks = sizeof(T) == 8 ? 4 : 8;  // tuning
 
   const T* data;
   ClassMap map;
@@ -142,7 +147,8 @@ template <class T>
 struct StagedRows {
   using Number = accumulate_t<T>;
   static constexpr int kPixels = 1, kColumns = kThreads;
-  static constexpr int kBatch = 4;  // tuning
+  static constexpr int kBatch = 4;           // tuning
+  static constexpr int kResidentBlocks = 8;  // tuning
 
   const T* data;
   ClassMap map;

@@ -36,10 +36,10 @@ using namespace blocks;
 //
 // At the bandwidth of memory an H200 issues 27 instructions for an fp32 logit that it reads and 14
 // for a bf16 one, all of its slots used. Of 19 classes sm_90 takes (fp32 / bf16)
-//   12.3 / 13.8  of vectors of planar logits, 64 / 32 KB in flight on a multiprocessor
-//   31.3 / 26.0  of channels_last, most of it on the way through shared memory
-//   19.1 / 21.5  of any other layout
-//   37.7 / 42.3  of interpolated ones, four loads and three blends each: these are the limit there
+//   12.3 / 13.7  of vectors of planar logits, 64 / 32 KB in flight on a multiprocessor
+//   31.0 / 25.8  of channels_last, most of it on the way through shared memory
+//   19.1 / 21.6  of any other layout
+//   37.5 / 42.3  of interpolated ones, four loads and three blends each: these are the limit there
 // Instructions a logit:
 // report: budget blocks_sums_kernel<StoredRows<float, 4>* 14
 // report: budget blocks_sums_kernel<StoredRows<bfloat16, 4>* 15
@@ -47,8 +47,6 @@ using namespace blocks;
 // report: budget blocks_sums_kernel<StagedRows<bfloat16>* 29
 // report: budget blocks_sums_kernel<InterpolatedRows<float>* 41
 
-// Rows of a tile: enough blocks of threads for a GPU from an image of 1024 x 2048, and few sums.
-constexpr int kRows = 4;            // tuning
 constexpr int kVector = 4;          // tuning
 constexpr int kMeansThreads = 128;  // tuning
 constexpr int kMeansWarps = kMeansThreads / int(kWarpSize);
@@ -88,8 +86,8 @@ struct SumsGrid {
 
   // Of the cell at a column, as far as it is in the column's tile. Where a tile starts with a cell,
   // a number is left out.
-  SEGUNC_DEVICE int64_t sum_at(int column) const {
-    return int64_t(cells.at(uint32_t(column))) + column / tile_columns;
+  SEGUNC_DEVICE int sum_at(int column) const {
+    return int(cells.at(uint32_t(column)) + uint32_t(column) / uint32_t(tile_columns));
   }
 };
 
@@ -121,41 +119,42 @@ struct TileSums {
     int16_t start[Columns + 1];  // first columns of the tile's cells, and the end
   };
   Memory& memory;
-  int64_t first;  // sum of the first cell
+  int first;  // sum of the first cell
   int cells;
-  int lanes;  // that share a cell, a power of two
+  int lanes;            // that share a cell, a power of two
+  bool leaves_one_out;  // whether the sum before the first belongs to no cell
 
-  SEGUNC_DEVICE TileSums(Memory& memory, const SumsGrid& grid, int column, int columns)
+  // tile: of those along a row, which starts at a column.
+  SEGUNC_DEVICE TileSums(Memory& memory, const math::Cells& all, int tile, int column, int columns)
       : memory(memory) {
-    const uint32_t first_cell = grid.cells.at(uint32_t(column));
-    first = grid.sum_at(column);
-    cells = int(grid.cells.at(uint32_t(column + columns - 1)) - first_cell) + 1;
+    const auto cell_at = [&](int i) { return int(all.at(uint32_t(column + i))); };
+    const int first_cell = cell_at(0);
+    first = first_cell + tile;
+    leaves_one_out = column > 0 && cell_at(-1) != first_cell;
+    cells = cell_at(columns - 1) - first_cell + 1;
     lanes = int(kWarpSize);
     while (lanes > 1 && cells * lanes > kThreads) lanes /= 2;
+#pragma unroll 1
     for (int i = int(thread()); i < columns; i += kThreads) {
-      const uint32_t cell = grid.cells.at(uint32_t(column + i));
-      if (i == 0 || cell != grid.cells.at(uint32_t(column + i - 1))) {
-        memory.start[cell - first_cell] = int16_t(i);
-      }
+      const int cell = cell_at(i);
+      if (i == 0 || cell != cell_at(i - 1)) memory.start[cell - first_cell] = int16_t(i);
     }
     if (thread() == 0) memory.start[cells] = int16_t(columns);
-  }
-
-  // Whether the number before the first belongs to no cell.
-  SEGUNC_DEVICE bool leaves_one_out(const SumsGrid& grid, int column) const {
-    return column > 0 && grid.sum_at(column - 1) != first - 1;
   }
 
   // Columns are there for the whole block of threads.
   SEGUNC_DEVICE void store(double* sums) const {
     const int part = int(thread()) & (lanes - 1), step = kThreads / lanes;
+#pragma unroll 1
     for (int base = 0; base < cells; base += step) {
       const int cell = base + int(thread()) / lanes;
       double sum = 0;
       if (cell < cells) {
         const int end = memory.start[cell + 1];
+#pragma unroll 1
         for (int i = memory.start[cell] + part; i < end; i += lanes) sum += memory.column[i];
       }
+#pragma unroll 1
       for (int distance = lanes / 2; distance > 0; distance /= 2) {
         sum += shuffle_xor(kFullMask, sum, distance);
       }
@@ -164,17 +163,13 @@ struct TileSums {
   }
 };
 
-// Resident blocks that the compiler has to leave registers for.
-template <class A>
-constexpr int kSumsBlocks = sizeof(A) == 4 ? 8 : 4;  // tuning
-
 template <class Rows>
-__global__ void __launch_bounds__(kThreads, kSumsBlocks<typename Rows::Number>)
+__global__ void __launch_bounds__(kThreads, Rows::kResidentBlocks)
     blocks_sums_kernel(const Rows source, const SumsGrid grid, double* partial) {
   using A = typename Rows::Number;
   constexpr int V = Rows::kPixels;
-  using Tile = TileSums<Rows::kColumns>;
-  SEGUNC_SHARED(memory, typename Tile::Memory);
+  using Sums = TileSums<Rows::kColumns>;
+  SEGUNC_SHARED(memory, typename Sums::Memory);
   for (int64_t tile = block_index(); tile < grid.tiles; tile += grid_size()) {
     int64_t column_tile, row_tile;
     const int64_t rest = grid.column_tiles.divide(tile, column_tile);
@@ -184,8 +179,7 @@ __global__ void __launch_bounds__(kThreads, kSumsBlocks<typename Rows::Number>)
     const int first_row = int(row_tile) * kRows, end = smaller(first_row + kRows, grid.rows);
     const bool inside = source.column() < columns;
     barrier();  // the tile before may still be in use
-    const Tile sums(memory, grid, column, columns);
-    const bool leaves_one_out = sums.leaves_one_out(grid, column);
+    const Sums sums(memory, grid.cells, int(column_tile), column, columns);
     Sum<A> sum[V];
     // report: hot C * V
     for (int row = first_row; row < end; row++) {
@@ -207,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, kSumsBlocks<typename Rows::Number>)
       barrier();
       double* const of_band = partial + (image * grid.bands + row / grid.band) * grid.sums_of_band;
       sums.store(of_band);
-      if (leaves_one_out && thread() == 0) of_band[sums.first - 1] = 0;
+      if (sums.leaves_one_out && thread() == 0) of_band[sums.first - 1] = 0;
       // report: end
     }
     // report: end
@@ -231,8 +225,8 @@ __global__ void __launch_bounds__(kMeansThreads)
     const int64_t image = rows_of_image.divide(rest, row_block);
     const int row = int(math::block_start(rows, row_block));
     const int column = int(math::block_start(columns, column_block));
-    const int64_t first = grid.sum_at(column);
-    const int sums = int(grid.sum_at(column + int(columns.block) - 1) - first) + 1;
+    const int first = grid.sum_at(column);
+    const int sums = grid.sum_at(column + int(columns.block) - 1) - first + 1;
     int lanes = 1;  // of a band
     while (lanes < sums && lanes < int(kWarpSize)) lanes *= 2;
     const int part = int(lane()) & (lanes - 1), bands_step = int(kWarpSize) / lanes;

@@ -7,7 +7,7 @@ from python_tests.native.mutation import Mutation
 MUTATIONS = (
     Mutation(
         "a number between cells is garbage",
-        "if (leaves_one_out && thread() == 0) of_band[sums.first - 1] = 0;",
+        "if (sums.leaves_one_out && thread() == 0) of_band[sums.first - 1] = 0;",
         "",
         tests="grid",
     ),
