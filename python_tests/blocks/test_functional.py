@@ -15,6 +15,7 @@ import segunc_ops.functional as sf
 from python_tests.blocks.cases import CASES, Blocks, compare
 from python_tests.comparison import assert_close, assert_same_bits, assert_same_bits_on_every_run
 from python_tests.interpolation import random_call
+from python_tests.memory import peak_bytes
 from python_tests.support import LAYOUTS, LOGITS_DTYPES
 
 # Tensors are small: waking threads would take most of the time.
@@ -47,6 +48,13 @@ def test_blocks_of_the_paper():
     assert grid.rows == (0, 320, 544)
     assert grid.columns == (0, 320, 640, 960, 1280, 1568)
     assert grid.boxes[7] == (320, 320, 800, 800)
+
+
+@pytest.mark.parametrize("source", [(256, 512), (64, 128)])
+def test_no_map_is_in_memory(source):
+    logits, map_bytes = torch.randn(1, 19, *source), 256 * 512 * 4
+    options = {"block_size": 96, "stride": 64, "size": (256, 512)}
+    assert peak_bytes(lambda: sf.block_uncertainty(logits, **options)) <= map_bytes // 10
 
 
 def test_blocks_side_by_side_are_average_pooling(each_backend):

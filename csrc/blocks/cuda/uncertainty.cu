@@ -45,7 +45,10 @@ using namespace blocks;
 // report: budget blocks_sums_kernel<StoredRows<bfloat16, 4>* 15
 // report: budget blocks_sums_kernel<StagedRows<float>* 34
 // report: budget blocks_sums_kernel<StagedRows<bfloat16>* 29
+// report: budget blocks_sums_kernel<StoredRows<float, 1>* 21
+// report: budget blocks_sums_kernel<StoredRows<bfloat16, 1>* 24
 // report: budget blocks_sums_kernel<InterpolatedRows<float>* 41
+// report: budget blocks_sums_kernel<InterpolatedRows<bfloat16>* 47
 
 constexpr int kVector = 4;          // tuning
 constexpr int kMeansThreads = 128;  // tuning
