@@ -16,6 +16,7 @@ import jinja2
 from . import costs, plots, report
 from .families import OPS, case_of, implementation_of
 from .families.dice import NNUNET, NNUNET_COMPILED
+from .families.label_uncertainty import FORMULA, FORMULA_COMPILED
 from .families.linear_cross_entropy import FEATURES
 from .families.variations import CROSS_ENTROPY, TORCH_NOISE, TORCH_NOISE_COMPILED
 from .implementations import COMPILED, EAGER, MAX_AUTOTUNE, TORCH, TORCH_COMPILED
@@ -27,8 +28,11 @@ _LINKS = "../benchmarks/results"
 _MACHINE_CODE = report.RESULTS / "machine-code.md"
 _TEMPLATE = Path(__file__).with_suffix(".md.jinja")
 
-_COMPILERS = (COMPILED, MAX_AUTOTUNE, TORCH_COMPILED, NNUNET_COMPILED, TORCH_NOISE_COMPILED)
-_EAGER = (EAGER, TORCH, NNUNET, TORCH_NOISE)
+_COMPILERS = (
+    *(COMPILED, MAX_AUTOTUNE, TORCH_COMPILED),
+    *(NNUNET_COMPILED, FORMULA_COMPILED, TORCH_NOISE_COMPILED),
+)
+_EAGER = (EAGER, TORCH, NNUNET, FORMULA, TORCH_NOISE)
 
 
 class _Results(NamedTuple):

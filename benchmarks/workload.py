@@ -195,6 +195,8 @@ class LossWorkload(Workload[tuple[Tensor, ...], LossFunction]):
 
     exact: ClassVar[Implementation] = EAGER
     """Whose result in float64 the others are compared with."""
+    leaves: ClassVar[int] = 1
+    """How many of the inputs, the first ones, are leaves with a gradient."""
 
     def __init__(self, case: Case, device: torch.device, *, seed: int = 0) -> None:
         super().__init__(case, device, seed=seed)
@@ -215,30 +217,41 @@ class LossWorkload(Workload[tuple[Tensor, ...], LossFunction]):
     def _run(self, function: LossFunction, inputs: tuple[Tensor, ...]) -> None:
         self._step(function, inputs)
         # Freed as zero_grad() does, at the expense of the one that made it.
-        inputs[0].grad = None
+        self._take_gradients(inputs)
+
+    def _take_gradients(self, inputs: tuple[Tensor, ...]) -> list[Tensor | None]:
+        leaves = inputs[: self.leaves]
+        gradients = [leaf.grad for leaf in leaves]
+        for leaf in leaves:
+            leaf.grad = None
+        return gradients
 
     def _result(
         self, name: Implementation, inputs: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """The loss and its gradient; None where a peer does not work here."""
+    ) -> tuple[Tensor, list[Tensor | None]] | None:
+        """The loss and its gradients; None where a peer does not work here."""
         loss = self.attempt(name, partial(self._step, self._functions[name], inputs))
-        gradient, inputs[0].grad = inputs[0].grad, None
-        return None if loss is None else (loss.detach(), gradient)
+        gradients = self._take_gradients(inputs)
+        return None if loss is None else (loss.detach(), gradients)
 
     def check(self) -> None:
         inputs = self._sets[0]
-        logits, *others = (
+        exact = tuple(
             tensor.detach().double() if tensor.is_floating_point() else tensor for tensor in inputs
         )
-        value = self._functions[self.exact](logits.requires_grad_(self._backward), *others)
+        for leaf in exact[: self.leaves]:
+            leaf.requires_grad_(self._backward)
+        value = self._functions[self.exact](*exact)
         if self._backward:
             value.backward()
+        wanted = self._take_gradients(exact)
         for name in self.implementations:
             result = None if name.is_partial else self._result(name, inputs)
             if result is not None:
-                loss, gradient = result
+                loss, gradients = result
                 self.assert_loss_close(name, loss, value)
-                self.assert_gradient_close(name, gradient, logits.grad, scale=self._scale)
+                for gradient, want in zip(gradients, wanted, strict=True):
+                    self.assert_gradient_close(name, gradient, want, scale=self._scale)
 
 
 class Family(NamedTuple):

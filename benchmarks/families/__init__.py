@@ -17,6 +17,7 @@ from . import (
     cross_entropy,
     dice,
     expected_cross_entropy,
+    label_uncertainty,
     linear_cross_entropy,
     statistics,
     variations,
@@ -25,6 +26,7 @@ from . import (
 _FAMILIES = (
     cross_entropy.FAMILY,
     dice.FAMILY,
+    label_uncertainty.FAMILY,
     linear_cross_entropy.FAMILY,
     statistics.FAMILY,
     components.FAMILY,

@@ -326,11 +326,11 @@ class CrossEntropyWorkload(LossWorkload):
 
     def _result(
         self, name: Implementation, inputs: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor | None] | None:
+    ) -> tuple[Tensor, list[Tensor | None]] | None:
         if name != KERNEL:
             return super()._result(name, inputs)
         loss, _, gradient, _ = self._kernel(inputs)
-        return loss, gradient if self._backward else None
+        return loss, [gradient if self._backward else None]
 
 
 FAMILY = Family(

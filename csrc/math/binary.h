@@ -19,6 +19,11 @@ SEGUNC_HD P minus_magnitude(P z) {
   return z > P{} ? -z : z;
 }
 
+#ifdef __CUDA_ARCH__
+// Part of the instruction that takes it.
+SEGUNC_HD float minus_magnitude(float z) { return -fabsf(z); }
+#endif
+
 // e, and 1 / (1 + e).
 template <class P>
 struct Sigmoids {

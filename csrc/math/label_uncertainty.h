@@ -87,15 +87,13 @@ SEGUNC_HD UncertainLoss<P> uncertain_loss(const LabelUncertainty<A>& of, P mean,
   if (of.bootstrap_weight != A(0)) {
     const auto sigmoids = sigmoids_by<Functions>(t);
     const P nothing = {};
-    P kept = P{} + A(1), flipped = {};
-    if (may_flip) {
-      const P margin = (of.threshold - variance.value) * A(5);
-      const auto weights = sigmoids_by<Functions>(margin);
-      kept = weights.of(margin);
-      flipped = weights.of(-margin);
-      if (!of.detached)
-        by_log_variance += t * weights.derivative() * variance.value * (A(5) * of.bootstrap_weight);
-    }
+    const P margin = (of.threshold - variance.value) * A(5);
+    const auto weights = sigmoids_by<Functions>(margin);
+    const P kept = may_flip ? weights.of(margin) : P{} + A(1);
+    const P flipped = may_flip ? weights.of(-margin) : nothing;
+    const A learned = may_flip && !of.detached ? A(5) * of.bootstrap_weight : A(0);
+    // First what is 0 where the variance is large, then what may be 0.
+    by_log_variance += t * (weights.derivative() * variance.value * learned);
     // Both cross-entropies have that of |t|, and one of them |t| beside.
     const P common = surprise_by<Functions>(sigmoids, t < nothing ? -t : t);
     const P beside = t < nothing ? -kept * t : flipped * t;

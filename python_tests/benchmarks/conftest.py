@@ -7,6 +7,7 @@ import pytest
 from benchmarks.families import (
     cross_entropy,
     dice,
+    label_uncertainty,
     linear_cross_entropy,
     statistics,
     variations,
@@ -16,5 +17,8 @@ from benchmarks.families import (
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Compiling takes seconds a case and is exercised by the benchmarks themselves."""
-    for module in (cross_entropy, dice, linear_cross_entropy, statistics, variations):
+    for module in (
+        *(cross_entropy, dice, label_uncertainty),
+        *(linear_cross_entropy, statistics, variations),
+    ):
         monkeypatch.setattr(module, "compiled", lambda function, mode=None: function)

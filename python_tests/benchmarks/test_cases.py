@@ -41,6 +41,7 @@ from benchmarks.families.expected_cross_entropy import (
     ExpectedCrossEntropy,
     FactorExpectedCrossEntropy,
 )
+from benchmarks.families.label_uncertainty import LabelUncertainty
 from benchmarks.families.linear_cross_entropy import LinearCrossEntropy
 from benchmarks.families.statistics import (
     STREAMED,
@@ -107,6 +108,8 @@ class TestCases:
         assert case.bytes_moved == 2 * 4 * 4 * voxels + 8 * 64 * voxels
         case = DiceBCE(volume, "fp32", mode=BOTH)
         assert case.bytes_moved == 2 * 4 * 4 * voxels + 4 * voxels
+        case = LabelUncertainty((2, 1, 5, 7), "bf16", mode=BOTH)
+        assert case.bytes_moved == 70 * (4 * 2 + 8)
 
     def test_bytes_that_kernels_move(self):
         """By the traversals in csrc: what is read twice, what waits in scratch memory."""
@@ -260,6 +263,16 @@ class TestCases:
     @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
     def test_expected_workload(self, op, dtype):
         work = families.workload(op(SMALL, dtype, mode=BOTH), CPU)
+        work.check()
+        calls = work.calls()
+        assert tuple(calls) == work.implementations
+        for call in calls.values():
+            call.run()
+
+    @pytest.mark.parametrize("mode", ["forward", BOTH])
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+    def test_label_uncertainty_workload(self, uncompiled, dtype, mode):
+        work = families.workload(LabelUncertainty((2, 1, 9, 13), dtype, mode=mode), CPU)
         work.check()
         calls = work.calls()
         assert tuple(calls) == work.implementations

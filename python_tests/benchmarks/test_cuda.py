@@ -15,6 +15,7 @@ from benchmarks.families.expected_cross_entropy import (
     ExpectedCrossEntropy,
     FactorExpectedCrossEntropy,
 )
+from benchmarks.families.label_uncertainty import LabelUncertainty
 from benchmarks.families.linear_cross_entropy import LinearCrossEntropy
 from benchmarks.families.statistics import PredictiveStatistics
 from benchmarks.implementations import OURS, TORCH, TORCH_COMPILED
@@ -78,6 +79,14 @@ class TestCuda:
     @pytest.mark.parametrize("shape", [SMALL, (2, 4, 3, 5, 4)])
     def test_dice_workload(self, uncompiled, op, shape):
         work = families.workload(op(shape, "fp32", mode=BOTH), self.device)
+        work.check()
+        for call in work.calls().values():
+            call.run()
+
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+    def test_label_uncertainty_workload(self, uncompiled, dtype):
+        case = LabelUncertainty((2, 1, 9, 13), dtype, mode=BOTH)
+        work = families.workload(case, self.device)
         work.check()
         for call in work.calls().values():
             call.run()

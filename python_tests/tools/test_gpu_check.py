@@ -88,8 +88,9 @@ class TestGpuCheck:
         assert code == 0
         assert summary["passed"]
         names = [step["name"] for step in summary["steps"]]
-        losses = ("cross_entropy", "dice", "overwriting")
-        families = (*losses, "statistics", "components", "counts", "blocks", "benchmarks")
+        losses = ("cross_entropy", "dice", "expected_cross_entropy", "label_uncertainty")
+        maps = ("statistics", "blocks", "components", "counts")
+        families = (*losses, "overwriting", *maps, "benchmarks")
         tests = [f"tests of {family}" for family in families]
         sanitizers = ["memcheck", "racecheck", "initcheck", "synccheck"]
         assert names == ["install", "import", *tests, "install peers", "benchmarks", *sanitizers]

@@ -14,8 +14,6 @@ from .._torch import call_below_autograd, is_eager, keeps_graph
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "mean_all": 3}
 """By their names: what operators call them, as csrc/common/reduction.h has it."""
 
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "mean_all": 3}
-"""As the operators know them: csrc/common/reduction.h."""
 # A kernel addresses three spatial axes; more are rare enough to be copied together.
 _MAX_DIMS = 5
 

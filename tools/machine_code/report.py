@@ -234,6 +234,14 @@ def _rows() -> Iterator[Row]:
             "sizeof(T)",
             {"C": 19},
         )
+        for width, layout in ((4, "planar"),):
+            yield Row(
+                f"label_uncertainty {layout} {name}",
+                f"label_uncertainty_kernel<{cpp}, {width}>",
+                "2 * sizeof(T) + 8",
+                "2 * sizeof(T)",
+                unit="pixel",
+            )
         yield Row(
             f"scale {name}",
             f"scale_vectors_kernel<{cpp}, {4 if cpp == 'float' else 8}>",

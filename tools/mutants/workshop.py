@@ -24,8 +24,8 @@ from .sources import Mutant, Source
 # The folders of tests, those first that compile soonest: a mutant of what several share is tested
 # by one after the other, until one notices.
 ROOMS = (
-    *("formulas", "reduction", "scale", "statistics", "dice", "cross_entropy", "components"),
-    *("counts", "blocks"),
+    *("formulas", "reduction", "scale", "label_uncertainty", "statistics", "dice"),
+    *("cross_entropy", "components", "counts", "blocks"),
 )
 # In turn: the sanitizers take longest to compile.
 FLAVORS = ("race", "plain", "sanitize")

@@ -16,11 +16,12 @@ using namespace device;
 
 // ---- Launch policy ----
 
-// A pixel moves 24 bytes in fp32 with int64 targets, 17 with uint8 ones, 16 and 9 in bf16. At the
-// bandwidth of a copy an H200 issues 165, 117, 110 and 62 instructions meanwhile.
-// report: budget label_uncertainty_kernel<float, 4> 200
-// report: budget label_uncertainty_kernel<float, 1> 260
-// report: budget label_uncertainty_kernel<bfloat16, 4> 200
+// A pixel moves 24 bytes in fp32 with int64 targets and 16 in bf16; at the bandwidth of a copy an
+// H200 issues 165 and 110 instructions meanwhile. Half of that is out of reach: a pixel has three
+// sigmoids, two logarithms and a root. 64 registers, so that 1024 threads are resident and have
+// 64 KB (bf16: 48 KB) in flight.
+// report: budget label_uncertainty_kernel<float, 4> 155
+// report: budget label_uncertainty_kernel<bfloat16, 4> 158
 struct LabelUncertaintyPolicy {  // tuning
   static constexpr int kThreads = 256;
   static constexpr int kWidth = 4;  // pixels a thread
@@ -56,7 +57,7 @@ SEGUNC_DEVICE int64_t place_of(const ClassMap& map, const PixelOffset& offset, i
 // V: pixels that move together; the tile is LabelUncertaintyPolicy's whatever they are, so that a
 // block's sum is of the same pixels.
 template <class T, int V>
-__global__ void __launch_bounds__(LabelUncertaintyPolicy::kThreads, sizeof(T) > 4 ? 1 : 3)
+__global__ void __launch_bounds__(LabelUncertaintyPolicy::kThreads, sizeof(T) > 4 ? 2 : 4)
     label_uncertainty_kernel(const LabelUncertaintyParams p, const Work work, const Places places) {
   using A = accumulate_t<T>;
   constexpr int kStep = LabelUncertaintyPolicy::kThreads * V;
@@ -69,12 +70,13 @@ __global__ void __launch_bounds__(LabelUncertaintyPolicy::kThreads, sizeof(T) > 
   const AdjacentPixels<V> pixels;
   double sum = 0;
   BadTarget bad;
-  for (TileWalk walk(work); walk.image < p.mean_map.images; walk.advance(work)) {
+  TileWalk walk(work);
+  int at = int(thread()) * V;  // of a tile, in steps
+  // report: hot V
+  while (walk.image < p.mean_map.images) {
     const int64_t start = int64_t(walk.tile) * work.tile;
-    const int count = tile_pixels(work, p.mean_map.pixels - start);
     const bool may_flip = !p.bootstrap || p.bootstrap[walk.image];
-    // report: hot V
-    for (int at = int(thread()) * V; at < count; at += kStep) {
+    if (at < tile_pixels(work.tile, p.mean_map.pixels - start)) {
       const int64_t pixel = start + at, first = walk.image * p.mean_map.pixels + pixel;
       const T* const means =
           static_cast<const T*>(p.mean) + place_of<V>(p.mean_map, places.mean, walk.image, pixel);
@@ -121,8 +123,13 @@ __global__ void __launch_bounds__(LabelUncertaintyPolicy::kThreads, sizeof(T) > 
                      variance_gradient);
       }
     }
-    // report: end
+    at += kStep;
+    if (at >= LabelUncertaintyPolicy::kTile) {
+      at = int(thread()) * V;
+      walk.advance(work);
+    }
   }
+  // report: end
   bad.report(p.bad_target);
   store_partial(p, sum);
 }

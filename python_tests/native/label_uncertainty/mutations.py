@@ -6,7 +6,12 @@ from __future__ import annotations
 from python_tests.native.mutation import Mutation
 
 MUTATIONS = (
-    Mutation("a tile goes one too far", "at < count; at += kStep", "at <= count; at += kStep"),
+    Mutation("a tile goes one too far", "if (at < tile_pixels(", "if (at <= tile_pixels("),
+    Mutation(
+        "a tile's last step goes on",
+        "if (at >= LabelUncertaintyPolicy::kTile)",
+        "if (at > LabelUncertaintyPolicy::kTile)",
+    ),
     Mutation(
         "single pixels are those of a vector",
         "constexpr int kStep = LabelUncertaintyPolicy::kThreads * V;",
@@ -80,13 +85,23 @@ MUTATIONS = (
     ),
     Mutation(
         "a detached weight is differentiated",
-        "if (!of.detached)",
-        "if (true)",
+        "may_flip && !of.detached",
+        "may_flip",
+    ),
+    Mutation(
+        "the weight of exact labels is differentiated",
+        "may_flip && !of.detached",
+        "!of.detached",
+    ),
+    Mutation(
+        "exact labels lose weight",
+        "may_flip ? weights.of(margin) : P{} + A(1)",
+        "weights.of(margin)",
     ),
     Mutation(
         "exact labels are flipped",
-        "if (may_flip) {",
-        "if (true) {",
+        "may_flip ? weights.of(-margin) : nothing",
+        "weights.of(-margin)",
     ),
 )
 

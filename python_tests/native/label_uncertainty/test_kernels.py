@@ -158,7 +158,8 @@ def test_arrays_of_which_one_is_no_vectors(host: ModuleType, dtype: str, apart: 
 @pytest.mark.parametrize("apart", VECTORS[:4])
 def test_arrays_of_which_one_lies_otherwise(host: ModuleType, apart: str, layout: str) -> None:
     case = everything("f32", "planar", 64)
-    for spatial in ((64,), (8, 8), (4, 4, 4)):
+    # Of the last, images are whole vectors apart.
+    for spatial in ((64,), (8, 8), (4, 4, 4), (13, 16)):
         verify(host, replace(case, spatial=spatial, apart=apart, apart_layout=layout))
 
 
@@ -216,6 +217,7 @@ def test_extreme_numbers(host: ModuleType, dtype: str, options: Options) -> None
     numbers += [-n for n in numbers]
     case = Case(dtype, "planar", 2, (144,), bootstrap=True, partial=False, options=options)
     inputs = all_pairs(case, numbers)
+    inputs.bootstrap = np.array([True, False])
     results = run_under_seeds(host, lambda: run(host, case, inputs))
     check(case, inputs, results)
     assert np.isfinite(results["loss"]).all()
