@@ -72,9 +72,11 @@ class LabelUncertainty(Case):
 
 
 def _by_formula(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
-    """As a user writes it."""
+    """As a user writes it, who knows that a variance in float16 overflows."""
+    precise = torch.promote_types(mean.dtype, torch.float32)
+    mean, log_variance = mean.to(precise), log_variance.to(precise)
     valid = target != IGNORE_INDEX
-    y = torch.where(valid, target, 0).to(mean.dtype).unsqueeze(1)
+    y = torch.where(valid, target, 0).to(precise).unsqueeze(1)
     variance = log_variance.exp()
     expected = mean / (1 + math.pi / 8 * variance).sqrt()
     kept = torch.sigmoid((_THRESHOLD - variance) / _SOFTNESS).detach()
