@@ -27,11 +27,12 @@ constexpr uint32_t kWeyl0 = 0x9e3779b9u, kWeyl1 = 0xbb67ae85u;
 // The fewest whose numbers pass all of BigCrush, by the paper.
 constexpr int kPhiloxRounds = 7;
 
-// Four words of a counter and a key.
+// Four words of a counter and a key. kUnrolled: rounds in a row on a GPU.
+template <int kUnrolled = 2>
 SEGUNC_HD void philox(uint32_t (&counter)[4], uint64_t key) {
   uint32_t low = uint32_t(key), high = uint32_t(key >> 32);
 #if defined(__CUDA_ARCH__)
-#pragma unroll 2
+#pragma unroll kUnrolled
 #elif !defined(__CUDACC__)
 #pragma GCC unroll 7
 #endif
@@ -49,13 +50,14 @@ SEGUNC_HD void philox(uint32_t (&counter)[4], uint64_t key) {
 
 // The words of a pixel and two numbers. Of four classes from 4 group on: (group, 0). Of four draws
 // of a class from 4 group on: (class, group).
+template <int kUnrolled = 2>
 SEGUNC_HD void words_of(int64_t pixel, uint32_t third, uint32_t fourth, uint64_t seed,
                         uint32_t (&words)[4]) {
   words[0] = uint32_t(pixel);
   words[1] = uint32_t(uint64_t(pixel) >> 32);
   words[2] = third;
   words[3] = fourth;
-  philox(words, seed);
+  philox<kUnrolled>(words, seed);
 }
 
 // In [0, 1), in steps of 2^-24.
@@ -93,7 +95,16 @@ SEGUNC_HD double quarter_cos(double v) { return ::cos(1.5707963267948966 * v); }
 SEGUNC_HD double quarter_sin(double v) { return ::sin(1.5707963267948966 * v); }
 #endif
 
+#ifdef __CUDA_ARCH__
+// Within 2^-23 of it: the exact one is a call.
+SEGUNC_HD float root(float x) {
+  float root;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+}
+#else
 SEGUNC_HD float root(float x) { return sqrtf(x); }
+#endif
 SEGUNC_HD double root(double x) { return ::sqrt(x); }
 
 template <class A>

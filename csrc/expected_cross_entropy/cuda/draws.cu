@@ -1,9 +1,11 @@
 // Expected cross-entropy on a GPU. A team of threads has a pixel, a power of two of them, and each
 // thread some of its draws, in registers: classes pass one after the other, twice, once for the
-// softmax of every draw and once for the gradients, and normal numbers are made anew each time.
-// Instructions bound it, not memory: every layout and type is read by one traversal.
+// softmax of every draw and once for the gradients. In between, normal numbers wait in shared
+// memory or, where it has no room for those of all classes, are made anew. Instructions bound it,
+// not memory: every layout and type is read by one traversal.
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "../../common/device/labels.h"
 #include "../../common/device/softmax.h"
@@ -19,13 +21,15 @@ namespace {
 using namespace device;
 
 constexpr int kExpectedThreads = 128;  // tuning
+// report: budget expected_cross_entropy_kernel<*false, (Numbers)0> 290
+// report: budget expected_cross_entropy_kernel<*true, (Numbers)0> 150
+// report: budget expected_cross_entropy_kernel<*false, (Numbers)1> 150
+// report: budget expected_cross_entropy_kernel<*true, (Numbers)1> 85
 
-// What a pixel's factor is: a diagonal; a triangle, whose rows read normal numbers again and again,
-// kept in shared memory, which has room for few of not too many classes; or one of the two, with
-// numbers made anew wherever one is read.
-enum class Factor : int { diagonal, kept, either };
+// Normal numbers of a thread, as many draws, or twice as many if they are antithetic: few of all
+// classes kept in shared memory, few of a diagonal made anew wherever they are read, or many.
+enum class Numbers : int { kept, of_diagonal, many };
 
-// Normal numbers of a thread: as many draws, or twice as many if they are antithetic.
 constexpr int kFewNumbers = 4;
 template <class A, bool kAntithetic>
 constexpr int kManyNumbers = (sizeof(A) > 4 ? 8 : 16) / (kAntithetic ? 2 : 1);
@@ -38,39 +42,31 @@ struct Walk {
   unsigned team;
 };
 
-// ---- elements of any type ----
+// ---- elements, of type T or, void, of any that is computed in A ----
 
-template <class A>
+template <class T, class A>
 SEGUNC_DEVICE A load_element(const void* data, Dtype dtype, int64_t at) {
-  if constexpr (sizeof(A) > 4) {
-    return static_cast<const double*>(data)[at];
+  if constexpr (!std::is_void_v<T>) {
+    return to_accumulate(static_cast<const T*>(data)[at]);
+  } else if constexpr (sizeof(A) > 4) {
+    return load_element<double, A>(data, dtype, at);
   } else {
-    switch (dtype) {
-      case Dtype::bf16:
-        return to_accumulate(static_cast<const bfloat16*>(data)[at]);
-      case Dtype::f16:
-        return to_accumulate(static_cast<const float16*>(data)[at]);
-      default:
-        return static_cast<const float*>(data)[at];
-    }
+    if (dtype == Dtype::f32) return load_element<float, A>(data, dtype, at);
+    if (dtype == Dtype::bf16) return load_element<bfloat16, A>(data, dtype, at);
+    return load_element<float16, A>(data, dtype, at);
   }
 }
 
-template <class A>
+template <class T, class A>
 SEGUNC_DEVICE void store_element(void* data, Dtype dtype, int64_t at, A value) {
-  if constexpr (sizeof(A) > 4) {
-    static_cast<double*>(data)[at] = value;
+  if constexpr (!std::is_void_v<T>) {
+    static_cast<T*>(data)[at] = from_accumulate<T>(value);
+  } else if constexpr (sizeof(A) > 4) {
+    store_element<double>(data, dtype, at, value);
   } else {
-    switch (dtype) {
-      case Dtype::bf16:
-        static_cast<bfloat16*>(data)[at] = from_accumulate<bfloat16>(value);
-        break;
-      case Dtype::f16:
-        static_cast<float16*>(data)[at] = from_accumulate<float16>(value);
-        break;
-      default:
-        static_cast<float*>(data)[at] = value;
-    }
+    if (dtype == Dtype::f32) return store_element<float>(data, dtype, at, value);
+    if (dtype == Dtype::bf16) return store_element<bfloat16>(data, dtype, at, value);
+    store_element<float16>(data, dtype, at, value);
   }
 }
 
@@ -105,8 +101,8 @@ SEGUNC_DEVICE double unit_exponential(double x) { return ::exp(x); }
 // ---- a pixel ----
 
 // A pixel's normal numbers that are a thread's.
-template <class A, int N, Factor kFactor>
-struct Numbers {
+template <class A, int N, Numbers kNumbers>
+struct Drawn {
   int64_t pixel;
   unsigned part;  // of the team
   uint64_t seed;
@@ -115,7 +111,7 @@ struct Numbers {
 #pragma unroll
     for (int k = 0; k < N; k += 4) {
       uint32_t words[4];
-      math::words_of(pixel, uint32_t(c), part * (N / 4) + k / 4, seed, words);
+      math::words_of<math::kPhiloxRounds>(pixel, uint32_t(c), part * (N / 4) + k / 4, seed, words);
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
         const auto pair = math::normals_of<A>(words[i], words[i + 1]);
@@ -125,7 +121,7 @@ struct Numbers {
   }
   SEGUNC_DEVICE static Vector<A, N>* kept() { return dynamic_shared<Vector<A, N>>() + thread(); }
   SEGUNC_DEVICE void keep(int classes) const {
-    if constexpr (kFactor == Factor::kept) {
+    if constexpr (kNumbers == Numbers::kept) {
       // report: trips C
       for (int c = 0; c < classes; c++) {
         A normal[N];
@@ -138,7 +134,7 @@ struct Numbers {
     }
   }
   SEGUNC_DEVICE void get(int c, A (&normal)[N]) const {
-    if constexpr (kFactor == Factor::kept) {
+    if constexpr (kNumbers == Numbers::kept) {
       const Vector<A, N> vector = kept()[c * int(block_size())];
 #pragma unroll
       for (int k = 0; k < N; k++) normal[k] = vector[k];
@@ -148,35 +144,35 @@ struct Numbers {
   }
 };
 
-// What is added to the mean of class c: scale(i) is what class i's numbers have to do with it, from
-// the first on. normal: the last of them.
-template <class A, int N, Factor kFactor, class Scale>
-SEGUNC_DEVICE void offsets_of(const Numbers<A, N, kFactor>& numbers, int first, int c, Scale scale,
+// What is added to the mean of class c by the numbers of the classes from `first` to c, times what
+// scale() gives for one after the other. normal: the last of them.
+template <class A, int N, Numbers kNumbers, class Scale>
+SEGUNC_DEVICE void offsets_of(const Drawn<A, N, kNumbers>& numbers, int first, int c, Scale scale,
                               A (&normal)[N], A (&offset)[N]) {
-  if constexpr (kFactor == Factor::diagonal) {
+  if constexpr (kNumbers == Numbers::of_diagonal) {
     numbers.get(c, normal);
-    const A s = scale(c);
+    const A s = scale();
 #pragma unroll
     for (int k = 0; k < N; k++) offset[k] = s * normal[k];
   } else {
 #pragma unroll
     for (int k = 0; k < N; k++) offset[k] = A(0);
-    // report: trips (C + 1) / 2
+    // report: trips rows / C
 #pragma unroll 1
     for (int i = first; i <= c; i++) {
       numbers.get(i, normal);
-      const A s = scale(i);
+      const A s = scale();
 #pragma unroll
       for (int k = 0; k < N; k++) offset[k] += s * normal[k];
     }
   }
 }
 
-template <class A, int N, bool kAntithetic, Factor kFactor>
-__global__ void __launch_bounds__(kExpectedThreads, N > kFewNumbers ? 2 : 6)
+template <class T, class A, int N, bool kAntithetic, Numbers kNumbers>
+__global__ void __launch_bounds__(kExpectedThreads, kNumbers == Numbers::many ? 2 : 6)
     expected_cross_entropy_kernel(const ExpectedCrossEntropyParams p, const Walk walk) {
   constexpr int D = kAntithetic ? 2 * N : N;
-  const bool triangular = kFactor == Factor::either ? p.is_triangular() : kFactor == Factor::kept;
+  const bool triangular = kNumbers != Numbers::of_diagonal && p.is_triangular();
   const int C = int(p.map.classes);
   const unsigned team = walk.team, part = thread() & (team - 1);
   const int64_t pixels_of_block = block_size() / team;
@@ -190,7 +186,7 @@ __global__ void __launch_bounds__(kExpectedThreads, N > kFewNumbers ? 2 : 6)
   BadTarget bad;
   double sum = 0;
 
-  // report: hot C * N
+  // report: hot C * draws
   for (int64_t first = block_index() * pixels_of_block; first < walk.count;
        first += grid_size() * pixels_of_block) {
     const int64_t at = first + thread() / team;
@@ -203,27 +199,22 @@ __global__ void __launch_bounds__(kExpectedThreads, N > kFewNumbers ? 2 : 6)
     const int64_t image = walk.pixels.divide(inside ? at : 0, pixel);
     const int64_t mean_at = image * p.map.image_stride + walk.mean(pixel);
     const int64_t scale_at = image * p.scale_map.image_stride + walk.scale(pixel);
-    const Numbers<A, N, kFactor> numbers{at, part, uint64_t(*p.seed)};
+    const Drawn<A, N, kNumbers> numbers{at, part, uint64_t(*p.seed)};
 
-    const auto mean_of = [&](int c) {
-      if (!counts) return A(0);
-      return kUnit<A> * load_element<A>(p.mean, p.dtype, mean_at + c * p.map.class_stride);
-    };
-    const auto channel_of = [&](int c, int i) {
-      return triangular ? int64_t(c) * (c + 1) / 2 + i : int64_t(c);
-    };
-    const auto scale_of = [&](int c, int i) {
-      if (!counts) return A(0);
-      const int64_t channel = channel_of(c, i);
-      return kUnit<A> *
-             load_element<A>(p.scale, p.dtype, scale_at + channel * p.scale_map.class_stride);
+    // Elements are read in their order.
+    int64_t next_mean = mean_at, next_scale = scale_at;
+    const auto read = [&](const void* data, int64_t& next, int64_t stride) {
+      const A value = counts ? kUnit<A> * load_element<T, A>(data, p.dtype, next) : A(0);
+      next += stride;
+      return value;
     };
     // Logits of a class in the thread's draws.
     const auto logits_of = [&](int c, A(&normal)[N], A(&logit)[D]) {
       A offset[N];
       offsets_of(
-          numbers, triangular ? 0 : c, c, [&](int i) { return scale_of(c, i); }, normal, offset);
-      const A mean = mean_of(c);
+          numbers, triangular ? 0 : c, c,
+          [&] { return read(p.scale, next_scale, p.scale_map.class_stride); }, normal, offset);
+      const A mean = read(p.mean, next_mean, p.map.class_stride);
 #pragma unroll
       for (int d = 0; d < D; d++) {
         const A o = offset[kAntithetic ? d / 2 : d];
@@ -246,7 +237,7 @@ __global__ void __launch_bounds__(kExpectedThreads, N > kFewNumbers ? 2 : 6)
 #pragma unroll
         for (int d = 0; d < D; d++) {
           const A z = logit[d], above = z - maximum[d];
-          const A e = unit_exponential(-fabs(above));
+          const A e = unit_exponential(above > A(0) ? -above : above);
           total[d] = above > A(0) ? total[d] * e + A(1) : total[d] + e;
           maximum[d] = above > A(0) ? z : maximum[d];
           labelled[d] = c == label ? z : labelled[d];
@@ -299,8 +290,9 @@ __global__ void __launch_bounds__(kExpectedThreads, N > kFewNumbers ? 2 : 6)
     }
     if (!gradients) continue;
 
-    const int64_t grad_mean_at = image * p.grad_map.image_stride + walk.grad_mean(pixel);
-    const int64_t grad_scale_at = image * p.grad_scale_map.image_stride + walk.grad_scale(pixel);
+    int64_t grad_mean_at = image * p.grad_map.image_stride + walk.grad_mean(pixel);
+    int64_t grad_scale_at = image * p.grad_scale_map.image_stride + walk.grad_scale(pixel);
+    next_mean = mean_at, next_scale = scale_at;
     const bool writes_mean = p.grad_mean && inside && part == 0;
     const bool writes_scale = p.grad_scale && inside && part == 0;
     // report: trips C
@@ -322,10 +314,10 @@ __global__ void __launch_bounds__(kExpectedThreads, N > kFewNumbers ? 2 : 6)
         of_mean = team_sum(of_mean, team);
       }
       if (writes_mean) {
-        store_element(p.grad_mean, p.dtype, grad_mean_at + c * p.grad_map.class_stride,
-                      counts ? of_mean * factor : nothing);
+        store_element<T>(p.grad_mean, p.dtype, grad_mean_at, counts ? of_mean * factor : nothing);
       }
-      // report: trips max(1, triangle)
+      grad_mean_at += p.grad_map.class_stride;
+      // report: trips rows / C
 #pragma unroll 1
       for (int i = triangular ? 0 : c; i <= c; i++) {
         A of_scale = 0;
@@ -336,10 +328,10 @@ __global__ void __launch_bounds__(kExpectedThreads, N > kFewNumbers ? 2 : 6)
           of_scale = team_sum(of_scale, team);
         }
         if (writes_scale) {
-          store_element(p.grad_scale, p.dtype,
-                        grad_scale_at + channel_of(c, i) * p.grad_scale_map.class_stride,
-                        counts ? of_scale * factor : nothing);
+          store_element<T>(p.grad_scale, p.dtype, grad_scale_at,
+                           counts ? of_scale * factor : nothing);
         }
+        grad_scale_at += p.grad_scale_map.class_stride;
       }
     }
   }
@@ -352,8 +344,7 @@ __global__ void __launch_bounds__(kExpectedThreads, N > kFewNumbers ? 2 : 6)
 // ---- launch ----
 
 struct Launch {
-  Factor factor;
-  bool many;  // numbers of a thread
+  Numbers numbers;
   unsigned threads, team;
   size_t shared_bytes;
   int64_t blocks;
@@ -372,32 +363,53 @@ unsigned keeping_threads(int64_t classes) {
 
 Launch make_launch(const ExpectedCrossEntropyParams& p) {
   const bool is_double = p.dtype == Dtype::f64;
-  const int64_t numbers = p.numbers();
-  Launch launch{Factor::either, true, kExpectedThreads, 1, 0, 0};
-  if (!is_double && numbers <= kFewNumbers * int64_t(kWarpSize)) {
-    const unsigned keeping = p.is_triangular() ? keeping_threads(p.map.classes) : 0;
-    if (keeping) {
-      launch.factor = Factor::kept;
-      launch.threads = keeping;
-      launch.shared_bytes = size_t(p.map.classes) * kFewNumbers * sizeof(float) * keeping;
-    } else if (!p.is_triangular()) {
-      launch.factor = Factor::diagonal;
-    }
-    launch.many = launch.factor == Factor::either;
-  }
-  const int64_t most = (is_double ? kManyNumbers<double, false> : kManyNumbers<float, false>);
+  const int64_t most = is_double ? kManyNumbers<double, false> : kManyNumbers<float, false>;
   if (p.draws > most * int64_t(kWarpSize)) {
     throw std::invalid_argument("num_draws: expected at most " + std::to_string(most * kWarpSize) +
                                 " on a GPU, got " + std::to_string(p.draws));
   }
-  const int64_t of_thread = launch.many ? most / (p.antithetic ? 2 : 1) : kFewNumbers;
-  while (launch.team * of_thread < numbers) launch.team *= 2;
+  Launch launch{Numbers::many, kExpectedThreads, 1, 0, 0};
+  if (!is_double && p.numbers() <= kFewNumbers * int64_t(kWarpSize)) {
+    if (const unsigned threads = keeping_threads(p.map.classes)) {
+      launch.numbers = Numbers::kept;
+      launch.threads = threads;
+      launch.shared_bytes = size_t(p.map.classes) * kFewNumbers * sizeof(float) * threads;
+    } else if (!p.is_triangular()) {
+      launch.numbers = Numbers::of_diagonal;
+    }
+  }
+  const int64_t many = most / (p.antithetic ? 2 : 1);
+  const int64_t of_thread = launch.numbers == Numbers::many ? many : kFewNumbers;
+  while (launch.team * of_thread < p.numbers()) launch.team *= 2;
   const int64_t count = p.map.images * p.map.pixels;
   launch.blocks = std::min<int64_t>(divide_up(count, launch.threads / launch.team), at_scale(8192));
   return launch;
 }
 
 template <bool kAntithetic>
+auto kernel_of(Numbers numbers, Dtype dtype) {
+  using N = Numbers;
+  if (dtype == Dtype::f64) {
+    return expected_cross_entropy_kernel<void, double, kManyNumbers<double, kAntithetic>,
+                                         kAntithetic, N::many>;
+  }
+  if (numbers == N::many) {
+    return expected_cross_entropy_kernel<void, float, kManyNumbers<float, kAntithetic>, kAntithetic,
+                                         N::many>;
+  }
+  if (numbers == N::of_diagonal) {
+    return expected_cross_entropy_kernel<void, float, kFewNumbers, kAntithetic, N::of_diagonal>;
+  }
+  switch (dtype) {
+    case Dtype::bf16:
+      return expected_cross_entropy_kernel<bfloat16, float, kFewNumbers, kAntithetic, N::kept>;
+    case Dtype::f16:
+      return expected_cross_entropy_kernel<float16, float, kFewNumbers, kAntithetic, N::kept>;
+    default:
+      return expected_cross_entropy_kernel<float, float, kFewNumbers, kAntithetic, N::kept>;
+  }
+}
+
 void launch_expected(const ExpectedCrossEntropyParams& p, const Launch& how, Stream stream) {
   const Walk walk{Divisor(p.map.pixels),
                   PixelOffset(p.map),
@@ -407,15 +419,7 @@ void launch_expected(const ExpectedCrossEntropyParams& p, const Launch& how, Str
                   p.map.images * p.map.pixels,
                   how.team};
   const auto kernel =
-      p.dtype == Dtype::f64
-          ? expected_cross_entropy_kernel<double, kManyNumbers<double, kAntithetic>, kAntithetic,
-                                          Factor::either>
-      : how.factor == Factor::kept
-          ? expected_cross_entropy_kernel<float, kFewNumbers, kAntithetic, Factor::kept>
-      : how.factor == Factor::diagonal
-          ? expected_cross_entropy_kernel<float, kFewNumbers, kAntithetic, Factor::diagonal>
-          : expected_cross_entropy_kernel<float, kManyNumbers<float, kAntithetic>, kAntithetic,
-                                          Factor::either>;
+      p.antithetic ? kernel_of<true>(how.numbers, p.dtype) : kernel_of<false>(how.numbers, p.dtype);
   launch(kernel, how.blocks, how.threads, how.shared_bytes, stream, p, walk);
 }
 
@@ -425,11 +429,7 @@ ExpectedCrossEntropyPlan plan_expected_cross_entropy(const ExpectedCrossEntropyP
   const Launch how = make_launch(params);
   if (how.blocks == 0) return {};
   return {how.blocks, 0, [how](const ExpectedCrossEntropyParams& p, Stream stream) {
-            if (p.antithetic) {
-              launch_expected<true>(p, how, stream);
-            } else {
-              launch_expected<false>(p, how, stream);
-            }
+            launch_expected(p, how, stream);
           }};
 }
 
