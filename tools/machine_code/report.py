@@ -256,11 +256,11 @@ def _rows() -> Iterator[Row]:
         ("triangle", 19, 190, 0, kept),
         ("diagonal", 150, 150, 1, "0"),
     ):
-        element = "void" if numbers else "float"
+        types = "void, float" if numbers else "float, float"
         for antithetic, draws, name in (("false", 4, ""), ("true", 8, " antithetic")):
             yield Row(
                 f"expected_cross_entropy {factor} S=16 C={classes}{name} fp32",
-                f"expected_cross_entropy_kernel<{element}, float, 4, {antithetic}, (Numbers){numbers}>",
+                f"expected_cross_entropy_kernel<{types}, 4, {antithetic}, (Numbers){numbers}>",
                 "(4 * (C + rows) + 8) / C / 16",
                 "4 * (C + rows) / C / 16",
                 {"C": classes, "rows": rows, "team": 16 // draws, "draws": draws},
