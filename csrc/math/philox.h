@@ -31,6 +31,7 @@ constexpr int kPhiloxRounds = 7;
 template <int kUnrolled = 2>
 SEGUNC_HD void philox(uint32_t (&counter)[4], uint64_t key) {
   uint32_t low = uint32_t(key), high = uint32_t(key >> 32);
+  // report: trips 5
 #if defined(__CUDA_ARCH__)
 #pragma unroll kUnrolled
 #elif !defined(__CUDACC__)

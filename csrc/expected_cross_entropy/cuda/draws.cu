@@ -23,12 +23,12 @@ using namespace device;
 constexpr int kExpectedThreads = 128;  // tuning
 // report: budget expected_cross_entropy_kernel<*false, (Numbers)0> 290
 // report: budget expected_cross_entropy_kernel<*true, (Numbers)0> 150
-// report: budget expected_cross_entropy_kernel<*false, (Numbers)1> 150
-// report: budget expected_cross_entropy_kernel<*true, (Numbers)1> 85
+// report: budget expected_cross_entropy_kernel<*float, 16, false, (Numbers)1> 195
+// report: budget expected_cross_entropy_kernel<*float, 8, true, (Numbers)1> 112
 
-// Normal numbers of a thread, as many draws, or twice as many if they are antithetic: few of all
-// classes kept in shared memory, few of a diagonal made anew wherever they are read, or many.
-enum class Numbers : int { kept, of_diagonal, many };
+// Normal numbers of a thread, as many draws, or twice as many if they are antithetic: few, those of
+// all classes kept in shared memory, or many, made anew wherever they are read.
+enum class Numbers : int { kept, many };
 
 constexpr int kFewNumbers = 4;
 template <class A, bool kAntithetic>
@@ -111,7 +111,8 @@ struct Drawn {
 #pragma unroll
     for (int k = 0; k < N; k += 4) {
       uint32_t words[4];
-      math::words_of<math::kPhiloxRounds>(pixel, uint32_t(c), part * (N / 4) + k / 4, seed, words);
+      math::words_of<kNumbers == Numbers::kept ? math::kPhiloxRounds : 2>(
+          pixel, uint32_t(c), part * (N / 4) + k / 4, seed, words);
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
         const auto pair = math::normals_of<A>(words[i], words[i + 1]);
@@ -149,22 +150,15 @@ struct Drawn {
 template <class A, int N, Numbers kNumbers, class Scale>
 SEGUNC_DEVICE void offsets_of(const Drawn<A, N, kNumbers>& numbers, int first, int c, Scale scale,
                               A (&normal)[N], A (&offset)[N]) {
-  if constexpr (kNumbers == Numbers::of_diagonal) {
-    numbers.get(c, normal);
+#pragma unroll
+  for (int k = 0; k < N; k++) offset[k] = A(0);
+  // report: trips rows / C
+#pragma unroll 1
+  for (int i = first; i <= c; i++) {
+    numbers.get(i, normal);
     const A s = scale();
 #pragma unroll
-    for (int k = 0; k < N; k++) offset[k] = s * normal[k];
-  } else {
-#pragma unroll
-    for (int k = 0; k < N; k++) offset[k] = A(0);
-    // report: trips rows / C
-#pragma unroll 1
-    for (int i = first; i <= c; i++) {
-      numbers.get(i, normal);
-      const A s = scale();
-#pragma unroll
-      for (int k = 0; k < N; k++) offset[k] += s * normal[k];
-    }
+    for (int k = 0; k < N; k++) offset[k] += s * normal[k];
   }
 }
 
@@ -172,7 +166,7 @@ template <class T, class A, int N, bool kAntithetic, Numbers kNumbers>
 __global__ void __launch_bounds__(kExpectedThreads, kNumbers == Numbers::many ? 2 : 6)
     expected_cross_entropy_kernel(const ExpectedCrossEntropyParams p, const Walk walk) {
   constexpr int D = kAntithetic ? 2 * N : N;
-  const bool triangular = kNumbers != Numbers::of_diagonal && p.is_triangular();
+  const bool triangular = p.is_triangular();
   const int C = int(p.map.classes);
   const unsigned team = walk.team, part = thread() & (team - 1);
   const int64_t pixels_of_block = block_size() / team;
@@ -374,8 +368,6 @@ Launch make_launch(const ExpectedCrossEntropyParams& p) {
       launch.numbers = Numbers::kept;
       launch.threads = threads;
       launch.shared_bytes = size_t(p.map.classes) * kFewNumbers * sizeof(float) * threads;
-    } else if (!p.is_triangular()) {
-      launch.numbers = Numbers::of_diagonal;
     }
   }
   const int64_t many = most / (p.antithetic ? 2 : 1);
@@ -396,9 +388,6 @@ auto kernel_of(Numbers numbers, Dtype dtype) {
   if (numbers == N::many) {
     return expected_cross_entropy_kernel<void, float, kManyNumbers<float, kAntithetic>, kAntithetic,
                                          N::many>;
-  }
-  if (numbers == N::of_diagonal) {
-    return expected_cross_entropy_kernel<void, float, kFewNumbers, kAntithetic, N::of_diagonal>;
   }
   switch (dtype) {
     case Dtype::bf16:

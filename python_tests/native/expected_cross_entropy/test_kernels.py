@@ -324,10 +324,15 @@ def test_more_draws_than_a_warp_has_room_for(host: ModuleType, dtype: str) -> No
             run(host, case, make_inputs(case))
 
 
-@pytest.mark.parametrize("classes", thinned([19, 23, 24, 47, 48, 95, 96]))
-def test_numbers_of_a_triangle_that_fit_in_shared_memory(host: ModuleType, classes: int) -> None:
+@pytest.mark.parametrize(
+    ("classes", "triangular"),
+    thinned([(c, t) for c in (19, 23, 24, 47, 48, 95, 96) for t in (False, True)]),
+)
+def test_numbers_that_fit_in_shared_memory(
+    host: ModuleType, classes: int, triangular: bool
+) -> None:
     """By blocks of as many threads as there is room for, and where there is room for no warp's."""
-    case = Case(classes=classes, triangular=True, draws=8, images=1, spatial=(9,))
+    case = Case(classes=classes, triangular=triangular, draws=8, images=1, spatial=(9,))
     inputs = make_inputs(case)
     verify(host, case, inputs)
     bytes_ = shared_bytes(host, lambda: run(host, case, inputs))
