@@ -200,6 +200,44 @@ def test_all_crops_have_one_size_and_run_in_as_few_batches_as_fit():
     assert run(max_batch=100, context=(0, 8)) == [(36, 3, 16, 32)]
 
 
+def test_models_that_need_multiples_of_a_size():
+    shapes = []
+
+    def demanding(model: nn.Module) -> Callable[[Tensor], Tensor]:
+        def run(images: Tensor) -> Tensor:
+            assert images.shape[2] % 16 == images.shape[3] % 16 == 0
+            shapes.append(tuple(images.shape))
+            return model(images)
+
+        return run
+
+    fast = nn.Conv2d(3, CLASSES, 4, 4)
+    accurate = nn.Conv2d(3, CLASSES, 3, padding=1)
+    images = images_of(size=(40, 61))
+    options = {"context": (2, 4), "multiple_of": 16}
+    models = [demanding(fast), demanding(accurate)]
+    result = Cascade(models, (20, 24), -INF, **options)(images, return_probabilities=True)
+    # 20 + 2 * 2 and 24 + 2 * 4 are at most 32 and 32, which the image has.
+    assert shapes[0] == (2, 3, 48, 64)
+    assert {shape[1:] for shape in shapes[1:]} == {(3, 32, 32)}
+    whole = statistics_of(accurate, images)
+    seen = Cascade([fast, accurate], (20, 24), -INF, context=8)(images, return_probabilities=True)
+    torch.testing.assert_close(result.probabilities, seen.probabilities)
+    torch.testing.assert_close(result.probabilities, whole.mean)
+    # Where the image is smaller than a multiple, crops are padded, too.
+    shapes.clear()
+    small = images[..., :30, :30]
+    result = Cascade(models, 30, -INF, multiple_of=16)(small)
+    assert shapes == [(2, 3, 32, 32)] * 2
+    assert result.prediction.shape == (2, 30, 30)
+    padded = F.pad(small, (0, 2, 0, 2), mode="replicate")
+    first = Cascade(models, 30, INF, multiple_of=16)(small, return_probabilities=True)
+    expected = statistics_of(fast, padded)
+    assert torch.equal(first.probabilities, expected.mean[..., :30, :30])
+    assert first.prediction.is_contiguous()
+    assert result.uncertainty.shape == (2, 1, 1)
+
+
 def test_batches_change_nothing():
     models = [nn.Conv2d(3, CLASSES, 4, 4), nn.Conv2d(3, CLASSES, 3, padding=1)]
     images = images_of()
@@ -319,6 +357,7 @@ def test_no_images():
         ({"block_size": 1.5}, TypeError, "block_size: expected an integer, got float"),
         ({"stride": 17}, ValueError, r"stride: expected at most block_size \(16, 16\)"),
         ({"context": -1}, ValueError, "context: expected at least 0, got -1"),
+        ({"multiple_of": 0}, ValueError, "multiple_of: expected at least 1, got 0"),
         ({"max_batch": 0}, ValueError, "max_batch: expected at least 1, got 0"),
     ],
 )

@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._blocks import check_blocks
@@ -166,12 +167,13 @@ class _Crops:
 
     grid: BlockGrid
     context: tuple[int, int]
+    multiple_of: int
 
     @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of a crop."""
         height, width = (
-            min(block + 2 * around, pixels)
+            min(_round_up(block + 2 * around, self.multiple_of), pixels)
             for block, around, pixels in zip(
                 self.grid.block_size, self.context, self.grid.size, strict=True
             )
@@ -212,6 +214,10 @@ class _Crops:
         """The block in its crop."""
         (row, column), (top, left) = self._starts(place)
         return _span((row - top, column - left), self.grid.block_size)
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 def _span(start: tuple[int, int], size: tuple[int, int]) -> _Span:
@@ -271,6 +277,8 @@ class Cascade(nn.Module):
             its result is taken within the block alone. One number or (height, width).
         max_batch: crops that run at once; None runs as many as have together no more pixels than
             the images, or one.
+        multiple_of: what models need heights and widths to be a multiple of. Crops get more context
+            to that end; images, and crops as large as they are, are padded with their last pixels.
         output: picks the logits from what a model returns; None takes a tensor, or ``"out"`` or
             ``"logits"`` of a mapping.
 
@@ -294,6 +302,7 @@ class Cascade(nn.Module):
         *,
         context: int | tuple[int, int] = 0,
         max_batch: int | None = None,
+        multiple_of: int = 1,
         output: Callable[[Any], Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -316,6 +325,7 @@ class Cascade(nn.Module):
         self.thresholds = _thresholds(threshold, len(models) - 1)
         self.context = _context(context)
         self.max_batch = None if max_batch is None else check_positive("max_batch", max_batch)
+        self.multiple_of = check_positive("multiple_of", multiple_of)
         self.output = output
 
     def extra_repr(self) -> str:
@@ -325,7 +335,15 @@ class Cascade(nn.Module):
             f"context={self.context}"
         )
 
-    def _logits(self, number: int, images: Tensor) -> Tensor:
+    def _statistics(
+        self, number: int, images: Tensor, return_mean: bool
+    ) -> tuple[PredictiveStatistics, int]:
+        """Of what a model makes of images, at their size; and the number of classes."""
+        size = images.shape[2:]
+        height, width = (_round_up(length, self.multiple_of) for length in size)
+        padded = (height, width) != tuple(size)
+        if padded:
+            images = F.pad(images, (0, width - size[1], 0, height - size[0]), mode="replicate")
         model = without_ddp(self.models[number])
         trained = [(module, "training", False) for module in model.modules() if module.training]
         with changed(trained):
@@ -336,7 +354,13 @@ class Cascade(nn.Module):
                 f"of shape {tuple(images.shape)}, got {tuple(logits.shape)}"
             )
         check_device(f"models[{number}]", logits, images.device)
-        return logits
+        statistics = predictive_statistics([logits], size=(height, width), return_mean=return_mean)
+        if padded:
+            span = _span((0, 0), (size[0], size[1]))
+            # Copies, as they are written to and returned.
+            maps = [None if each is None else _pixels(each, span).clone() for each in statistics]
+            statistics = PredictiveStatistics._make(maps)
+        return statistics, logits.shape[1]
 
     def _crops(self, images: Tensor) -> _Crops:
         check_tensor("images", images)
@@ -344,7 +368,8 @@ class Cascade(nn.Module):
             raise ValueError(
                 f"images: expected shape (N, channels, H, W), got {tuple(images.shape)}"
             )
-        return _Crops(block_grid(images.shape[2:], self.block_size, self.stride), self.context)
+        grid = block_grid(images.shape[2:], self.block_size, self.stride)
+        return _Crops(grid, self.context, self.multiple_of)
 
     @torch.no_grad()
     def forward(self, images: Tensor, *, return_probabilities: bool = False) -> CascadeResult:
@@ -361,11 +386,7 @@ class Cascade(nn.Module):
             TypeError: no logits in what a model returns.
         """
         crops = self._crops(images)
-        size = images.shape[2:]
-        logits = self._logits(0, images)
-        num_classes = logits.shape[1]
-        statistics = predictive_statistics([logits], size=size, return_mean=return_probabilities)
-        del logits
+        statistics, num_classes = self._statistics(0, images, return_probabilities)
         # Of the map that comes with the prediction, which costs less than a pass of its own.
         uncertainty = _block_means(statistics.entropy, self.block_size, self.stride)
         prediction, probabilities = statistics.prediction, statistics.mean
@@ -412,16 +433,12 @@ class Cascade(nn.Module):
             )
             for each, place in zip(inputs, places[first:last], strict=True):
                 each.copy_(_pixels(images[place.image], crops.crop(place)))
-            logits = self._logits(number, inputs)
-            if logits.shape[1] != num_classes:
+            statistics, found = self._statistics(number, inputs, return_mean)
+            if found != num_classes:
                 raise ValueError(
                     f"models[{number}]: expected logits of {num_classes} classes like models[0], "
-                    f"got {logits.shape[1]}"
+                    f"got {found}"
                 )
-            statistics = predictive_statistics(
-                [logits], size=(height, width), return_mean=return_mean
-            )
-            del logits
             for index, place in enumerate(places[first:last]):
                 inner = crops.inner(place)
                 yield _Block(
