@@ -305,6 +305,14 @@ def test_another_sweep_is_left_alone(checkpoints, data, swept, tmp_path, capsys,
     assert path.read_bytes() == before
 
 
+def test_blocks_that_do_not_fit_leave_nothing(checkpoints, data, swept, tmp_path, capsys):
+    folder = tmp_path / "sweep"
+    shutil.copytree(swept, folder)
+    assert cli.main(command(checkpoints, data, folder, "--block-size", "24", "46")) == 1
+    assert "image 0 of the data: block_size: expected at most" in capsys.readouterr().err
+    assert record_of(folder).to_dict() == record_of(swept).to_dict()
+
+
 def test_a_sweep_is_replaced_where_that_is_asked_for(checkpoints, data, swept, tmp_path):
     shutil.copytree(swept, tmp_path / "sweep")
     options = ["--block-size", "40", "--threshold", "0.5", "--overwrite", "--timed-images", "1"]

@@ -141,6 +141,7 @@ class Sweep:
                     "points": [point_to_dict(each.points[t]) for t in sorted(each.points)],
                 }
                 for each in self.sweeps.values()
+                if not math.isnan(each.number)  # of images that they fit in
             ],
             "timing": asdict(self.timing),
         }
@@ -473,10 +474,6 @@ def sweep(
             found.order = measurement.fastest_first()
             write()
         bar.reset(len(dataset) * work.left(len(networks)))
-        for index in range(len(found.alone), len(networks)):
-            bar.set_description("whole images")
-            found.alone.append(measurement.alone(index))
-            write()
         if fresh := work.fresh:
             bar.set_description("uncertainty")
             kinds = [each.blocks for each in fresh]
@@ -486,6 +483,10 @@ def sweep(
                 each.thresholds = share_thresholds(torch.cat(values), _SHARES)
             write()
             bar.total = bar.n + len(dataset) * work.left(len(networks))
+        for index in range(len(found.alone), len(networks)):
+            bar.set_description("whole images")
+            found.alone.append(measurement.alone(index))
+            write()
         if found.pixel_oracle is None:
             bar.set_description("oracle by pixels")
             found.pixel_oracle = measurement.pixel_oracle(found.order)
