@@ -209,24 +209,29 @@ def settings(**changes: object) -> training.TrainingConfig:
 
 
 def test_training_lowers_the_loss(boxed):
-    trainer = Trainer(settings(steps=16, validate_every=16), boxed, boxed.exact)
+    without = settings(steps=16, validate_every=16, flip_after=0.999, start_variance=0.1)
+    trainer = Trainer(without, boxed, boxed.exact)
     history = trainer.fit(progress=False)
     assert np.mean(history.loss[-4:]) < 0.9 * np.mean(history.loss[:3])
 
 
-def test_a_step_of_exact_images_leaves_their_labels(boxed, monkeypatch):
-    trainer = Trainer(settings(batch_size=12), boxed, boxed.exact)
+def test_labels_are_replaced_in_images_with_boxes_once_part_of_the_training_is_over(
+    boxed, monkeypatch
+):
+    trainer = Trainer(settings(batch_size=12, steps=3, flip_after=0.5), boxed, boxed.exact)
     batch = next(trainer.batches.iterate(0, 1))
     seen = []
     loss = UncertainLabelsLoss.forward
     monkeypatch.setattr(
         UncertainLabelsLoss, "forward", lambda *each: seen.append(each[1:]) or loss(*each)
     )
-    trainer.train_step(batch)
-    ((logits, target, bootstrap),) = seen
+    for _ in range(3):
+        trainer.train_step(batch)
+    (logits, target, _), _, _ = seen
     assert logits.mean.shape == (12, 1, 16, 16)
     assert torch.equal(target, batch.target)
-    assert int((~bootstrap).sum()) == 3
+    assert [int(each[-1].sum()) for each in seen] == [0, 0, 9]
+    assert torch.equal(seen[-1][-1], batch.bootstrap)
 
 
 def test_a_resumed_training_equals_one_that_was_not_stopped(tmp_path, val_scenes):

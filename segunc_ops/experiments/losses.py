@@ -51,8 +51,8 @@ class Parameter:
     choices: tuple[Any, ...] | None = None
     argument: str | None = None
     unset: str = ""
-    of_network: bool = False
-    """Whether it is not the criterion that takes it, but the network."""
+    of_criterion: bool = True
+    """Whether the constructor takes it; else it is the network or the training that does."""
 
     @property
     def type(self) -> type:
@@ -90,7 +90,7 @@ COVARIANCE = Parameter(
     "diagonal",
     "of a pixel's logits, if there are more than two classes; cholesky: any",
     choices=("diagonal", "cholesky"),
-    of_network=True,
+    of_criterion=False,
 )
 MAX_MARGIN = Parameter("max_margin", 0.5, "margin of the rarest class")
 
@@ -248,9 +248,24 @@ LOSSES = {
         parameters=(
             Parameter(
                 "flip_threshold",
-                1.0,
+                1.5,
                 "variance of a pixel's logit from which on its label is replaced",
                 argument="threshold",
+            ),
+            Parameter(
+                "flip_after",
+                0.5,
+                "share of the steps from which on labels are replaced: before, a network does not "
+                "know what is unsure",
+                maximum=1.0,
+                of_criterion=False,
+            ),
+            Parameter(
+                "start_variance",
+                4.0,
+                "of the logits, before training; it falls where labels agree",
+                minimum=1e-4,
+                of_criterion=False,
             ),
             Parameter("num_draws", 16, "of the logits, of more than two classes", minimum=1),
             COVARIANCE,
@@ -303,7 +318,7 @@ def build_loss(
     own = {
         each.argument or each.name: getattr(parameters, each.name)
         for each in loss.parameters
-        if each is not loss.needs and not each.of_network
+        if each is not loss.needs and each.of_criterion
     }
     unit = loss.counted(parameters)
     if unit is not None:

@@ -88,14 +88,19 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head: nn.Conv2d | GaussianHead = nn.Conv2d(width, num_classes, 1)
 
-    def spread_logits(self, covariance: Covariance) -> None:
+    def spread_logits(self, covariance: Covariance, start_variance: float) -> None:
         """Puts a head of mean and spread in the place of the plain one, with its predictions."""
         plain = self.head
         assert isinstance(plain, nn.Conv2d)
         assert plain.bias is not None
         num_classes = plain.out_channels
         one = num_classes == 2
-        head = GaussianHead(plain.in_channels, 1 if one else num_classes, covariance=covariance)
+        head = GaussianHead(
+            plain.in_channels,
+            1 if one else num_classes,
+            covariance=covariance,
+            start_variance=start_variance,
+        )
         mean, weight, bias = head.mean, plain.weight.detach(), plain.bias.detach()
         assert mean.bias is not None
         with torch.no_grad():
@@ -141,6 +146,7 @@ class EncoderDecoder(nn.Module):
             weights are the same.
         covariance: that of a :class:`segunc_ops.GaussianHead`, whose mean are the logits; of two
             classes it has one logit. Weights start where they do without. None: a plain head.
+        start_variance: of its logits.
 
     Raises:
         ValueError: for another number of stages or place of the dropout.
@@ -154,6 +160,7 @@ class EncoderDecoder(nn.Module):
         dropout: float = 0.2,
         dropout_at: DropoutPlace = "encoder",
         covariance: Covariance | None = None,
+        start_variance: float = 1.0,
     ) -> None:
         super().__init__()
         if len(widths) != 4:
@@ -171,7 +178,7 @@ class EncoderDecoder(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if covariance is not None:
-            self.decoder.spread_logits(covariance)
+            self.decoder.spread_logits(covariance, start_variance)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to logits (N, C, H / 4, W / 4), sizes rounded up.

@@ -239,6 +239,7 @@ def build_network(num_classes: int, config: Mapping[str, Any]) -> EncoderDecoder
         dropout=config["dropout"],
         dropout_at=config["dropout_at"],
         covariance=config[COVARIANCE.name] if spread else None,
+        start_variance=config["start_variance"] if spread else 1.0,
     )
 
 
@@ -579,6 +580,8 @@ class Trainer:
                 assert statistics is not None
                 mask = self._ensemble_mask(statistics, target)
             # No two share a parameter: the sum gives each network the gradient of its own loss.
+            if self.step < self.config.flip_after * self.config.steps:
+                bootstrap = torch.zeros(len(target), dtype=torch.bool, device=target.device)
             losses = [self.loss(each, target, statistics, mask, bootstrap) for each in logits]
             loss = torch.stack(losses).sum()
         self.optimizer.zero_grad(set_to_none=True)
