@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import segunc_ops
-from segunc_ops import Cascade, agreement_map, block_oracle, pixel_oracle, select_pixels
+from segunc_ops import (
+    Cascade,
+    agreement_map,
+    block_oracle,
+    model_map,
+    pixel_oracle,
+    select_pixels,
+)
 from segunc_ops.functional import block_uncertainty, predictive_statistics
 
 INF = math.inf
@@ -319,6 +326,16 @@ def test_half_precision(dtype):
     torch.testing.assert_close(result.probabilities.sum(1), torch.ones(2, *SIZE))
 
 
+def test_autocast():
+    models = [nn.Conv2d(3, CLASSES, 4, 4), nn.Conv2d(3, CLASSES, 3, padding=1)]
+    plain = Cascade(models, 16, 0.5)(images_of(), return_probabilities=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = Cascade(models, 16, 0.5)(images_of(), return_probabilities=True)
+    assert result.probabilities.dtype == result.uncertainty.dtype == torch.float32
+    assert torch.equal(result.model, plain.model)
+    torch.testing.assert_close(result.probabilities, plain.probabilities, atol=0.05, rtol=0)
+
+
 def test_crops_keep_the_images_layout():
     layouts = []
 
@@ -532,6 +549,15 @@ def test_the_accurate_models_pixels_are_interpolated_within_the_crop():
     result = Cascade([fast, accurate], 16, -INF)(images, return_probabilities=True)
     corner = F.interpolate(accurate(images[..., :16, 16:]), (16, 16), mode="bilinear").softmax(1)
     torch.testing.assert_close(result.probabilities[..., :16, 16:], corner)
+
+
+def test_pixels_have_the_last_model_of_their_blocks():
+    model = torch.tensor([[[0, 2, 1]], [[0, 0, 1]]])
+    found = model_map(model, (4, 10), (4, 6), (4, 2))
+    assert found[:, 0].tolist() == [[0, 0, *[2] * 6, 1, 1], [*[0] * 4, *[1] * 6]]
+    assert torch.equal(found, found[:, :1].expand(-1, 4, -1))
+    with pytest.raises(ValueError, match=r"model: expected shape \(N, 1, 3\), got \(2, 3\)"):
+        model_map(model[:, 0], (4, 10), (4, 6), (4, 2))
 
 
 def test_names_are_public():

@@ -308,6 +308,7 @@ class Cascade(nn.Module):
         super().__init__()
         if callable(models) and not isinstance(models, nn.ModuleList):
             raise TypeError("models: expected several, got one; pass a list")
+        models = list(models)
         if len(models) < 2:
             raise ValueError(f"models: expected at least two, got {len(models)}")
         for number, model in enumerate(models):

@@ -1804,6 +1804,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         SweepError,
         best_within,
         fastest_reaching,
+        no_worse,
         point_to_dict,
         sweep,
         sweep_table,
@@ -1866,6 +1867,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
         )
         if not arguments.model:
             _say(f"  {_cascade_command(arguments, found.order, chosen)}")
+        for index in no_worse(found, point):
+            alone = found.alone[index]
+            _say(
+                f"  {networks[index].name} on whole images is no worse: {alone.milliseconds:.2f} "
+                f"ms, mIoU {100 * alone.mean_iou:.2f} %"
+            )
     _say(f"Written to {arguments.output}: {', '.join(SWEEP_FILES)}.")
     return 0
 

@@ -31,7 +31,16 @@ from segunc_ops.experiments.cascades import cascade_networks
 from segunc_ops.experiments.datasets import collate, normalize
 from segunc_ops.experiments.evaluation import deterministic_miou
 from segunc_ops.experiments.factories import FactoryError, make_network
-from segunc_ops.experiments.sweep import Blocks, Point, Sweep, share_thresholds
+from segunc_ops.experiments.sweep import (
+    Blocks,
+    BlockSweep,
+    Point,
+    Sweep,
+    best_within,
+    fastest_reaching,
+    no_worse,
+    share_thresholds,
+)
 from segunc_ops.functional import predictive_statistics
 from segunc_ops.metrics import MeanIoU
 
@@ -359,6 +368,22 @@ def test_thresholds_for_a_time_or_an_accuracy(checkpoints, data, swept, tmp_path
         target = torch.from_numpy(dataset[index].label)[None]
         score.update(one_hot.movedim(-1, 0)[None].float(), target)
     assert float(score.compute()) == pytest.approx(best)
+
+
+def test_answers_are_chosen_among_points_beside_networks_alone():
+    blocks = Blocks((8, 8), (8, 8))
+    points = [
+        Point(t, iou, (), ms) for t, iou, ms in ((INF, 0.4, 3), (0.5, 0.6, 5), (-INF, 0.5, 9))
+    ]
+    found = Sweep({}, [0, 1], [Point(math.nan, 0.4, (), 2), Point(math.nan, 0.6, (), 8)])
+    found.sweeps[blocks] = BlockSweep(blocks, points={point.threshold: point for point in points})
+    assert best_within(found, 9) == best_within(found, 5) == (blocks, points[1])
+    assert best_within(found, 4) == (blocks, points[0])
+    assert best_within(found, 2) is None
+    assert fastest_reaching(found, 0.5) == fastest_reaching(found, 0.6) == (blocks, points[1])
+    assert fastest_reaching(found, 0.4) == (blocks, points[0])
+    assert fastest_reaching(found, 0.61) is None
+    assert [no_worse(found, point) for point in points] == [[0], [], [1]]
 
 
 # Networks

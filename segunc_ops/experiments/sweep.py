@@ -600,6 +600,15 @@ def best_within(found: Sweep, milliseconds: float) -> tuple[Blocks, Point] | Non
     return max(within, key=lambda each: each[1].mean_iou, default=None)
 
 
+def no_worse(found: Sweep, point: Point) -> list[int]:
+    """Networks that are as fast and as accurate on whole images as a cascade."""
+    return [
+        index
+        for index, alone in enumerate(found.alone)
+        if alone.milliseconds <= point.milliseconds and alone.mean_iou >= point.mean_iou
+    ]
+
+
 def _points(found: Sweep) -> list[tuple[Blocks, Point]]:
     return [
         (each.blocks, point) for each in found.sweeps.values() for point in each.points.values()
