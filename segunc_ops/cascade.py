@@ -403,7 +403,7 @@ class Cascade(nn.Module):
             fresh = _replace(prediction, probabilities, blocks, crops, places)
             made[taken] = number
             if number < len(self.thresholds):
-                uncertainty[taken] = fresh.to(uncertainty.dtype)
+                uncertainty = uncertainty.masked_scatter(taken, fresh.to(uncertainty.dtype))
                 taken = taken & _above(uncertainty, self.thresholds[number])
         return CascadeResult(prediction, uncertainty, made, probabilities)
 
