@@ -19,6 +19,7 @@ from python_tests.label_uncertainty.cases import (
     compare,
     loss_of,
 )
+from python_tests.memory import peak_bytes
 from python_tests.support import IGNORED, LAYOUTS, LOGITS_DTYPES, REDUCTIONS, TARGET_DTYPES
 from segunc_ops._label_uncertainty import LabelUncertaintyOptions
 
@@ -325,6 +326,29 @@ def test_gradients_of_float16_do_not_underflow():
     found = torch.autograd.grad(scale * loss.float(), (b.mean, b.log_variance))
     for gradient in found:
         assert (gradient != 0).float().mean() > 0.75
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_step_needs_the_gradients_and_little_else(dtype, reduction, apart):
+    """Also of halves of a head's channels, which are not copied."""
+    output = torch.randn(2, 2, 256, 512).to(dtype)
+    halves = output.chunk(2, 1) if apart else [half.clone() for half in output.chunk(2, 1)]
+    b = batch(dtype, (256, 512), 2)._replace(
+        mean=halves[0].detach().requires_grad_(), log_variance=halves[1].detach().requires_grad_()
+    )
+    leaves = b.leaves(weighted=False)
+
+    def step() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        loss_of(b, weighted=False, reduction=reduction).backward()
+
+    step()  # what is allocated once in a process is no part of it
+    for leaf in leaves:
+        leaf.grad = None
+    assert peak_bytes(step) <= 1.1 * output.nbytes
 
 
 def test_backends_agree_on_what_flows():

@@ -8,9 +8,9 @@ from python_tests.native.mutation import Mutation
 MUTATIONS = (
     Mutation("a tile goes one too far", "if (at < tile_pixels(", "if (at <= tile_pixels("),
     Mutation(
-        "a tile's last step goes on",
+        "a tile's further steps are left out",
         "if (at >= LabelUncertaintyPolicy::kTile)",
-        "if (at > LabelUncertaintyPolicy::kTile)",
+        "if (true)",
     ),
     Mutation(
         "single pixels are those of a vector",
