@@ -33,6 +33,7 @@ from python_tests.native.harness import (
     run_under_seeds,
     shared_bytes,
     thinned,
+    threads_of_report,
 )
 
 SEED = 0x123456789ABCDEF1
@@ -354,6 +355,14 @@ def test_targets_that_are_no_class(host: ModuleType, triangular: bool) -> None:
     verify(host, case, inputs)
 
 
+@pytest.mark.parametrize("draws", [16, 130])
+def test_bad_targets_are_reported_once_a_warp(host: ModuleType, draws: int) -> None:
+    case = Case(classes=3, draws=draws, images=1, spatial=(256,))
+    inputs = make_inputs(case)
+    inputs.target[:] = 17
+    assert threads_of_report(host, lambda: run(host, case, inputs)) == 32
+
+
 def test_extremes(host: ModuleType) -> None:
     """Masked classes, certain ones, and infinite logits, which have no softmax."""
     case = Case(classes=3, images=1, spatial=(5,), ignored=0.0, draws=8)
@@ -364,7 +373,7 @@ def test_extremes(host: ModuleType) -> None:
     inputs.mean[0, :, 2] = [1e4, 0.0, -1e4]
     inputs.mean[0, 1, 3] = np.inf
     inputs.scale[0, :, 4] = 1e3
-    inputs.target[0] = [0, 2, 0, 1, 1]
+    inputs.target[0] = [0, 2, 0, 0, 1]
     results = run_under_seeds(host, lambda: run(host, case, inputs))
     loss = results["loss"][0]
     assert np.isfinite(loss[[0, 2, 4]]).all()
