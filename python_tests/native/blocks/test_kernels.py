@@ -37,7 +37,8 @@ Axis = tuple[int, int, int]
 
 # Rows and columns: side by side and overlapping, strides that divide blocks and that do not, the
 # last block shifted inside or not; blocks of all pixels and of single ones; columns of several
-# tiles, where a tile starts with a cell and where it does not; starts that meet ends.
+# tiles, where a tile starts with a cell and where it does not; starts that meet ends; rows of
+# channels_last that are no whole vectors.
 GRIDS: tuple[tuple[Axis, Axis], ...] = (
     ((8, 4, 4), (16, 8, 8)),
     ((12, 8, 4), (20, 8, 4)),
@@ -50,6 +51,7 @@ GRIDS: tuple[tuple[Axis, Axis], ...] = (
     ((4, 4, 2), (260, 128, 64)),
     ((4, 2, 2), (384, 128, 128)),
     ((3, 3, 3), (300, 299, 150)),
+    ((2, 1, 1), (22, 7, 5)),
     ((2, 2, 1), (1024, 512, 512)),
     ((2, 1, 1), (1100, 700, 100)),
 )
