@@ -293,6 +293,15 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "Layout::planar) &&",
         ),
     },
+    "label_uncertainty/cuda/label_uncertainty.cu": {
+        "a thread stays for another step at its tile, and finds no pixel": (
+            "if (at > LabelUncertaintyPolicy::kTile) {",
+        ),
+        _SLOWER: ("map.pixels % V == 0 && map.image_stride / V == 0);",),
+        _MORE_MEMORY: (
+            "return {work.blocks, 1, [work](const LabelUncertaintyParams& p, Stream stream) {",
+        ),
+    },
     "scale/cuda/scale.cu": {
         "a thread more enters, and none of its vectors is one": (
             "for (int64_t i = first; i <= vectors; i += kBatch * threads) {",
@@ -372,6 +381,15 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "launch(accumulate_strided_kernel<T, decltype(pixels)>, work.blocks, kMapThreads, 1, "
             "stream,",
             "launch(finalize_kernel<A>, work.blocks, kMapThreads, 1, stream, p, work,",
+        ),
+    },
+    "math/label_uncertainty.h": {
+        _EQUAL: (
+            "const auto is_large = log_variance >= P{};",
+            "const P beside = t <= nothing ? -kept * t : flipped * t;",
+        ),
+        "a number is as large as any above every threshold": (
+            "const P one = P{} + A(1), a = P{} + kA, smallest = P{} + A((2 * 0x1p-126));",
         ),
     },
     "math/interpolate.h": {
