@@ -156,7 +156,10 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "return map.layout == Layout::channels_last && "
             "map.image_stride == map.pixels / map.classes;",
         ),
-        _EQUAL: ("return int(left <= work.tile ? left : work.tile);",),
+        _EQUAL: (
+            "SEGUNC_DEVICE int tile_pixels(int64_t tile, int64_t left) { "
+            "return int(left <= tile ? left : tile); }",
+        ),
         _ANOTHER_KERNEL: (
             "inline bool has_short_strides(const ClassMap& map) { "
             "return map.class_stride < 0xffffffff; }",
