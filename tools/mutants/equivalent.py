@@ -300,7 +300,10 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "a thread stays for another step at its tile, and finds no pixel": (
             "if (at > LabelUncertaintyPolicy::kTile) {",
         ),
-        _SLOWER: ("map.pixels % V == 0 && map.image_stride / V == 0);",),
+        _SLOWER: (
+            "map.pixels % V == 0 && map.image_stride / V == 0);",
+            "(p.upstream_is_scalar && factors_fit(p.upstream)) && factors_fit(p.loss) &&",
+        ),
         _MORE_MEMORY: (
             "return {work.blocks, 1, [work](const LabelUncertaintyParams& p, Stream stream) {",
         ),
@@ -390,6 +393,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         _EQUAL: (
             "const auto is_large = log_variance >= P{};",
             "const P beside = t <= nothing ? -kept * t : flipped * t;",
+            "const P divisor = e <= smallest ? smallest : e;",
         ),
         "a number is as large as any above every threshold": (
             "const P one = P{} + A(1), a = P{} + kA, smallest = P{} + A((2 * 0x1p-126));",

@@ -2,12 +2,14 @@
 #include "binding.h"
 
 #include <array>
+#include <cmath>
 
 #include "math/binary.h"
 #include "math/counts.h"
 #include "math/cross_entropy.h"
 #include "math/exp_log.h"
 #include "math/interpolate.h"
+#include "math/label_uncertainty.h"
 #include "math/modulation.h"
 #include "math/moments.h"
 #include "math/philox.h"
@@ -20,6 +22,14 @@ math::Sigmoids<A> sigmoids_of(A z) {
   const A e = math::exp_nonpositive(math::minus_magnitude(z));
   return {e, A(1) / (A(1) + e)};
 }
+
+template <class A>
+struct Functions {
+  static A exponential(A x) { return math::exp_nonpositive(x); }
+  static A inverse(A x) { return A(1) / x; }
+  static A root(A x) { return std::sqrt(x); }
+  static A logarithm(A x) { return math::log_positive(x); }
+};
 
 template <class A>
 void define_formulas(py::module_& m) {
@@ -44,6 +54,13 @@ void define_formulas(py::module_& m) {
           const A sum = A(1) + sigmoids.exponential;
           return math::surprise_without_log(sigmoids, sum, t) + math::log_positive(sum);
         }));
+  m.def("uncertain_loss", [](A mean, A log_variance, bool is_positive, bool may_flip, A threshold,
+                             A uncertainty_weight, A bootstrap_weight, bool detached) {
+    const math::LabelUncertainty<A> of{threshold, uncertainty_weight, bootstrap_weight, detached};
+    const auto v =
+        math::uncertain_loss<Functions<A>>(of, mean, log_variance, is_positive, may_flip);
+    return std::array<A, 3>{v.loss, v.by_mean, v.by_log_variance};
+  });
   m.def("to_fixed", py::vectorize([](A v) { return math::to_fixed(v); }));
   m.def("negative_log", py::vectorize([](A p) { return math::negative_log(p); }));
   m.def("uncertainty_bin", py::vectorize([](A v) { return math::uncertainty_bin(float(v)); }));

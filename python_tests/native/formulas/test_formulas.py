@@ -122,6 +122,34 @@ def test_sigmoid_and_binary_cross_entropy(
 
 
 @precisions
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 2.0), (0.5, 0.0)])
+def test_uncertain_loss_and_its_derivatives(
+    host: ModuleType, name: str, dtype: type, ulp: float, weights: tuple[float, float]
+) -> None:
+    """Those of the value's differences in float64. Where the weight is detached, that of the
+    log-variance is the first part's alone."""
+    f, exact = formulas(host, name).uncertain_loss, formulas(host, "f64").uncertain_loss
+    step = 1e-5
+    grid = np.array(np.meshgrid([-7.5, -0.5, 0.0, 2.0], [-6.0, -1.0, 0.125, 0.75, 5.0]))
+    for mean, log_variance in grid.reshape(2, -1).T.tolist():
+        for flags in ((True, True), (True, False), (False, True), (False, False)):
+            rest = (*flags, 1.25, *weights)
+            around = [
+                exact(mean + i * step, log_variance + j * step, *rest, False)[0]
+                for i, j in ((1, 0), (-1, 0), (0, 1), (0, -1))
+            ]
+            by_mean, by_log_variance = ((around[i] - around[i + 1]) / (2 * step) for i in (0, 2))
+            found = f(mean, log_variance, *rest, False)
+            value = exact(mean, log_variance, *rest, False)[0]
+            tolerance = 1e-8 + 64 * ulp * (1 + abs(mean))
+            assert np.allclose(found, (value, by_mean, by_log_variance), rtol=0, atol=tolerance)
+            detached = f(mean, log_variance, *rest, True)
+            alone = f(mean, log_variance, *flags, 1.25, weights[0], 0.0, False)
+            assert detached[:2] == found[:2]
+            assert detached[2] == alone[2]
+
+
+@precisions
 def test_infinite_logits_give_infinite_or_nan_losses(
     host: ModuleType, name: str, dtype: type, ulp: float
 ) -> None:
