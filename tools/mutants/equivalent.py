@@ -399,6 +399,12 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "const P one = P{} + A(1), a = P{} + kA, smallest = P{} + A((2 * 0x1p-126));",
         ),
     },
+    "math/blocks.h": {
+        _EQUAL: (
+            "uint32_t cell = starts <= last ? starts : last;",
+            "cell += (k <= last ? k : last) - first_end + 1;",
+        ),
+    },
     "math/interpolate.h": {
         "one position, whose scale counts nothing": (
             "return {source, size, size >= 1 ? A(source - 1) / A(size - 1) : A(0), A(0)};",
