@@ -23,6 +23,12 @@ _NO_PIXEL = "what a thread without a pixel reads is there, and nobody uses it"
 
 # By file: the reasons, each with changed lines, white space aside.
 EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
+    "blocks/cuda/pixels.h": {
+        _NO_PIXEL: (
+            "const int owned = inside ? (shape.classes - part + shape.team - 1) >> "
+            "shape.team_shift : 1;",
+        ),
+    },
     "blocks/cuda/uncertainty.cu": {
         "another thread writes the same": (
             "if (sums.leaves_one_out && thread() == 1) of_band[sums.first - 1] = 0;",
