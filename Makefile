@@ -37,7 +37,7 @@ build: $(VENV)/.tools # the native libraries, in place; only what changed is com
 
 setup: build $(VENV)/.installed ## virtual environment, pinned requirements, native build
 
-demo: setup ## train on generated street scenes by seven losses; tables and pictures in runs/demo
+demo: setup ## train on generated street scenes by eight losses; tables and pictures in runs/demo
 	$(RUN) segunc demo
 
 NATIVE_TESTS = segunc_host_plain

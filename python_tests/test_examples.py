@@ -20,3 +20,9 @@ def test_the_cascade_of_the_example_gains_by_few_blocks(capsys):
     assert (none, all_blocks) == (0, 9)
     assert any(right > fast + 0.03 and blocks < 5 for _, right, blocks in between)
     assert "blocks" in capsys.readouterr().out
+
+
+def test_the_example_of_box_labels_learns(capsys):
+    losses = runpy.run_path(str(EXAMPLES / "box_labels.py"))["train"](epochs=2)
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert "IoU of other discs" in capsys.readouterr().out

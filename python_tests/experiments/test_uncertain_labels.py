@@ -19,7 +19,7 @@ from python_tests.experiments.cases import (
     exit_code,
     write_images,
 )
-from segunc_ops import GaussianLogits
+from segunc_ops import GaussianLogits, cli
 from segunc_ops.experiments import label_correction, training
 from segunc_ops.experiments.boxed import BoxedDataset
 from segunc_ops.experiments.datasets import SceneDataset, augment, collate, evaluation_batches
@@ -391,6 +391,26 @@ def test_command_names_a_wrong_argument(root, capsys, options, message):
     assert exit_code(command(root, LOSS, *options, "--name", "wrong")) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (root / "runs" / "wrong").exists()
+
+
+def test_demo_has_boxes_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_DEMO_SIZE", SIZE)
+    monkeypatch.setattr(cli, "_DEMO_VAL_SCENES", 4)
+    monkeypatch.setattr(cli, "_DEMO_REFERENCE_SCENES", 2)
+    demo = ["demo", "--scenes", "10", "--loss", LOSS, "--samples", "2", "--batch-size", "2"]
+    demo += ["--crop", "32", "32", "--output", str(tmp_path)]
+    assert exit_code([*demo, "--steps", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "| IoU CE | IoU label uncertainty" in shown
+    assert "\n2 steps of 2 crops" in shown
+    folder = tmp_path / "demo" / "boxes"
+    assert f"Written to {folder}: table.md" in shown
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == ["boxes"]
+    assert exit_code([*demo, "--resume"]) == 0
+    assert "extended" not in capsys.readouterr().out
+    checkpoint = str(folder / f"checkpoint-{LOSS}.pt")
+    assert exit_code(["eval", checkpoint, "--samples", "2"]) == 0
+    assert "| tree " in capsys.readouterr().out
 
 
 def test_masks_are_of_exact_labels(root, capsys):
