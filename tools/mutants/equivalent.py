@@ -33,6 +33,10 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "another thread writes the same": (
             "if (sums.leaves_one_out && thread() == 1) of_band[sums.first - 1] = 0;",
         ),
+        _MORE_MEMORY: (
+            "return plan_rows<A>(p, InterpolatedRows<T>(p), InterpolatedRows<T>::kColumns, 1);",
+            "return plan_rows<A>(p, Rows(p), Rows::kColumns, 1);",
+        ),
     },
     "common/device/block.h": {
         _MORE_MEMORY: ("using BlockSums = double[33]; // of warps",),
