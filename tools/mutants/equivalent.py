@@ -314,6 +314,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "map.pixels % V == 0 && map.image_stride / V == 0);",
             "(p.upstream_is_scalar && factors_fit(p.upstream)) && factors_fit(p.loss) &&",
         ),
+        _ANOTHER_KERNEL: ("if constexpr (std::is_same_v<T, double>) {",),
         _MORE_MEMORY: (
             "return {work.blocks, 1, [work](const LabelUncertaintyParams& p, Stream stream) {",
         ),
