@@ -20,7 +20,6 @@ def loss_of(mean: Tensor, scale: Tensor, target: Tensor, u: Tensor, **options: o
     return sf.expected_cross_entropy(mean, scale, target, **given)  # type: ignore[arg-type]
 
 
-@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("antithetic", [False, True])
 @pytest.mark.parametrize("cholesky", [False, True])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -151,8 +150,7 @@ def test_torch_func():
         torch.func.grad(lambda m, s: torch.func.grad(loss)(m, s).sum())(mean, scale)
 
 
-@pytest.mark.parametrize("cholesky", [False, True])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("reduction", "cholesky"), [("mean", False), ("none", True)])
 def test_compile_traces_one_graph(reduction, cholesky):
     for dtype in (torch.float32, torch.float16):
         torch.compiler.reset()
