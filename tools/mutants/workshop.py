@@ -25,7 +25,7 @@ from .sources import Mutant, Source
 # by one after the other, until one notices.
 ROOMS = (
     *("formulas", "reduction", "scale", "label_uncertainty", "statistics", "dice"),
-    *("cross_entropy", "components", "counts", "blocks"),
+    *("cross_entropy", "expected_cross_entropy", "components", "counts", "blocks"),
 )
 # In turn: the sanitizers take longest to compile.
 FLAVORS = ("race", "plain", "sanitize")
