@@ -91,3 +91,12 @@ def test_same_bits_on_every_run():
         return (*sf.connected_components(labels), sf.component_mean(values, labels))
 
     assert_same_bits_on_every_run(run, name="components")
+
+
+@pytest.mark.parametrize("dtype", LABEL_DTYPES)
+def test_boxes(dtype):
+    labels = torch.from_numpy(label_maps.noise((3, 40, 70), 3, share=0.9)).to(dtype)
+    options = {"ignore_index": 2, "exact": torch.tensor([False, True, False])}
+    on_gpu = {**options, "exact": options["exact"].cuda()}
+    found = sf.boxes_from_masks(labels.cuda(), **on_gpu)
+    assert_same_bits(found.cpu(), sf.boxes_from_masks(labels, **options), name=f"boxes of {dtype}")

@@ -464,6 +464,15 @@ def _panels(experiment: Experiment, trainer: Trainer) -> list[Panel]:
     )
 
 
+def _told(correction: LabelCorrection | None) -> str:
+    if correction is None or correction.corrected is None or correction.made_wrong is None:
+        return ""
+    return (
+        f"; of the wrong ones {100 * correction.corrected:.1f} % are corrected, of the right ones "
+        f"{100 * correction.made_wrong:.1f} % made wrong"
+    )
+
+
 def _label_pictures(experiment: Experiment, trainer: Trainer) -> LabelCorrection | None:
     """Draws what the network has made of the labels, and measures it where they are boxes."""
     train, loss = experiment.train, trainer.config.loss
@@ -477,7 +486,7 @@ def _label_pictures(experiment: Experiment, trainer: Trainer) -> LabelCorrection
         train.class_names,
         _labels_path(experiment.folder, loss),
         ignore_index=train.ignore_index,
-        title=f"{loss_title(loss)}: labels of training images",
+        title=f"{loss_title(loss)}: labels of training images{_told(correction)}",
     )
     return correction
 
