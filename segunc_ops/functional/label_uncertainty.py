@@ -10,6 +10,7 @@ from .._checks import (
     check_bool,
     check_class_scores,
     check_device,
+    check_image_flags,
     check_integer,
     check_logits,
     check_number,
@@ -17,7 +18,6 @@ from .._checks import (
     check_target,
     check_target_dtype,
     check_tensor,
-    describe,
 )
 from .._dtypes import accumulate_dtype, result_dtype
 from .._label_uncertainty import LabelUncertaintyOptions
@@ -157,18 +157,6 @@ def check_label_uncertainty(options: LabelUncertaintyOptions) -> LabelUncertaint
     )
 
 
-def _check_bootstrap(images: Tensor, bootstrap: Tensor) -> None:
-    """Raises unless it is a bool for each image."""
-    if not isinstance(bootstrap, Tensor) or bootstrap.dtype != torch.bool:
-        raise TypeError(f"bootstrap: expected a bool tensor, got {describe(bootstrap)}")
-    if bootstrap.shape != images.shape[:1]:
-        raise ValueError(
-            f"bootstrap: expected shape {tuple(images.shape[:1])}, one per image, got "
-            f"{tuple(bootstrap.shape)}"
-        )
-    check_device("bootstrap", bootstrap, images.device)
-
-
 def _check_like_mean(name: str, mean: Tensor, value: Tensor) -> None:
     """Raises unless it has a number for each of mean's, of the same type."""
     check_logits(name, value)
@@ -223,7 +211,7 @@ def label_uncertainty_with(
     _check_like_mean("log_variance", mean, log_variance)
     has_channel = _check_binary_target(mean, target)
     if bootstrap is not None:
-        _check_bootstrap(mean, bootstrap)
+        check_image_flags("bootstrap", bootstrap, mean)
     if pixel_weight is not None:
         pixel_weight = check_pixel_weight(target, pixel_weight, accumulate_dtype(mean.dtype))
     result = result_dtype(mean)
@@ -298,6 +286,6 @@ def bootstrap_targets(
         )
     changes = (variance.detach().amax(1) > threshold) & (target != ignore_index)
     if bootstrap is not None:
-        _check_bootstrap(mean, bootstrap)
+        check_image_flags("bootstrap", bootstrap, mean)
         changes &= bootstrap.view(-1, *(1,) * (target.dim() - 1))
     return torch.where(changes, mean.detach().argmax(1).to(target.dtype), target)
