@@ -201,6 +201,18 @@ def test_the_loss_of_more_classes(num_draws):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_the_threshold_is_larger_for_two_classes():
+    unsaid = UncertainLabelsLoss(None, 4, 255, "bilinear")
+    for num_classes, threshold in ((1, 1.5), (3, 0.35)):
+        logits = gaussian(num_classes)
+        target = torch.ones(2, 16, 20, dtype=torch.uint8)
+        expected = UncertainLabelsLoss(threshold, 4, 255, "bilinear")
+        replaced = unsaid.replaced_labels(logits, target)
+        assert torch.equal(replaced, expected.replaced_labels(logits, target))
+        assert (replaced != target).any()
+    assert unsaid.binary.threshold == 1.5
+
+
 # Training
 
 

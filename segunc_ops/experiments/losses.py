@@ -25,7 +25,7 @@ from ..losses import (
     PixelAdaptiveCrossEntropyLoss,
     UncertaintyAwareCrossEntropyLoss,
 )
-from .uncertain_labels import UncertainLabelsLoss
+from .uncertain_labels import BINARY_THRESHOLD, THRESHOLD, UncertainLabelsLoss
 
 if TYPE_CHECKING:
     from .class_counts import ClassCounts
@@ -248,9 +248,10 @@ LOSSES = {
         parameters=(
             Parameter(
                 "flip_threshold",
-                1.5,
+                None,
                 "variance of a pixel's logit from which on its label is replaced",
                 argument="threshold",
+                unset=f"{BINARY_THRESHOLD:g} of two classes, {THRESHOLD:g} of more",
             ),
             Parameter(
                 "flip_after",

@@ -12,6 +12,9 @@ from ..heads import GaussianLogits
 from ..losses import CrossEntropyLoss, ExpectedCrossEntropyLoss, LabelUncertaintyLoss
 from ..reference import interpolate
 
+BINARY_THRESHOLD, THRESHOLD = 1.5, 0.35
+"""Of the variance, of two classes and of more, whose largest variance falls further."""
+
 
 class UncertainLabelsLoss(nn.Module):
     """Label uncertainty (Neven et al.) of any number of classes: two losses of equal weight.
@@ -23,20 +26,25 @@ class UncertainLabelsLoss(nn.Module):
     :func:`segunc_ops.functional.bootstrap_targets`.
 
     Args:
-        threshold: of the variance.
+        threshold: of the variance; None takes :data:`BINARY_THRESHOLD` or :data:`THRESHOLD`.
         num_draws: of the logits, of more than two classes; even: they are antithetic.
         ignore_index: label of the pixels that are left out.
         upsample: how logits are interpolated to the label's size.
     """
 
     def __init__(
-        self, threshold: float, num_draws: int, ignore_index: int, upsample: Literal["bilinear"]
+        self,
+        threshold: float | None,
+        num_draws: int,
+        ignore_index: int,
+        upsample: Literal["bilinear"],
     ) -> None:
         super().__init__()
-        self.threshold = threshold
+        self.binary_threshold = BINARY_THRESHOLD if threshold is None else threshold
+        self.threshold = THRESHOLD if threshold is None else threshold
         self.ignore_index = ignore_index
         self.upsample = upsample
-        self.binary = LabelUncertaintyLoss(threshold, ignore_index=ignore_index)
+        self.binary = LabelUncertaintyLoss(self.binary_threshold, ignore_index=ignore_index)
         self.expected = ExpectedCrossEntropyLoss(
             num_draws=num_draws, antithetic=num_draws % 2 == 0, ignore_index=ignore_index
         )
@@ -67,7 +75,7 @@ class UncertainLabelsLoss(nn.Module):
         """
         variance = self._enlarge(logits.variance, target)
         if variance.shape[1] == 1:
-            flips = (variance[:, 0] > self.threshold) & (target != self.ignore_index)
+            flips = (variance[:, 0] > self.binary_threshold) & (target != self.ignore_index)
             if bootstrap is not None:
                 flips &= bootstrap[:, None, None]
             return torch.where(flips, 1 - target, target)
