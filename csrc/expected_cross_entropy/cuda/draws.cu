@@ -363,7 +363,8 @@ Launch make_launch(const ExpectedCrossEntropyParams& p) {
                                 " on a GPU, got " + std::to_string(p.draws));
   }
   Launch launch{Numbers::many, kExpectedThreads, 1, 0, 0};
-  if (!is_double && p.numbers() <= kFewNumbers * int64_t(kWarpSize)) {
+  const int64_t few = kFewNumbers * int64_t(kWarpSize);
+  if (!is_double && p.numbers() <= few) {  // tuning
     if (const unsigned threads = keeping_threads(p.map.classes)) {
       launch.numbers = Numbers::kept;
       launch.threads = threads;
