@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(kExpectedThreads, kNumbers == Numbers::many ? 
       if (p.loss) static_cast<A*>(p.loss)[at] = nothing;
       if (p.grad_pixel_weight) static_cast<A*>(p.grad_pixel_weight)[at] = nothing;
     }
-    if (!gradients) continue;
+    if (!gradients) continue;  // tuning
 
     int64_t grad_mean_at = image * p.grad_map.image_stride + walk.grad_mean(pixel);
     int64_t grad_scale_at = image * p.grad_scale_map.image_stride + walk.grad_scale(pixel);
@@ -375,7 +375,9 @@ Launch make_launch(const ExpectedCrossEntropyParams& p) {
   const int64_t of_thread = launch.numbers == Numbers::many ? many : kFewNumbers;
   while (launch.team * of_thread < p.numbers()) launch.team *= 2;
   const int64_t count = p.map.images * p.map.pixels;
-  launch.blocks = std::min<int64_t>(divide_up(count, launch.threads / launch.team), at_scale(8192));
+  const int64_t most_blocks = at_scale(8192);
+  launch.blocks = divide_up(count, launch.threads / launch.team);  // tuning
+  launch.blocks = std::min(launch.blocks, most_blocks);
   return launch;
 }
 

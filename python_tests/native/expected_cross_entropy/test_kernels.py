@@ -365,7 +365,7 @@ def test_bad_targets_are_reported_once_a_warp(host: ModuleType, draws: int) -> N
 
 def test_extremes(host: ModuleType) -> None:
     """Masked classes, certain ones, and infinite logits, which have no softmax."""
-    case = Case(classes=3, images=1, spatial=(5,), ignored=0.0, draws=8)
+    case = Case(classes=3, images=1, spatial=(6,), ignored=0.0, draws=8)
     inputs = make_inputs(case)
     inputs.mean[0, :, :] = np.array([0.0, 1.0, 2.0])[:, None]
     inputs.mean[0, 2, 0] = -np.inf  # masked, not the label
@@ -373,15 +373,17 @@ def test_extremes(host: ModuleType) -> None:
     inputs.mean[0, :, 2] = [1e4, 0.0, -1e4]
     inputs.mean[0, 1, 3] = np.inf
     inputs.scale[0, :, 4] = 1e3
-    inputs.target[0] = [0, 2, 0, 0, 1]
+    inputs.mean[0, :, 5] = [1e4, 0.0, 0.0]
+    inputs.target[0] = [0, 2, 0, 0, 1, 1]
     results = run_under_seeds(host, lambda: run(host, case, inputs))
     loss = results["loss"][0]
     assert np.isfinite(loss[[0, 2, 4]]).all()
     assert loss[2] == 0
+    np.testing.assert_allclose(loss[5], 1e4, rtol=1e-3)  # whatever its neighbours' are
     assert loss[1] == np.inf
     assert np.isnan(loss[3])
     for name in ("grad_mean", "grad_scale"):
-        assert np.isfinite(results[name][0][:, [0, 2, 4]]).all(), name
+        assert np.isfinite(results[name][0][:, [0, 2, 4, 5]]).all(), name
 
 
 def test_no_pixels(host: ModuleType) -> None:
