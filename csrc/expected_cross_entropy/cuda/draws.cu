@@ -331,8 +331,7 @@ __global__ void __launch_bounds__(kExpectedThreads, kNumbers == Numbers::many ? 
   }
   // report: end
   bad.report(p.bad_target);
-  sum = block_sum(sum);
-  if (p.partial && thread() == 0) p.partial[block_index()] = sum;
+  store_partial(p, sum);
 }
 
 // ---- launch ----

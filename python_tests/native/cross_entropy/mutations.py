@@ -139,8 +139,8 @@ MUTATIONS = (
     ),
     stored(
         "every warp writes the block's sum",
-        "if (thread() == 0) p.partial[block_index()] = sum;",
-        "if (lane() == 0) p.partial[block_index()] = sum;",
+        "sum = block_sum(sum); if (thread() == 0) p.partial",
+        "sum = block_sum(sum); if (lane() == 0) p.partial",
     ),
     interpolated(
         "the last source row's gradient is left out",
