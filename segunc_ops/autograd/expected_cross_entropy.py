@@ -10,8 +10,8 @@ from torch import Tensor
 from .._dtypes import accumulate_dtype
 from .._native.library import fake, ops, refuse_gradient
 from .._options import LossOptions
-from .._torch import call_below_autograd, is_eager, is_exporting, keeps_graph
-from .common import REDUCTIONS, FirstDerivative, addressable, call
+from .._torch import is_exporting
+from .common import REDUCTIONS, FirstDerivative, addressable, call, scaled
 
 __all__ = ["expected_cross_entropy"]
 
@@ -134,22 +134,15 @@ class _ExpectedCrossEntropy(torch.autograd.Function):
 
 def _gradients_of(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
     """The gradients of mean, scale and pixel weight, empty where not wanted."""
-    if ctx.deferred:
-        grads: tuple[Tensor, ...] = call(
-            ops.expected_cross_entropy_backward.default,
-            grad_output.contiguous(),
-            *saved,
-            *ctx.settings,
-            *ctx.wanted,
-        )
-        return grads
-    grads = saved[:-1]
-    # In place where nobody can see the saved gradient again after this backward.
-    if not is_eager() or keeps_graph():
-        return tuple((grad * grad_output).to(grad.dtype) for grad in grads)
-    for grad, is_wanted in zip(grads, ctx.wanted, strict=True):
-        if is_wanted:
-            call_below_autograd(ops.scale_.default, grad, grad_output)
+    if not ctx.deferred:
+        return scaled(saved[:-1], ctx.wanted, grad_output)
+    grads: tuple[Tensor, ...] = call(
+        ops.expected_cross_entropy_backward.default,
+        grad_output.contiguous(),
+        *saved,
+        *ctx.settings,
+        *ctx.wanted,
+    )
     return grads
 
 
