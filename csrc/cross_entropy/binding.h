@@ -4,7 +4,7 @@
 #include <tuple>
 #include <utility>
 
-#include "../common/normalizer.h"
+#include "../common/loss.h"
 #include "../common/tensors.h"
 #include "params.h"
 
@@ -25,8 +25,6 @@ struct CrossEntropyOptions {
   NoiseKind noise;
   double noise_sigma;
   bool overwrites;  // the logits by their gradient
-
-  bool divides() const { return reduction != Reduction::none && reduction != Reduction::sum; }
 };
 
 // What a call reads beside logits and targets.
@@ -134,21 +132,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
       params_of(input, target, {weight, pixel_weight, image_factor, offset, noise_seed}, options);
   auto [of_input, of_weight] = gradients_for<Backend>(p, input, target, options);
   Tensor normalizer = normalizer_of(backend, class_targets_of(p), target, options.reduction);
-  if (options.divides()) p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
+  if (divides(options.reduction))
+    p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
   const auto plan = backend.plan(p);
-
-  const ScalarType type = accumulate_type(input);
-  if (options.reduction == Reduction::none) {
-    Tensor loss = allocate(input, target.sizes(), type);
-    p.loss = loss.mutable_data_ptr();
-    launch(backend, plan, p, input);
-    return {loss, normalizer, of_input, of_weight};
-  }
-  Tensor loss = allocate(input, {}, type);
-  Tensor partial = allocate(input, {plan.partials}, ScalarType::Double);
-  p.partial = static_cast<double*>(partial.mutable_data_ptr());
-  launch(backend, plan, p, input);
-  backend.finish_loss(p.partial, plan.partials, p.normalizer, loss.mutable_data_ptr(), p.dtype);
+  Tensor loss = loss_of(backend, plan, p, input, target, options.reduction,
+                        [&] { launch(backend, plan, p, input); });
   return {loss, normalizer, of_input, of_weight};
 }
 
@@ -171,15 +159,7 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(
   const Backend backend(input);
   CrossEntropyParams p =
       params_of(input, target, {weight, pixel_weight, image_factor, offset, noise_seed}, options);
-  p.upstream_is_scalar = options.reduction != Reduction::none;
-  const std::vector<int64_t> scalar;
-  check_dense("grad_output", grad_output, p.upstream_is_scalar ? Sizes(scalar) : target.sizes(),
-              accumulate_type(input), input);
-  p.upstream = grad_output.const_data_ptr();
-  if (options.divides()) {
-    check_dense("normalizer", normalizer, scalar, ScalarType::Double, input);
-    p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
-  }
+  read_upstream(p, grad_output, normalizer, input, target, options.reduction);
   auto [of_input, of_weight] = gradients_for<Backend>(p, input, target, options);
   if (grad_input || grad_pixel_weight) launch(backend, backend.plan(p), p, input);
   return {of_input, of_weight};

@@ -4,7 +4,7 @@
 #include <tuple>
 #include <utility>
 
-#include "../common/normalizer.h"
+#include "../common/loss.h"
 #include "../common/tensors.h"
 #include "params.h"
 
@@ -17,8 +17,6 @@ struct ExpectedCrossEntropyOptions {
   int64_t draws;
   bool antithetic;
   bool grad_mean, grad_scale, grad_pixel_weight;  // the gradients that are wanted
-
-  bool divides() const { return reduction != Reduction::none && reduction != Reduction::sum; }
 };
 
 // Of mean, scale and pixel_weight, empty where not wanted.
@@ -101,21 +99,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> expected_cross_entropy_forwar
       params_of(mean, scale, target, weight, pixel_weight, seed, options);
   auto [of_mean, of_scale, of_weight] = gradients_for<Backend>(p, mean, scale, target, options);
   Tensor normalizer = normalizer_of(backend, class_targets_of(p), target, options.reduction);
-  if (options.divides()) p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
+  if (divides(options.reduction))
+    p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
   const auto plan = backend.plan(p);
-
-  const ScalarType type = accumulate_type(mean);
-  const bool each = options.reduction == Reduction::none;
-  Tensor loss = each ? allocate(mean, target.sizes(), type) : allocate(mean, {}, type);
-  if (each) {
-    p.loss = loss.mutable_data_ptr();
-    backend.launch(plan, p);
-  } else {
-    Tensor partial = allocate(mean, {plan.partials}, ScalarType::Double);
-    p.partial = static_cast<double*>(partial.mutable_data_ptr());
-    backend.launch(plan, p);
-    backend.finish_loss(p.partial, plan.partials, p.normalizer, loss.mutable_data_ptr(), p.dtype);
-  }
+  Tensor loss =
+      loss_of(backend, plan, p, mean, target, options.reduction, [&] { backend.launch(plan, p); });
   return {loss, normalizer, of_mean, of_scale, of_weight};
 }
 
@@ -133,15 +121,7 @@ ExpectedCrossEntropyGradients expected_cross_entropy_backward(
   const Backend backend(mean);
   ExpectedCrossEntropyParams p =
       params_of(mean, scale, target, weight, pixel_weight, seed, options);
-  p.upstream_is_scalar = options.reduction != Reduction::none;
-  const std::vector<int64_t> scalar;
-  check_dense("grad_output", grad_output, p.upstream_is_scalar ? Sizes(scalar) : target.sizes(),
-              accumulate_type(mean), mean);
-  p.upstream = grad_output.const_data_ptr();
-  if (options.divides()) {
-    check_dense("normalizer", normalizer, scalar, ScalarType::Double, mean);
-    p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
-  }
+  read_upstream(p, grad_output, normalizer, mean, target, options.reduction);
   ExpectedCrossEntropyGradients gradients = gradients_for<Backend>(p, mean, scale, target, options);
   if (grad_mean || grad_scale || grad_pixel_weight) backend.launch(backend.plan(p), p);
   return gradients;

@@ -4,7 +4,7 @@
 #pragma once
 #include <tuple>
 
-#include "../common/normalizer.h"
+#include "../common/loss.h"
 #include "../common/tensors.h"
 #include "params.h"
 
@@ -20,8 +20,6 @@ struct LabelUncertaintyOptions {
   double threshold, uncertainty_weight, bootstrap_weight;
   bool detach_weight;
   bool grad_mean, grad_log_variance, grad_pixel_weight;  // the gradients that are wanted
-
-  bool divides() const { return reduction == Reduction::mean || reduction == Reduction::mean_all; }
 };
 
 inline LabelUncertaintyParams params_of(const Tensor& mean, const Tensor& log_variance,
@@ -98,21 +96,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> label_uncertainty_forward(
   of_targets.target = p.target, of_targets.target_type = p.target_type;
   of_targets.dtype = p.dtype, of_targets.classes = 2, of_targets.ignore_index = ignore_index;
   Tensor normalizer = normalizer_of(backend, of_targets, target, options.reduction);
-  if (options.divides()) p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
+  if (divides(options.reduction))
+    p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
   const auto plan = backend.plan(p);
-
-  const ScalarType type = accumulate_type(mean);
-  if (options.reduction == Reduction::none) {
-    Tensor loss = allocate(mean, target.sizes(), type);
-    p.loss = loss.mutable_data_ptr();
-    backend.launch(plan, p);
-    return {loss, normalizer, of_mean, of_log_variance, of_weight};
-  }
-  Tensor loss = allocate(mean, {}, type);
-  Tensor partial = allocate(mean, {plan.partials}, ScalarType::Double);
-  p.partial = static_cast<double*>(partial.mutable_data_ptr());
-  backend.launch(plan, p);
-  backend.finish_loss(p.partial, plan.partials, p.normalizer, loss.mutable_data_ptr(), p.dtype);
+  Tensor loss =
+      loss_of(backend, plan, p, mean, target, options.reduction, [&] { backend.launch(plan, p); });
   return {loss, normalizer, of_mean, of_log_variance, of_weight};
 }
 
@@ -132,15 +120,7 @@ LabelUncertaintyGradients label_uncertainty_backward(
   const Backend backend(mean);
   LabelUncertaintyParams p =
       params_of(mean, log_variance, target, pixel_weight, bootstrap, options);
-  p.upstream_is_scalar = options.reduction != Reduction::none;
-  const std::vector<int64_t> scalar;
-  check_dense("grad_output", grad_output, p.upstream_is_scalar ? Sizes(scalar) : target.sizes(),
-              accumulate_type(mean), mean);
-  p.upstream = grad_output.const_data_ptr();
-  if (options.divides()) {
-    check_dense("normalizer", normalizer, scalar, ScalarType::Double, mean);
-    p.normalizer = static_cast<const double*>(normalizer.const_data_ptr());
-  }
+  read_upstream(p, grad_output, normalizer, mean, target, options.reduction);
   const LabelUncertaintyGradients gradients =
       gradients_for<Backend>(p, mean, log_variance, target, options);
   if (grad_mean || grad_log_variance || grad_pixel_weight) backend.launch(backend.plan(p), p);
