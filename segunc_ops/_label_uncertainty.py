@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ._types import Reduction
+from ._types import Reduction, Upsample
 
 __all__ = ["LabelUncertaintyOptions"]
 
@@ -18,3 +18,5 @@ class LabelUncertaintyOptions(NamedTuple):
     detach_weight: bool = True
     ignore_index: int = -100
     reduction: Reduction = "mean"
+    upsample: Upsample | None = None
+    align_corners: bool = False

@@ -42,19 +42,24 @@ class LossArguments(TypedDict, total=False):
     overwrite_input: bool
 
 
+def check_interpolation(upsample: object, align_corners: object, overwrite_input: object) -> None:
+    """Raises unless logits may be interpolated so, and written over."""
+    check_upsample(upsample, align_corners)
+    check_bool("overwrite_input", overwrite_input)
+    if overwrite_input and upsample is not None:
+        raise ValueError(
+            "overwrite_input: expected False with upsample, which has nothing of that size, got "
+            "True"
+        )
+
+
 def check_options(options: LossOptions) -> LossOptions:
     """The options, if they are valid apart from what they need of an input.
 
     Raises:
         ValueError, TypeError: they are not.
     """
-    check_upsample(options.upsample, options.align_corners)
-    check_bool("overwrite_input", options.overwrite_input)
-    if options.overwrite_input and options.upsample is not None:
-        raise ValueError(
-            "overwrite_input: expected False with upsample, which has nothing of that size, got "
-            "True"
-        )
+    check_interpolation(options.upsample, options.align_corners, options.overwrite_input)
     reduction, smoothing = options.reduction, options.label_smoothing
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
+    from ._types import Upsample
+
 __all__ = ["FLOOR", "REGION_REDUCTIONS", "Absent", "Overlap", "RegionOptions", "RegionReduction"]
 
 Absent = Literal["count", "skip", "zero"]
@@ -44,4 +46,6 @@ class RegionOptions(NamedTuple):
     pos_weight: Tensor | None = None
     reduction: RegionReduction = "mean"
     ignore_channel: bool = False
+    upsample: Upsample | None = None
+    align_corners: bool = False
     overwrite_input: bool = False

@@ -165,6 +165,28 @@ def test_empty_inputs():
         assert torch.autograd.grad(loss, x)[0].shape == shape
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_upsampling_is_that_of_torch(align_corners):
+    options = {"upsample": "bilinear", "align_corners": align_corners}
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 2, (2, 4, 9, 7)).bool()
+    loss = sf.dice_bce(x, target, batch=True, ignore_channel=True, **options)
+    larger = F.interpolate(x, (9, 7), mode="bilinear", align_corners=align_corners)
+    wanted = sf.dice_bce(larger, target, batch=True, ignore_channel=True)
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x)[0] for y in (loss, wanted)))
+    volume, regions_of_it = torch.randn(1, 2, 2, 3, 2), torch.randint(0, 2, (1, 2, 3, 4, 5))
+    larger = F.interpolate(volume, (3, 4, 5), mode="trilinear")
+    loss = sf.dice_bce(volume, regions_of_it, upsample="trilinear")
+    torch.testing.assert_close(loss, sf.dice_bce(larger, regions_of_it))
+    half = x.detach().bfloat16()
+    wide = sf.dice_bce(half.float(), target[:, :3], **options)
+    assert_same_bits(sf.dice_bce(half, target[:, :3], **options), wide.bfloat16(), name="loss")
+    heads = DeepSupervision(DiceBCELoss(**options), [1.0, 0.5])
+    one = sf.dice_bce(x, target[:, :3], **options)
+    torch.testing.assert_close(heads([x, x], target[:, :3]), 1.5 * one)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_extreme_logits(dtype):
     """Probabilities of 0 and 1, right and wrong; losses far below 1 keep their digits."""
@@ -444,6 +466,7 @@ def test_module_arguments_and_text():
     for part in ("batch=True", "dice_offset=0.0", "reduction='mean_pixels'", "ignore_channel=True"):
         assert part in text
     assert "num_regions=2" in repr(DiceBCELoss(torch.ones(2)))
+    assert "upsample='bilinear'" in repr(DiceBCELoss(upsample="bilinear"))
     with pytest.raises(TypeError, match="pos_weight: expected a tensor or None, got list"):
         DiceBCELoss([1.0])
     with pytest.raises(ValueError, match="absent: expected one of"):
@@ -467,6 +490,16 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: sf.dice_bce(_x().int(), _x()),
         TypeError,
         "input: expected float32, bfloat16, float16 or float64, got torch.int32",
+    ),
+    "interpolated volumes that are none": (
+        _with(upsample="trilinear"),
+        ValueError,
+        "input: expected shape (N, C, D, H, W) with pixels for upsample='trilinear', got",
+    ),
+    "interpolated and written over": (
+        _with(upsample="bilinear", overwrite_input=True),
+        ValueError,
+        "overwrite_input: expected False with upsample",
     ),
     "input of a pixel": (
         lambda: sf.dice_bce(_x(3), _x(3)),

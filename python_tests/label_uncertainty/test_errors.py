@@ -53,6 +53,21 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "mean: expected shape (N, *) or (N, 1, *), got ()",
     ),
+    "interpolated without a channel": (
+        _bce(_x(2, 4, 5), upsample="bilinear"),
+        ValueError,
+        "mean: expected shape (N, C, H, W) with pixels for upsample='bilinear', got (2, 4, 5)",
+    ),
+    "interpolated to nothing": (
+        _bce(target=_t(2, 0, 3), upsample="bilinear"),
+        ValueError,
+        "target: expected shape (2, 4, 5) for mean of shape (2, 1, 4, 5), got (2, 0, 3)",
+    ),
+    "an interpolation of another name": (
+        _bce(upsample="cubic"),
+        ValueError,
+        "upsample: expected None or one of",
+    ),
     "variance of another shape": (
         _bce(log_variance=_x(2, 1, 1, 1)),
         ValueError,

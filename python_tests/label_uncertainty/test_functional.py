@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import segunc_ops
@@ -150,6 +151,33 @@ def test_shapes_that_are_the_same_to_it():
 
 
 @pytest.mark.usefixtures("each_backend")
+@pytest.mark.usefixtures("each_backend")
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_upsampling_is_that_of_torch(align_corners):
+    options = {"upsample": "bilinear", "align_corners": align_corners}
+    b = batch(torch.float64, size=(4, 5))
+    target = torch.randint(0, 2, (3, 9, 7))
+    larger = [
+        F.interpolate(leaf, (9, 7), mode="bilinear", align_corners=align_corners)
+        for leaf in (b.mean, b.log_variance)
+    ]
+    module = segunc_ops.LabelUncertaintyLoss(1.0, detach_weight=False, **options)
+    plain = segunc_ops.LabelUncertaintyLoss(1.0, detach_weight=False)
+    losses = module(b.mean, b.log_variance, target), plain(*larger, target)
+    torch.testing.assert_close(*losses)
+    found, wanted = (torch.autograd.grad(loss, (b.mean, b.log_variance)) for loss in losses)
+    torch.testing.assert_close(found, wanted)
+    each = sf.label_uncertainty_bce(
+        b.mean, b.log_variance, target.unsqueeze(1), reduction="none", **options
+    )
+    assert each.shape == (3, 1, 9, 7)
+    volume, labels = torch.randn(1, 1, 2, 3, 2), torch.randint(0, 2, (1, 3, 4, 5))
+    larger = [F.interpolate(volume, (3, 4, 5), mode="trilinear")] * 2
+    given = {"threshold": 1.0}
+    loss = sf.bootstrapped_bce(volume, volume, labels, upsample="trilinear", **given)
+    torch.testing.assert_close(loss, sf.bootstrapped_bce(*larger, labels, **given))
+
+
 def test_boolean_targets():
     b = batch(torch.float64, ignored=0.0)
     for make in (Tensor.bool, lambda t: t.bool().unsqueeze(1).contiguous().squeeze(1)):

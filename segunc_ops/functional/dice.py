@@ -27,10 +27,11 @@ from .._checks import (
 )
 from .._dtypes import BINARY_DTYPES, accumulate_dtype, result_dtype
 from .._native.backend import implementation
-from .._options import LossOptions, check_options
+from .._options import LossOptions, check_interpolation, check_options
 from .._overlap import REGION_REDUCTIONS, Absent, Overlap, RegionOptions, RegionReduction
 from .._overwriting import lend
 from .._types import Reduction, Upsample
+from ..reference import interpolate
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -261,6 +262,8 @@ def dice_bce(
     group: ProcessGroup | None = None,
     reduction: RegionReduction = "mean",
     ignore_channel: bool = False,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     overwrite_input: bool = False,
 ) -> Tensor:
     r"""Binary cross-entropy and the Dice loss of regions, each with a sigmoid of its own.
@@ -288,6 +291,7 @@ def dice_bce(
             bfloat16, float16 or float64, of any strides.
         target: 0 or 1 for each region and pixel, of the input's shape; bool, an integer type that
             targets have, or any of the input's types. Images that are not contiguous are copied.
+            With `upsample` of any size.
         pos_weight: w, ``(C,)``, without gradient; as for
             :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
         mask: bool ``(N, *)``; pixels where it is False count nothing anywhere: whatever logits,
@@ -303,6 +307,9 @@ def dice_bce(
             pixel gives NaN.
         ignore_channel: whether the target has one channel more than the input, which is 1 where
             pixels are to be ignored, as nnU-Net's; in place of `mask`.
+        upsample: ``"bilinear"`` or, for volumes, ``"trilinear"``: logits are interpolated to the
+            target's size, where they take memory. None: no interpolation.
+        align_corners: as for :func:`torch.nn.functional.interpolate`.
         overwrite_input: as for :func:`cross_entropy`.
 
     Returns:
@@ -329,7 +336,9 @@ def dice_bce(
         group,
     )
     options = check_region_options(
-        RegionOptions(pos_weight, reduction, ignore_channel, overwrite_input)
+        RegionOptions(
+            pos_weight, reduction, ignore_channel, upsample, align_corners, overwrite_input
+        )
     )
     return dice_bce_with(options, check_overlap(overlap), input, target, mask, pixel_weight)
 
@@ -341,7 +350,7 @@ def check_region_options(options: RegionOptions) -> RegionOptions:
         ValueError, TypeError: they are not.
     """
     check_bool("ignore_channel", options.ignore_channel)
-    check_bool("overwrite_input", options.overwrite_input)
+    check_interpolation(options.upsample, options.align_corners, options.overwrite_input)
     if options.reduction not in REGION_REDUCTIONS:
         raise ValueError(
             f"reduction: expected one of {REGION_REDUCTIONS}, got {options.reduction!r}"
@@ -403,6 +412,14 @@ def dice_bce_with(
     check_class_scores("input", input)
     if input.shape[1] == 1 and not overlap.include_background:
         raise ValueError("include_background: expected True for an input of one channel, got False")
+    result = result_dtype(input)
+    if options.upsample is not None:
+        check_tensor("target", target)
+        check_upsampled_input(input, options.upsample)
+        size = target.shape[2:]
+        if target.dim() == input.dim() and 0 not in size:
+            input = interpolate(input, size, options.upsample, options.align_corners)
+        options = options._replace(upsample=None, align_corners=False)
     _check_regions(input, target, options.ignore_channel)
     if options.ignore_channel:
         if mask is not None:
@@ -418,7 +435,6 @@ def dice_bce_with(
         options = options._replace(pos_weight=pos_weight)
     if pixel_weight is not None:
         pixel_weight = check_pixel_weight(target[:, 0], pixel_weight, dtype, "a number a pixel")
-    result = result_dtype(input)
 
     def loss_of(logits: Tensor) -> Tensor:
         loss: Tensor = implementation(input.device).dice_bce(

@@ -18,11 +18,14 @@ from .._checks import (
     check_target,
     check_target_dtype,
     check_tensor,
+    check_upsample,
+    check_upsampled_input,
 )
 from .._dtypes import accumulate_dtype, result_dtype
 from .._label_uncertainty import LabelUncertaintyOptions
 from .._native.backend import implementation
-from .._types import REDUCTIONS, Reduction
+from .._types import REDUCTIONS, Reduction, Upsample
+from ..reference import interpolate
 
 __all__ = [
     "bootstrap_targets",
@@ -41,6 +44,8 @@ def label_uncertainty_bce(
     pixel_weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
 ) -> Tensor:
     r"""Binary cross-entropy of the probability that is expected of an uncertain logit.
 
@@ -58,7 +63,7 @@ def label_uncertainty_bce(
             bfloat16, float16 or float64, of any strides.
         log_variance: log sigma^2, of mean's shape and type.
         target: 0 or 1, of mean's shape, or that without its channel; int64, int32, int16, uint8 or
-            bool.
+            bool. With `upsample` its size may be any other than that of the mean.
         pixel_weight: u, of the target's shape or broadcast to it, any float type. It gets a
             gradient if it requires one.
         ignore_index: pixels with this target add nothing; whatever mean, log-variance and pixel
@@ -66,20 +71,27 @@ def label_uncertainty_bce(
         reduction: ``"none"``: the loss per pixel, 0 where ignored; ``"sum"``; ``"mean"``: the sum
             divided by the number of valid pixels (none of them gives NaN); ``"mean_all"``: the sum
             divided by the number of all pixels, ignored ones too.
+        upsample: ``"bilinear"`` or, for volumes, ``"trilinear"``: mean and log-variance, of one
+            channel, are interpolated to the target's size first. None: no interpolation.
+        align_corners: as for :func:`torch.nn.functional.interpolate`.
 
     Returns:
         A scalar, or one of the target's shape for ``"none"``; of mean's type, float32 under
         autocast.
 
     Raises:
-        ValueError: on shapes, devices or a reduction that do not fit.
+        ValueError: on shapes, devices, a reduction or an interpolation that do not fit.
         TypeError: on types that do not fit.
         IndexError: on a target that is neither 0, 1 nor `ignore_index`; on CUDA by the next call of
             any operation (see :func:`segunc_ops.check`), that pixel's loss being NaN.
     """
     options = check_label_uncertainty(
         LabelUncertaintyOptions(
-            bootstrap_weight=0.0, ignore_index=ignore_index, reduction=reduction
+            bootstrap_weight=0.0,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            upsample=upsample,
+            align_corners=align_corners,
         )
     )
     return label_uncertainty_with(options, mean, log_variance, target, None, pixel_weight)
@@ -96,6 +108,8 @@ def bootstrapped_bce(
     pixel_weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
 ) -> Tensor:
     r"""Binary cross-entropy whose label is flipped where its uncertainty is above a threshold.
 
@@ -105,8 +119,8 @@ def bootstrapped_bce(
         l = u \left[W\, \mathrm{BCE}(\mu, y) + (1 - W)\, \mathrm{BCE}(\mu, 1 - y)\right]
 
     Args:
-        mean, log_variance, target, pixel_weight, ignore_index, reduction: as for
-            :func:`label_uncertainty_bce`.
+        mean, log_variance, target, pixel_weight, ignore_index, reduction, upsample, align_corners:
+            as for :func:`label_uncertainty_bce`.
         threshold: :math:`\tau`, at least 0.
         bootstrap: bool ``(N,)``: whether an image's labels may be flipped. Where it is False they
             are exact: W is 1. None: those of all images may.
@@ -127,6 +141,8 @@ def bootstrapped_bce(
             detach_weight=detach_weight,
             ignore_index=ignore_index,
             reduction=reduction,
+            upsample=upsample,
+            align_corners=align_corners,
         )
     )
     return label_uncertainty_with(options, mean, log_variance, target, bootstrap, pixel_weight)
@@ -145,6 +161,7 @@ def check_label_uncertainty(options: LabelUncertaintyOptions) -> LabelUncertaint
     if uncertainty_weight == bootstrap_weight == 0:
         raise ValueError("bootstrap_weight: expected it or uncertainty_weight above 0, got 0 and 0")
     check_bool("detach_weight", options.detach_weight)
+    check_upsample(options.upsample, options.align_corners)
     reduction = options.reduction
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")
@@ -209,13 +226,22 @@ def label_uncertainty_with(
     if mean.dim() == 0:
         raise ValueError("mean: expected shape (N, *) or (N, 1, *), got ()")
     _check_like_mean("log_variance", mean, log_variance)
+    result = result_dtype(mean)
+    if options.upsample is not None:
+        check_tensor("target", target)
+        check_upsampled_input(mean, options.upsample, "mean")
+        size = target.shape[2:] if target.dim() == mean.dim() else target.shape[1:]
+        if len(size) == mean.dim() - 2 and 0 not in size:
+            mean, log_variance = (
+                interpolate(x, size, options.upsample, options.align_corners)
+                for x in (mean, log_variance)
+            )
+        options = options._replace(upsample=None, align_corners=False)
     has_channel = _check_binary_target(mean, target)
     if bootstrap is not None:
         check_image_flags("bootstrap", bootstrap, mean)
     if pixel_weight is not None:
         pixel_weight = check_pixel_weight(target, pixel_weight, accumulate_dtype(mean.dtype))
-    result = result_dtype(mean)
-
     if target.dtype == torch.bool:
         target = target.view(torch.uint8)
     with_channel = has_channel and target.dim() == mean.dim()

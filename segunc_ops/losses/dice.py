@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from .._options import LossArguments
+    from .._types import Upsample
 
 __all__ = ["DeepSupervision", "DiceBCELoss", "DiceCrossEntropyLoss"]
 
@@ -191,14 +192,13 @@ class DiceBCELoss(nn.Module):
         pos_weight: weights of the regions' positives, ``(C,)``, of the cross-entropy alone; a
             buffer.
         ce_weight, dice_weight, batch, include_background, smooth_numerator, smooth_denominator,
-            squared, jaccard, absent, dice_offset, group, reduction, ignore_channel,
-            overwrite_input: as for
-            :func:`segunc_ops.functional.dice_bce`.
+            squared, jaccard, absent, dice_offset, group, reduction, ignore_channel, upsample,
+            align_corners, overwrite_input: as for :func:`segunc_ops.functional.dice_bce`.
 
     Shape:
         - input: ``(N, C, *)`` or ``(N, C)`` logits.
         - target: that of the input, 0 or 1; bool, integers or floats. One channel more with
-          `ignore_channel`.
+          `ignore_channel`; of any size with `upsample`.
         - mask: ``(N, *)``, bool, False where a pixel is ignored.
         - pixel_weight: ``(N, *)``, or one that broadcasts to it; of the cross-entropy.
         - result: a scalar.
@@ -231,6 +231,8 @@ class DiceBCELoss(nn.Module):
         group: ProcessGroup | None = None,
         reduction: RegionReduction = "mean",
         ignore_channel: bool = False,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         overwrite_input: bool = False,
     ) -> None:
         super().__init__()
@@ -239,10 +241,13 @@ class DiceBCELoss(nn.Module):
                 f"pos_weight: expected a tensor or None, got {type(pos_weight).__name__}"
             )
         options = check_region_options(
-            RegionOptions(pos_weight, reduction, ignore_channel, overwrite_input)
+            RegionOptions(
+                pos_weight, reduction, ignore_channel, upsample, align_corners, overwrite_input
+            )
         )
         self.register_buffer("pos_weight", pos_weight)
         self.reduction, self.ignore_channel = options.reduction, options.ignore_channel
+        self.upsample, self.align_corners = options.upsample, options.align_corners
         self.overwrite_input = options.overwrite_input
         self.overlap = check_overlap(
             Overlap(
@@ -295,8 +300,8 @@ class DiceBCELoss(nn.Module):
 
     def extra_repr(self) -> str:
         regions = [] if self.pos_weight is None else [f"num_regions={self.pos_weight.numel()}"]
-        flags = ("ignore_channel", "overwrite_input")
-        given = [f"{name}=True" for name in flags if getattr(self, name)]
+        flags = ("ignore_channel", "upsample", "align_corners", "overwrite_input")
+        given = [f"{name}={value!r}" for name in flags if (value := getattr(self, name))]
         reduction = f"reduction={self.reduction!r}"
         return ", ".join([*regions, *_differences(self.overlap), reduction, *given])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .._label_uncertainty import LabelUncertaintyOptions
-from ..functional import Reduction
+from ..functional import Reduction, Upsample
 from ..functional.label_uncertainty import check_label_uncertainty, label_uncertainty_with
 
 __all__ = ["LabelUncertaintyLoss"]
@@ -33,11 +33,14 @@ class LabelUncertaintyLoss(nn.Module):
         ignore_index: pixels with this target add nothing and get no gradient.
         reduction: ``"none"``, ``"sum"``, ``"mean"`` (divided by the number of valid pixels) or
             ``"mean_all"`` (divided by that of all pixels).
+        upsample: ``"bilinear"`` or, for volumes, ``"trilinear"``: mean and log-variance are
+            interpolated to the target's size. None: no interpolation.
+        align_corners: as for :func:`torch.nn.functional.interpolate`.
 
     Shape:
         - mean, log_variance: ``(N, *)`` or ``(N, 1, *)``; float32, bfloat16, float16 or float64.
         - target: 0 or 1, that of mean, or that without its channel; int64, int32, int16, uint8 or
-          bool.
+          bool. With `upsample` of any size.
         - bootstrap: ``(N,)``, bool: False for images whose labels are exact, which train the
           variance and are never flipped.
         - pixel_weight: u, that of the target, or one that broadcasts to it. It gets a gradient if
@@ -64,6 +67,8 @@ class LabelUncertaintyLoss(nn.Module):
         detach_weight: bool = True,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         options = check_label_uncertainty(
@@ -74,6 +79,8 @@ class LabelUncertaintyLoss(nn.Module):
                 detach_weight,
                 ignore_index,
                 reduction,
+                upsample,
+                align_corners,
             )
         )
         for name, value in options._asdict().items():
