@@ -35,9 +35,12 @@ from .losses import (
     UncertaintyAwareCrossEntropyLoss,
 )
 from .sampling import (
+    Observer,
     PredictiveAccumulator,
     ensemble_statistics,
+    insert_dropout,
     mc_dropout,
+    record_forward,
     sample_logits,
     sample_statistics,
 )
@@ -61,6 +64,7 @@ __all__ = [
     "LDAMCrossEntropyLoss",
     "LabelUncertaintyLoss",
     "LogitVariationCrossEntropyLoss",
+    "Observer",
     "OracleResult",
     "PixelAdaptiveCrossEntropyLoss",
     "PredictiveAccumulator",
@@ -75,10 +79,12 @@ __all__ = [
     "check",
     "ensemble_statistics",
     "functional",
+    "insert_dropout",
     "losses",
     "mc_dropout",
     "model_map",
     "pixel_oracle",
+    "record_forward",
     "sample_logits",
     "sample_statistics",
     "sampling",

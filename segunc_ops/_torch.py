@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 # Without it an operator passes its autograd formula, which is there for tracing alone and slow.
 _below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
@@ -72,3 +74,44 @@ def eager_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
         super(torch.autograd.Function, function), "apply", function.apply
     )
     return apply
+
+
+DispatchMode = TorchDispatchMode
+"""What sees the operators that are called inside it."""
+
+
+def is_dispatched() -> bool:
+    """Whether a TorchDispatchMode sees the operators that are called."""
+    return _get_current_dispatch_mode() is not None
+
+
+def is_dispatching_subclass(tensor: Tensor) -> bool:
+    """Whether operators on a tensor are its own, which may hold others and no memory."""
+    own = getattr(type(tensor), "__torch_dispatch__", None)
+    return own is not None and own is not torch._C._disabled_torch_dispatch_impl
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are registered that every module calls."""
+    hooks = nn.modules.module
+    return any(getattr(hooks, f"_global_forward_{name}", None) for name in ("hooks", "pre_hooks"))
+
+
+def in_backward() -> bool:
+    """Whether a backward pass runs, such as one that computes checkpointed activations again."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def storage_id(tensor: Tensor) -> int:
+    """A number of the memory that a tensor lies in, as long as that lives."""
+    return tensor.untyped_storage()._cdata
+
+
+def flatten(value: Any) -> tuple[list[Any], Any]:
+    """The leaves of nested tuples, lists, mappings and what else torch knows, and the nesting."""
+    return _pytree.tree_flatten(value)
+
+
+def unflatten(leaves: list[Any], structure: Any) -> Any:
+    """What :func:`flatten` took apart."""
+    return _pytree.tree_unflatten(leaves, structure)

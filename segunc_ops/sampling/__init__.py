@@ -7,12 +7,19 @@ on their number.
 from .accumulator import PredictiveAccumulator
 from .dropout import BatchNormMode, mc_dropout, sample_logits, sample_statistics
 from .ensembles import ensemble_statistics
+from .insertion import insert_dropout
+from .observer import Observer
+from .sharing import RecordedForward, record_forward
 
 __all__ = [
     "BatchNormMode",
+    "Observer",
     "PredictiveAccumulator",
+    "RecordedForward",
     "ensemble_statistics",
+    "insert_dropout",
     "mc_dropout",
+    "record_forward",
     "sample_logits",
     "sample_statistics",
 ]

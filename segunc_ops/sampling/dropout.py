@@ -13,6 +13,7 @@ from .._torch import BATCH_NORM, INSTANCE_NORM
 from ..functional import PredictiveStatistics
 from .accumulator import PredictiveAccumulator
 from .models import changed, check_initialized, forward, pick_logits, unwrap, without_ddp
+from .sharing import Prefix, RecordedForward
 
 __all__ = ["BatchNormMode", "mc_dropout", "sample_logits", "sample_statistics"]
 
@@ -37,15 +38,28 @@ def _drops(module: nn.Module) -> bool:
     return isinstance(module, _DROPOUT_INSIDE) and module.dropout > 0
 
 
-def _dropout_changes(model: nn.Module) -> list[tuple[nn.Module, str, object]]:
+def _drops_paths(module: nn.Module) -> bool:
+    """Whether a module skips residual branches at random, by the names that it goes by."""
+    if type(module).__name__.endswith(("DropPath", "StochasticDepth")):
+        share = getattr(module, "drop_prob", getattr(module, "p", 0.0))
+        return isinstance(share, (int, float)) and share > 0
+    return False
+
+
+def _dropout_changes(
+    model: nn.Module, stochastic_depth: bool = False
+) -> list[tuple[nn.Module, str, object]]:
     changes: list[tuple[nn.Module, str, object]] = [
-        (module, "training", True) for module in model.modules() if _drops(module)
+        (module, "training", True)
+        for module in model.modules()
+        if _drops(module) or (stochastic_depth and _drops_paths(module))
     ]
     if not changes:
         raise ValueError(
             f"model: expected at least one dropout layer of torch.nn with p > 0, got none in "
             f"{type(unwrap(model)).__name__}; torch.nn.functional.dropout cannot be switched from "
-            "outside, use a torch.nn.Dropout module instead"
+            "outside, use a torch.nn.Dropout module instead: insert_dropout(model, p) adds one "
+            "before the last layer; an ensemble (ensemble_statistics) needs none"
         )
     # In eval mode this layer's fast path skips the dropout modules below it; nothing else there
     # depends on its mode.
@@ -81,7 +95,7 @@ def _normalization_changes(
 
 
 @contextmanager
-def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
+def mc_dropout(model: nn.Module, *, stochastic_depth: bool = False) -> Iterator[nn.Module]:
     """Makes the dropout layers of a model random inside the ``with`` block, and nothing else.
 
     These are torch.nn's ``Dropout``, ``Dropout1d``, ``Dropout2d``, ``Dropout3d``,
@@ -94,6 +108,8 @@ def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
 
     Args:
         model: a module in any mode, compiled or wrapped in DistributedDataParallel or not.
+        stochastic_depth: whether modules that drop whole residual branches, such as timm's
+            ``DropPath`` and torchvision's ``StochasticDepth``, count as dropout.
 
     Yields:
         The model.
@@ -106,15 +122,34 @@ def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
         >>> with mc_dropout(model), torch.no_grad():
         ...     sample = model(image)
     """
-    with changed(_dropout_changes(model)):
+    with changed(_dropout_changes(model, stochastic_depth)):
         yield model
 
 
-def _draw(
-    model: nn.Module, input: Any, batch_norm: BatchNormMode, pick: Callable[[Any], Tensor]
-) -> Tensor:
-    with mc_dropout(model), changed(_normalization_changes(model, batch_norm)):
-        return forward(model, input, pick)
+@contextmanager
+def _sampling(
+    model: nn.Module, batch_norm: BatchNormMode, stochastic_depth: bool
+) -> Iterator[None]:
+    dropout = mc_dropout(model, stochastic_depth=stochastic_depth)
+    with dropout, changed(_normalization_changes(model, batch_norm)):
+        yield
+
+
+def check_sampling(
+    model: nn.Module, num_samples: int, batch_norm: BatchNormMode, stochastic_depth: bool
+) -> tuple[nn.Module, int]:
+    """The module to call and how often, or an error."""
+    num_samples = operator.index(num_samples)
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    if batch_norm not in get_args(BatchNormMode):
+        raise ValueError(
+            f"batch_norm: expected one of {get_args(BatchNormMode)}, got {batch_norm!r}"
+        )
+    check_initialized("model", model)
+    model = without_ddp(model)
+    _dropout_changes(model, stochastic_depth)
+    return model, num_samples
 
 
 def sample_logits(
@@ -123,6 +158,7 @@ def sample_logits(
     num_samples: int = 10,
     *,
     batch_norm: BatchNormMode = "batch",
+    stochastic_depth: bool = False,
     output: Callable[[Any], Tensor] | None = None,
 ) -> Generator[Tensor, None, None]:
     """Logits of stochastic forward passes, one at a time and without gradients.
@@ -145,6 +181,7 @@ def sample_logits(
             ``"running"``: it uses the running statistics, as in eval mode. Instance
             normalisation that tracks running statistics follows; SyncBatchNorm with ``"batch"``
             synchronises, so all ranks must draw as many samples.
+        stochastic_depth: as for :func:`mc_dropout`.
         output: picks the logits from what the model returns. By default that is a tensor, or a
             mapping with ``"out"`` (torchvision) or ``"logits"`` (transformers).
 
@@ -160,18 +197,14 @@ def sample_logits(
         >>> for logits in sample_logits(model, images, 10):
         ...     accumulator.update(logits)
     """
-    num_samples = operator.index(num_samples)
-    if num_samples < 1:
-        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-    if batch_norm not in get_args(BatchNormMode):
-        raise ValueError(
-            f"batch_norm: expected one of {get_args(BatchNormMode)}, got {batch_norm!r}"
-        )
-    check_initialized("model", model)
-    model = without_ddp(model)
-    _dropout_changes(model)
+    model, num_samples = check_sampling(model, num_samples, batch_norm, stochastic_depth)
     pick = pick_logits if output is None else output
-    return (_draw(model, input, batch_norm, pick) for _ in range(num_samples))
+
+    def draw() -> Tensor:
+        with _sampling(model, batch_norm, stochastic_depth):
+            return forward(model, input, pick)
+
+    return (draw() for _ in range(num_samples))
 
 
 def sample_statistics(
@@ -182,19 +215,37 @@ def sample_statistics(
     size: Sequence[int] | None = None,
     align_corners: bool = False,
     batch_norm: BatchNormMode = "batch",
+    stochastic_depth: bool = False,
     return_mean: bool = False,
     output: Callable[[Any], Tensor] | None = None,
+    share: bool | None = None,
+    share_forward: RecordedForward | None = None,
 ) -> PredictiveStatistics:
     """Predictive statistics of Monte-Carlo dropout; memory does not grow with the samples.
 
     The first half of a step of U-CE (Landgraf et al. 2023, Algorithm 1); its `std` is the sigma of
     :class:`segunc_ops.losses.UncertaintyAwareCrossEntropyLoss`.
 
+    Modules that run before the first dropout run in the first pass alone: the others are given
+    their outputs again, which stay in memory until the last. The samples are, to the bit, those of
+    S whole passes with the same random numbers. Every random number of torch counts as dropout,
+    as drawn by ``torch.nn.functional.dropout`` or stochastic depth. Nothing is shared, and every
+    pass is whole, where that might give other samples: of compiled models, DataParallel, subclasses
+    of Tensor that define their own operators, while torch.func transforms or another
+    TorchDispatchMode is active or a CUDA graph is captured; where a pass writes to memory that was
+    there before, sets attributes of its modules (state that a module keeps elsewhere, as within a
+    list, is not seen), or draws from Python's or NumPy's global generators before torch's.
+
     Args:
-        model, input, num_samples, batch_norm, output: as for :func:`sample_logits`.
+        model, input, num_samples, batch_norm, stochastic_depth, output: as for
+            :func:`sample_logits`.
         size, align_corners: what each sample's logits are interpolated to, such as
             ``labels.shape[1:]``, and how; as for :meth:`PredictiveAccumulator.update`.
         return_mean: whether to return the mean probabilities ``(N, C, *)`` too.
+        share: whether what comes before the first dropout runs once. None: where it can; True: an
+            error says why it cannot.
+        share_forward: what :func:`record_forward` has recorded of this step's own forward pass of
+            the same input: samples then begin at its first dropout.
 
     Returns:
         Maps of shape ``(N, *)``, float32 (float64 for float64 logits). With one sample `std` is
@@ -202,13 +253,48 @@ def sample_statistics(
 
     Raises:
         ValueError, TypeError: as :func:`sample_logits` and :class:`PredictiveAccumulator`.
+        ValueError: if nothing can be shared though it is asked for; if `share_forward` is of
+            another model, input, state or mode.
 
     Example:
         >>> statistics = sample_statistics(model, images, 10)
         >>> loss = criterion(model(images), labels, statistics)
     """
+    model, num_samples = check_sampling(model, num_samples, batch_norm, stochastic_depth)
+    pick = pick_logits if output is None else output
+    if share_forward is not None:
+        if share is False:
+            raise ValueError("share_forward: expected none with share=False, got one")
+        _check_modes(model, batch_norm, stochastic_depth)
+        prefix = share_forward.prefix(model, input)
+    else:
+        prefix = Prefix(model)
+        if share is False or (share is None and num_samples == 1):
+            prefix.reason = "it is not asked for"
     accumulator = PredictiveAccumulator()
-    for logits in sample_logits(model, input, num_samples, batch_norm=batch_norm, output=output):
-        accumulator.update(logits, size, align_corners)
-        del logits  # else it would live on through the next forward pass
+    with _sampling(model, batch_norm, stochastic_depth), prefix.installed():
+        for _ in range(num_samples):
+            logits = prefix.run(lambda: forward(model, input, pick))
+            if share and prefix.reason is not None:
+                raise ValueError(
+                    f"share: expected False or None for {type(unwrap(model)).__name__}, of which "
+                    f"nothing can be shared: {prefix.reason}"
+                )
+            accumulator.update(logits, size, align_corners)
+            del logits  # else it would live on through the next forward pass
     return accumulator.compute(return_mean)
+
+
+def _check_modes(model: nn.Module, batch_norm: BatchNormMode, stochastic_depth: bool) -> None:
+    """Raises unless samples run in the modes that the model is in."""
+    changes = [
+        *_dropout_changes(model, stochastic_depth),
+        *_normalization_changes(model, batch_norm),
+    ]
+    names = {module: name for name, module in model.named_modules()}
+    for module, name, value in changes:
+        if name == "training" and module.training is not value:
+            raise ValueError(
+                f"share_forward: expected all modules in the mode that samples need, got "
+                f"{names[module]!r} with training={module.training}"
+            )

@@ -1,0 +1,178 @@
+"""Observer: samples for losses that a trainer calls with (input, target); insert_dropout."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from python_tests.sampling.cases import Network, assert_untouched, snapshot
+from segunc_ops import (
+    CrossEntropyLoss,
+    InstanceUncertaintyCrossEntropyLoss,
+    Observer,
+    UncertaintyAwareCrossEntropyLoss,
+    insert_dropout,
+    sample_statistics,
+)
+
+
+@pytest.fixture
+def labels():
+    return torch.randint(0, 4, (2, 6, 6))
+
+
+@pytest.mark.parametrize("share_forward", [False, True])
+@pytest.mark.parametrize(
+    "loss", [UncertaintyAwareCrossEntropyLoss, InstanceUncertaintyCrossEntropyLoss]
+)
+def test_a_trainer_that_knows_nothing_of_samples(images, labels, loss, share_forward):
+    model, criterion = Network(), loss()
+    twin = copy.deepcopy(model)
+    with Observer(model, criterion, 3, share_forward=share_forward) as observer:
+        for amp in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                torch.manual_seed(5)
+                value = criterion(model(images), labels)
+            value.backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                torch.manual_seed(5)
+                if share_forward:
+                    logits = twin(images)
+                statistics = sample_statistics(twin, images, 3)
+                if not share_forward:
+                    logits = twin(images)
+                expected = criterion(logits, labels, statistics)
+            expected.backward()
+            if share_forward:
+                torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-5)
+            else:
+                assert torch.equal(value, expected)
+        assert observer.num_observed == 2
+    for name, buffer in twin.state_dict().items():
+        assert torch.equal(model.state_dict()[name], buffer), name
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-3)
+    model(images)
+    assert observer.num_observed == 2
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("share_forward", [False, True])
+def test_evaluation_and_passes_without_gradient_are_not_sampled(images, labels, share_forward):
+    model, criterion = Network(), UncertaintyAwareCrossEntropyLoss()
+    observer = Observer(model, criterion, 2, share_forward=share_forward)
+    model.eval()
+    before = snapshot(model)
+    plain = criterion(logits := model(images), labels)
+    assert torch.equal(plain, CrossEntropyLoss(reduction="mean_all")(logits, labels))
+    model.train()
+    with torch.no_grad():
+        criterion(model(images), labels)
+    assert observer.num_observed == 0
+    criterion(model(images), labels).backward()
+    assert observer.num_observed == 1
+    observer.remove()
+    observer.remove()
+    model.eval()
+    assert [len(entry) for entry in before] == [len(entry) for entry in snapshot(model)]
+
+
+def test_size_inputs_and_output(images, labels):
+    model = nn.Sequential(nn.AvgPool2d(2), nn.Dropout(0.5), nn.Conv2d(3, 4, 1))
+    criterion = UncertaintyAwareCrossEntropyLoss(upsample="bilinear")
+    with Observer(model, criterion, 2):
+        criterion(model(images), labels).backward()
+    with Observer(model, criterion, 2, size=(6, 6)):
+        criterion(model(images), labels).backward()
+    with Observer(model, criterion, 2, size=None), pytest.raises(ValueError, match="uncertainty"):
+        criterion(model(images), labels)
+    network = Network()
+    criterion = UncertaintyAwareCrossEntropyLoss()
+    inputs = lambda args, kwargs: (args[0],)  # noqa: E731
+    with Observer(network, criterion, 2, inputs=inputs, output=lambda z: z * 2):
+        criterion(network(images, scale=2.0), labels).backward()
+    with Observer(network, criterion, 2), pytest.raises(ValueError, match="inputs: expected"):
+        network(images, scale=2.0)
+
+
+@pytest.mark.parametrize("share_forward", [False, True])
+def test_a_pass_that_fails_leaves_nothing_behind(images, share_forward):
+    model = Network()
+    before = snapshot(model)
+    with Observer(model, UncertaintyAwareCrossEntropyLoss(), 2, share_forward=share_forward):
+        with pytest.raises(RuntimeError):
+            model(images[:, :1])
+        assert not any("forward" in module.__dict__ for module in model.modules())
+        with torch.no_grad():
+            model.eval()(images)
+    model.train()
+    assert_untouched(model, before)
+
+
+def test_activation_checkpointing_of_the_model_samples_once(images, labels):
+    from torch.utils.checkpoint import checkpoint
+
+    model, criterion = Network(), UncertaintyAwareCrossEntropyLoss()
+    with Observer(model, criterion, 2) as observer:
+        criterion(checkpoint(model, images, use_reentrant=False), labels).backward()
+        assert observer.num_observed == 1
+
+
+def test_models_and_losses_without_need_are_errors(images):
+    with pytest.raises(TypeError, match=r"criterion: .*observe\(\).*got CrossEntropyLoss"):
+        Observer(Network(), CrossEntropyLoss())
+    with pytest.raises(ValueError, match=r"insert_dropout\(model, p\).*ensemble"):
+        Observer(nn.Conv2d(3, 4, 1), UncertaintyAwareCrossEntropyLoss())
+    with pytest.raises(ValueError, match="size: expected 'input'"):
+        Observer(Network(), UncertaintyAwareCrossEntropyLoss(), size="target")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_samples: expected at least 1"):
+        Observer(Network(), UncertaintyAwareCrossEntropyLoss(), 0)
+
+
+class DropPath(nn.Module):
+    drop_prob = 0.5
+
+    def forward(self, input):
+        return input * torch.rand(len(input), 1, 1, 1).ge(0.5) if self.training else input
+
+
+def test_stochastic_depth_counts_if_asked(images):
+    model = nn.Sequential(DropPath(), nn.Conv2d(3, 4, 1)).eval()
+    with pytest.raises(ValueError, match="at least one dropout layer"):
+        sample_statistics(model, images, 8)
+    assert sample_statistics(model, images, 8, stochastic_depth=True).std.max() > 0
+    assert not model[0].training
+
+
+def test_inserted_dropout(images):
+    model = nn.ModuleDict(
+        {
+            "head": nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)),
+            "aux_head": nn.Conv2d(8, 4, 1),
+        }
+    )
+    keys = list(model.state_dict())
+    assert insert_dropout(model, 0.5) == ["head.2"]
+    assert list(model.state_dict()) == keys
+    assert insert_dropout(model, 0.5, before="aux_head") == ["aux_head"]
+    for network in (model["head"], copy.deepcopy(model["head"])):
+        assert sample_statistics(network, images, 4).std.max() > 0
+        network.eval()
+        assert torch.equal(network(images), network(images))
+        network.train()
+        assert not torch.equal(network(images), network(images))
+    with pytest.raises(ValueError, match=r"without inserted dropout, got 'head\.2'"):
+        insert_dropout(model)
+    with pytest.raises(ValueError, match="names of modules of the model, got 'tail'"):
+        insert_dropout(model, before=["head.0", "tail"])
+    assert len(list(model["head"][0].children())) == 0
+    with pytest.raises(ValueError, match="p: expected a probability"):
+        insert_dropout(model, 1.0)
+    with pytest.raises(ValueError, match="convolution or a linear layer, got ReLU"):
+        insert_dropout(nn.ReLU())
+    with pytest.raises(ValueError, match="got it within OptimizedModule"):
+        insert_dropout(torch.compile(nn.Linear(2, 2)))

@@ -1,0 +1,374 @@
+"""What comes before the first dropout runs once, and the samples are those of whole passes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from python_tests.sampling.cases import Network, assert_untouched, snapshot
+from segunc_ops import PredictiveStatistics, record_forward, sample_statistics
+
+S = 4
+
+
+def assert_same(actual: PredictiveStatistics, expected: PredictiveStatistics) -> None:
+    for name, one, other in zip(actual._fields, actual, expected, strict=True):
+        if other is not None:
+            assert torch.equal(one.nan_to_num(7), other.nan_to_num(7)), name
+
+
+class Counted(nn.Conv2d):
+    """A convolution that counts its passes where no attribute shows it."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.passes: list[int] = []
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.passes.append(1)
+        return super().forward(input)
+
+
+def conv(inputs: int = 4, outputs: int = 4) -> Counted:
+    return Counted(inputs, outputs, 3, padding=1)
+
+
+def counts(model: nn.Module) -> dict[str, int]:
+    return {n: len(m.passes) for n, m in model.named_modules() if isinstance(m, Counted)}
+
+
+def compared(model: nn.Module, input, passes: dict[str, int] | None = None, **options) -> None:
+    """With and without sharing the same, as is the model; and how often each convolution ran."""
+    runs = []
+    for share in (False, None):
+        for module in model.modules():
+            if isinstance(module, Counted):
+                module.passes.clear()
+        before = snapshot(model)
+        torch.manual_seed(7)
+        runs.append(sample_statistics(model, input, S, return_mean=True, share=share, **options))
+        drawn = torch.get_rng_state()
+        assert_untouched(model, before)
+        assert not any("forward" in module.__dict__ for module in model.modules())
+        if share is False:
+            after = drawn
+    assert torch.equal(after, drawn)
+    assert_same(runs[1], runs[0])
+    assert runs[0].std.max() > 0
+    if passes is not None:
+        assert counts(model) == passes
+
+
+class Functional(nn.Module):
+    """`run` in place of a forward of its own."""
+
+    def __init__(self, run, **modules: nn.Module):
+        super().__init__()
+        self.run = run
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, *args, **kwargs):
+        return self.run(self, *args, **kwargs)
+
+
+def stem() -> nn.Sequential:
+    return nn.Sequential(conv(3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), conv())
+
+
+def several(m, x):
+    one, (two, three) = m.encoder(x)
+    assert one.data_ptr() == three.data_ptr()
+    three = F.relu(three, inplace=True)
+    return m.head(m.dropout(one + two))
+
+
+def twice(m, x):
+    return m.head(m.dropout(m.block(m.block(m.first(x)))) + 1)
+
+
+def before_and_after(m, x):
+    x = m.block(m.first(x))
+    return m.head(m.block(m.dropout(x)))
+
+
+def in_place_between(m, x):
+    x = m.first(x)
+    x += 1
+    F.relu_(x)
+    y = m.block(x)
+    y += 1
+    y += m.dropout(y)
+    return m.head(y)
+
+
+def checkpointed(m, x):
+    x = checkpoint(m.first, x, use_reentrant=False)
+    return m.head(m.dropout(checkpoint(m.block, x, use_reentrant=False)))
+
+
+def drops_in_place(m, x):
+    return m.head(m.dropout(m.first(x)))
+
+
+def functional_dropout(m, x):
+    return m.head(m.dropout(m.block(F.dropout(m.first(x), 0.5))))
+
+
+def views(m, x):
+    x = m.flat(m.same(m.first(x)))
+    x[0] += 1
+    return m.head(m.dropout(x.view(2, 4, 6, 6)))
+
+
+def seeded_inside(m, x):
+    with torch.random.fork_rng():
+        x = m.first(x) + torch.rand(1)
+    return m.head(m.dropout(m.block(x)))
+
+
+def by_generator(m, x):
+    x = m.first(x)
+    noise = torch.rand(1, generator=m.generator)
+    return m.head(m.dropout(m.block(x + noise)))
+
+
+def head(**modules):
+    return dict(head=conv(4, 5), dropout=nn.Dropout(0.5), **modules)
+
+
+CASES = {
+    "sequential": (
+        lambda: nn.Sequential(stem(), nn.Dropout2d(0.5), conv(4, 5)),
+        {"0.0": 1, "0.3": 1, "2": S},
+    ),
+    "dropout-inside": (
+        lambda: nn.Sequential(conv(3), nn.Sequential(conv(), nn.Dropout(0.5), conv())),
+        {"0": 1, "1.0": 1, "1.2": S},
+    ),
+    "several-outputs": (
+        lambda: Functional(
+            several,
+            encoder=Functional(lambda m, x: (y := m.conv(x), [y + 1, y]), conv=conv(3)),
+            **head(),
+        ),
+        {"encoder.conv": 1, "head": S},
+    ),
+    "twice": (
+        lambda: Functional(twice, first=conv(3), block=conv(), **head()),
+        {"first": 1, "block": 2, "head": S},
+    ),
+    "before-and-after": (
+        lambda: Functional(before_and_after, first=conv(3), block=conv(), **head()),
+        {"first": 1, "block": 1 + S, "head": S},
+    ),
+    "in-place-between": (
+        lambda: Functional(in_place_between, first=conv(3), block=conv(), **head()),
+        {"first": 1, "block": 1, "head": S},
+    ),
+    "checkpointed": (
+        lambda: Functional(checkpointed, first=stem(), block=conv(), **head()),
+        {"first.0": 1, "first.3": 1, "block": 1, "head": S},
+    ),
+    "in-place-dropout": (
+        lambda: Functional(
+            drops_in_place, first=conv(3), head=conv(4, 5), dropout=nn.Dropout(0.5, inplace=True)
+        ),
+        {"first": 1, "head": S},
+    ),
+    "functional-dropout": (
+        lambda: Functional(functional_dropout, first=conv(3), block=conv(), **head()),
+        {"first": 1, "block": S, "head": S},
+    ),
+    "views": (
+        lambda: Functional(views, first=conv(3), same=nn.Identity(), flat=nn.Flatten(), **head()),
+        {"first": 1, "head": S},
+    ),
+    "fork-rng": (
+        lambda: Functional(seeded_inside, first=conv(3), block=conv(), **head()),
+        {"first": 1, "block": S, "head": S},
+    ),
+}
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "running"])
+@pytest.mark.parametrize("case", CASES)
+def test_samples_are_those_of_whole_passes(images, case, batch_norm):
+    make, passes = CASES[case]
+    model = make()
+    for training in (True, False):
+        compared(model.train(training), images, passes, batch_norm=batch_norm)
+    compared(model, images.to(memory_format=torch.channels_last), passes)
+
+
+def test_autocast_inference_mode_and_float64(images):
+    make, passes = CASES["in-place-between"]
+    model = make()
+    with torch.autocast("cpu", torch.bfloat16):
+        compared(model, images, passes)
+    with torch.inference_mode():
+        compared(model, images, passes)
+    compared(model.double(), images.double(), passes)
+
+
+def test_a_generator_of_the_models_own_counts_as_dropout(images):
+    model = Functional(by_generator, first=conv(3), block=conv(), **head())
+    drawn = []
+    for share in (False, True):
+        model.generator = torch.Generator().manual_seed(3)
+        torch.manual_seed(7)
+        drawn.append(sample_statistics(model, images, S, share=share))
+    assert_same(*drawn)
+    assert counts(model) == {"first": S + 1, "block": 2 * S, "head": 2 * S}
+
+
+def counter(m, x):
+    m.calls = getattr(m, "calls", 0) + 1
+    return m.head(m.dropout(m.first(x) * (m.calls % S)))
+
+
+def buffer_counter(m, x):
+    m.seen += 1
+    return m.head(m.dropout(m.first(x) * (m.seen % S)))
+
+
+def python_random(m, x):
+    return m.head(m.dropout(m.first(x) * random.random()))
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (counter, "Functional keeps something in itself"),
+        (buffer_counter, "writes to memory that was there before"),
+        (python_random, "Python's or NumPy's random numbers"),
+    ],
+)
+def test_whole_passes_where_they_might_differ(images, run, reason):
+    model = Functional(run, first=conv(3), **head())
+    model.register_buffer("seen", torch.zeros(()))
+    drawn = []
+    for share in (False, None):
+        model.calls = 0
+        model.seen.zero_()
+        random.seed(0)
+        torch.manual_seed(7)
+        drawn.append(sample_statistics(model, images, S, share=share))
+    assert_same(*drawn)
+    with pytest.raises(ValueError, match=f"share: expected False or None.*{reason}"):
+        sample_statistics(model, images, S, share=True)
+
+
+def test_compiled_models_run_whole_passes(images):
+    inner = Network()
+    compiled = torch.compile(inner, backend="eager")
+    compared(inner, images)
+    torch.manual_seed(7)
+    expected = sample_statistics(inner, images, S)
+    torch.manual_seed(7)
+    assert_same(sample_statistics(compiled, images, S), expected)
+    with pytest.raises(ValueError, match="nothing can be shared: it is compiled"):
+        sample_statistics(compiled, images, S, share=True)
+    with (
+        pytest.raises(ValueError, match="nothing can be shared: it is compiled"),
+        record_forward(compiled),
+    ):
+        pass
+
+
+def test_hooks_run_in_every_pass(images):
+    model = nn.Sequential(stem(), nn.Dropout2d(0.5), conv(4, 5))
+    seen = []
+    model[0][0].register_forward_hook(lambda *_: seen.append("inside"))
+    compared(model, images, {"0.0": 1, "0.3": 1, "2": S})
+    assert len(seen) == 2 * S
+
+
+def test_what_a_later_pass_writes_into_is_recorded_anew(images):
+    passes = []
+
+    def run(m, x):
+        x = m.first(x)
+        y = m.dropout(x)
+        passes.append(1)
+        if len(passes) % S == 2:
+            x.mul_(2)
+        return m.head(x + y)
+
+    model = Functional(run, first=conv(3), **head())
+    compared(model, images, {"first": 2, "head": S})
+
+
+def test_an_exception_leaves_the_model_as_it_was(images):
+    def run(m, x):
+        m.first(x)
+        raise ArithmeticError
+
+    model = Functional(run, first=conv(3), **head())
+    before = snapshot(model)
+    with pytest.raises(ArithmeticError):
+        sample_statistics(model, images, S)
+    assert_untouched(model, before)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert torch.relu(images).sum() > 0
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name != "fork-rng"])
+def test_the_steps_own_pass_serves_the_samples(images, case):
+    make, passes = CASES[case]
+    model, twin = make(), make()
+    twin.load_state_dict(model.state_dict())
+    torch.manual_seed(3)
+    plain = twin(images)
+    plain.square().sum().backward()
+    torch.manual_seed(3)
+    with record_forward(model) as forward:
+        logits = model(images)
+    torch.manual_seed(7)
+    statistics = sample_statistics(model, images, S, share_forward=forward)
+    # The step adds one pass of what follows the dropout; the samples none of what comes before.
+    assert counts(model) == {name: n + n // S for name, n in passes.items()}
+    logits.square().sum().backward()
+    torch.manual_seed(7)
+    expected = sample_statistics(model, images, S, share=False)
+    torch.testing.assert_close(statistics.std, expected.std, rtol=1e-4, atol=1e-6)
+    assert torch.equal(logits, plain)
+    for name, value in twin.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_what_does_not_fit_the_recorded_pass_is_an_error(images):
+    model = Network()
+    with record_forward(model) as forward:
+        model(images).sum().backward()
+    sample_statistics(model, (images,), 2, share_forward=forward)
+    sample_statistics(model, {"input": images}, 2, share_forward=forward)
+    with pytest.raises(ValueError, match="share_forward: expected the recorded pass of this input"):
+        sample_statistics(model, images.clone(), 2, share_forward=forward)
+    with pytest.raises(ValueError, match="recorded pass of this Network, got another Network"):
+        sample_statistics(Network(), images, 2, share_forward=forward)
+    with pytest.raises(ValueError, match="mode that samples need, got 'norm' with training=True"):
+        sample_statistics(model, images, 2, share_forward=forward, batch_norm="running")
+    with pytest.raises(ValueError, match="share_forward: expected none with share=False"):
+        sample_statistics(model, images, 2, share_forward=forward, share=False)
+    with pytest.raises(ValueError, match="within the same autocast"), torch.autocast("cpu"):
+        sample_statistics(model, images, 2, share_forward=forward)
+    with torch.no_grad():
+        model.head.weight.zero_()
+    with pytest.raises(ValueError, match="sample before the optimizer's step"):
+        sample_statistics(model, images, 2, share_forward=forward)
+    with record_forward(model) as empty:
+        pass
+    with pytest.raises(ValueError, match="got no forward pass"):
+        sample_statistics(model, images, 2, share_forward=empty)
+    with record_forward(model):
+        model(images)
+        with pytest.raises(ValueError, match="expected one call of the model, got another"):
+            model(images)

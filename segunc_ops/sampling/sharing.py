@@ -1,0 +1,520 @@
+"""What comes before the first random number of a forward pass, run once for all samples.
+
+A pass is recorded: every call of a module that ended before the first random number, and depends on
+nothing but what every pass begins with, keeps its outputs. Later passes run the same code, but such
+a call gives these outputs again, without a look at the modules inside. Code between them runs anew.
+
+What a call gives must be made within it: one that writes into its input or hands it through (an
+in-place activation, an identity) runs anew, as cheap as it is. What later code writes into is given
+as a copy. What is kept otherwise is given as it is, and its version tells whether it was changed.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._torch import (
+    BATCH_NORM,
+    INSTANCE_NORM,
+    DispatchMode,
+    flatten,
+    has_global_hooks,
+    is_dispatched,
+    is_dispatching_subclass,
+    is_eager,
+    storage_id,
+    unflatten,
+)
+from .models import without_ddp
+
+__all__ = ["Prefix", "RecordedForward", "record_forward"]
+
+_CONSTANTS = (bool, int, float, str, torch.Size, torch.dtype, torch.device)
+
+
+class _Call:
+    """A call of a module, in the order of the pass."""
+
+    def __init__(self, module: nn.Module, start: int) -> None:
+        self.module = module
+        self.start = start
+        self.is_clean = True
+        self.outputs: list[Any] | None = None
+        """Leaves of what it returned, tensors without gradient; None where it has to run anew."""
+        self.structure: Any = None
+        self.copies = False
+        self.versions: list[int | None] = []
+
+    def keep(self, leaves: Sequence[Any], structure: Any) -> None:
+        self.outputs = [
+            leaf.detach().as_subclass(Tensor) if isinstance(leaf, Tensor) else leaf
+            for leaf in leaves
+        ]
+        self.structure = structure
+
+    def give(self) -> Any:
+        assert self.outputs is not None
+        leaves = _copied(self.outputs) if self.copies else self.outputs
+        given = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return unflatten(given, self.structure)
+
+    def note_versions(self) -> None:
+        self.versions = [_version(leaf) for leaf in self.outputs or ()]
+        # What torch does not count the writes to.
+        self.copies |= any(
+            isinstance(leaf, Tensor) and leaf.is_inference() for leaf in self.outputs or ()
+        )
+
+    def is_intact(self) -> bool:
+        return self.versions == [_version(leaf) for leaf in self.outputs or ()]
+
+
+def _version(leaf: object) -> int | None:
+    return leaf._version if isinstance(leaf, Tensor) and not leaf.is_inference() else None
+
+
+def _copied(leaves: Sequence[Any]) -> list[Any]:
+    """Copies of tensors that share memory where the tensors do."""
+    storages: dict[int, torch.UntypedStorage] = {}
+    copies: list[Any] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            number = storage_id(leaf)
+            if number not in storages:
+                storages[number] = leaf.untyped_storage().clone()
+            copy = torch.empty(0, dtype=leaf.dtype, device=leaf.device)
+            with torch.no_grad():
+                copy.set_(storages[number], leaf.storage_offset(), leaf.shape, leaf.stride())
+            copies.append(copy)
+        else:
+            copies.append(leaf)
+    return copies
+
+
+@cache
+def _written_arguments(operator: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of each argument that an operator writes to."""
+    return tuple(
+        (position, argument.name)
+        for position, argument in enumerate(operator._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+class _Randomness:
+    """The states of the random number generators that a pass may draw from."""
+
+    def __init__(self, model: nn.Module) -> None:
+        devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+        self._cuda = [device for device in devices if device.type == "cuda"]
+        self._torch = self._torch_states()
+        self._others = self._other_states()
+
+    def _torch_states(self) -> list[Tensor]:
+        return [
+            torch.default_generator.get_state(),
+            *(torch.cuda.get_rng_state(device) for device in self._cuda),
+        ]
+
+    @staticmethod
+    def _other_states() -> tuple[Any, ...]:
+        numpy = sys.modules.get("numpy")
+        if numpy is None:
+            return (random.getstate(),)
+        name, keys, *rest = numpy.random.get_state()
+        return random.getstate(), name, keys.tobytes(), *rest
+
+    def is_drawn(self) -> bool:
+        """Whether torch has drawn since the beginning."""
+        return not all(map(torch.equal, self._torch, self._torch_states()))
+
+    def is_drawn_elsewhere(self) -> bool:
+        """Whether Python or NumPy has."""
+        return self._others != self._other_states()
+
+
+class _Recorder(DispatchMode):
+    """Watches a pass: what each operator writes, what is made where, when torch draws."""
+
+    def __init__(self, model: nn.Module, counted: Collection[int] = ()) -> None:
+        """
+        Args:
+            counted: storages that training writes to and samples do not read.
+        """
+        super().__init__()
+        self.calls: list[_Call] = []
+        self.reason: str | None = None
+        self._randomness = _Randomness(model)
+        self._is_open = True
+        self._is_busy = False
+        self._stack: list[_Call] = []
+        self._made: dict[int, int] = {}
+        self._read: set[int] = set()
+        self._kept: dict[int, list[_Call]] = {}
+        self._counted = counted
+        self._time = 0
+        self._before = {module: _attributes(module) for module in model.modules()}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._is_busy:
+            return func(*args, **kwargs)
+        values = (*args, *kwargs.values())
+        for position, name in _written_arguments(func):
+            value = args[position] if position < len(args) else kwargs.get(name)
+            for tensor in _tensors([value]):
+                self._before_write(tensor)
+        results = func(*args, **kwargs)
+        if self._is_open or self._kept:
+            self._time += 1
+            inputs = {storage_id(tensor) for tensor in _tensors(values)}
+            if self._is_open:
+                self._read |= inputs - self._made.keys()
+            for tensor in _tensors([results]):
+                number = storage_id(tensor)
+                if number not in inputs:
+                    self._made[number] = self._time
+        if self._is_open and (
+            any(isinstance(value, torch.Generator) for value in values)
+            or (torch.Tag.nondeterministic_seeded in func.tags and self._randomness.is_drawn())
+        ):
+            self._close()
+        return results
+
+    def call(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A module's forward pass, remembered if that can be."""
+        if not self._is_open:
+            return forward(*args, **kwargs)
+        self._time += 1
+        call, index = _Call(module, self._time), len(self.calls)
+        self.calls.append(call)
+        self._stack.append(call)
+        try:
+            outputs = forward(*args, **kwargs)
+        finally:
+            self._stack.pop()
+        if not self._is_open:
+            return outputs
+        self._is_busy = True
+        try:
+            if self._randomness.is_drawn():
+                self._close()
+            elif call.is_clean:
+                self._keep(call, index, outputs)
+        finally:
+            self._is_busy = False
+        return outputs
+
+    def finish(self) -> None:
+        """Leaves the calls up to the last one that is remembered."""
+        self._close()
+        for module, before in self._before.items():
+            if _differ(before, _attributes(module)):
+                self.reason = f"{type(module).__name__} keeps something in itself in a forward pass"
+        while self.calls and self.calls[-1].outputs is None:
+            self.calls.pop()
+        for call in self.calls:
+            call.note_versions()
+        self._kept, self._made, self._before = {}, {}, {}
+
+    def _keep(self, call: _Call, index: int, outputs: Any) -> None:
+        leaves, structure = flatten(outputs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if len(tensors) < sum(not (leaf is None or type(leaf) in _CONSTANTS) for leaf in leaves):
+            return
+        for tensor in tensors:
+            plain = not (is_dispatching_subclass(tensor) or tensor.is_conj() or tensor.is_neg())
+            if not plain or self._made.get(storage_id(tensor), -1) < call.start:
+                return
+        call.keep(leaves, structure)
+        for inner in self.calls[index + 1 :]:
+            inner.outputs = None
+        del self.calls[index + 1 :]
+        for tensor in tensors:
+            self._kept.setdefault(storage_id(tensor), []).append(call)
+
+    def _before_write(self, tensor: Tensor) -> None:
+        number = storage_id(tensor)
+        for call in self._kept.pop(number, ()):
+            if call.outputs is not None and not call.copies:
+                call.outputs, call.copies = _copied(call.outputs), True
+        made = self._made.get(number)
+        if made is not None:
+            for call in self._stack:
+                call.is_clean &= made > call.start
+        elif number not in self._counted and (self._is_open or number in self._read):
+            self.reason = (
+                "its forward pass writes to memory that was there before, from pass to pass"
+            )
+
+    def _close(self) -> None:
+        if self._is_open and self._randomness.is_drawn_elsewhere():
+            self.reason = "Python's or NumPy's random numbers take part before torch's"
+        self._is_open = False
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    own = {name: value for name, value in module.__dict__.items() if name != "forward"}
+    return {**own, **module._buffers, **module._parameters}
+
+
+def _differ(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether a module has kept something in itself that it had not."""
+    return before.keys() != after.keys() or any(
+        value is not after[name] and not (type(value) in _CONSTANTS and value == after[name])
+        for name, value in before.items()
+    )
+
+
+def _hooked_within(model: nn.Module) -> set[nn.Module]:
+    """Modules that have others with hooks inside, which are to be called in every pass."""
+    hooked: set[nn.Module] = set()
+
+    def visit(module: nn.Module) -> bool:
+        inside = [visit(child) for child in module.children()]
+        if any(inside):
+            hooked.add(module)
+        return any(inside) or bool(module._forward_hooks or module._forward_pre_hooks)
+
+    visit(model)
+    return hooked
+
+
+def _obstacle(model: nn.Module) -> str | None:
+    """Why no part of a model's forward pass can be remembered, as far as that shows before it."""
+    if not is_eager():
+        return "it is traced"
+    if is_dispatched():
+        return "another TorchDispatchMode is active"
+    if has_global_hooks():
+        return "hooks of all modules are registered"
+    for module in model.modules():
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or "_orig_mod" in module._modules:
+            return "it is compiled"
+        if isinstance(module, nn.DataParallel):
+            return "DataParallel copies its modules"
+    tensors = (*model.parameters(), *model.buffers())
+    if any(is_dispatching_subclass(tensor) for tensor in tensors):
+        return "it has parameters of a subclass of Tensor"
+    devices = {tensor.device.type for tensor in tensors}
+    if devices - {"cpu", "cuda"}:
+        return f"random numbers of {sorted(devices - {'cpu', 'cuda'})} cannot be watched"
+    if "cuda" in devices and torch.cuda.is_current_stream_capturing():
+        return "a CUDA graph is captured"
+    return None
+
+
+class Prefix:
+    """The part of a model's passes that is the same in all, from the first pass on."""
+
+    def __init__(self, model: nn.Module, calls: Sequence[_Call] | None = None) -> None:
+        """
+        Args:
+            calls: what an earlier pass of the same input has recorded.
+        """
+        self._model = model
+        self._calls = calls
+        self._recorder: _Recorder | None = None
+        self._position = 0
+        self.reason: str | None = _obstacle(model)
+
+    @property
+    def names(self) -> list[str]:
+        """The modules that were remembered."""
+        names = {module: name for name, module in self._model.named_modules()}
+        return [names[call.module] for call in self._calls or () if call.outputs is not None]
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Lets the model's modules be recorded and skipped."""
+        if self.reason is not None:
+            yield
+            return
+        opened = _hooked_within(self._model)
+        replaced: list[tuple[dict[str, Any], Any]] = []
+        try:
+            for module in self._model.modules():
+                # The model itself drops something, and may be in its call already.
+                if module is self._model or module in opened:
+                    continue
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue
+                attributes = module.__dict__
+                replaced.append((attributes, attributes.get("forward")))
+                attributes["forward"] = self._forward_of(module, module.forward)
+            yield
+        finally:
+            for attributes, forward in reversed(replaced):
+                if forward is None:
+                    del attributes["forward"]
+                else:
+                    attributes["forward"] = forward
+
+    def run(self, draw: Callable[[], Tensor]) -> Tensor:
+        """A pass; the first one is recorded."""
+        if self.reason is not None:
+            return draw()
+        if self._calls is None:
+            with self.recorded():
+                return draw()
+        self._position = 0
+        logits = draw()
+        if not all(call.is_intact() for call in self._calls):
+            self._calls = None
+        return logits
+
+    @contextmanager
+    def recorded(self, counted: Collection[int] = ()) -> Iterator[None]:
+        """Records the pass inside."""
+        recorder = self._recorder = _Recorder(self._model, counted)
+        try:
+            with recorder:
+                yield
+        finally:
+            self._recorder = None
+        recorder.finish()
+        self.reason, self._calls = recorder.reason, recorder.calls
+
+    @property
+    def calls(self) -> Sequence[_Call] | None:
+        """What is remembered."""
+        return self._calls
+
+    def _forward_of(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self._recorder is not None:
+                return self._recorder.call(module, forward, args, kwargs)
+            if self._calls is not None and self._position < len(self._calls):
+                call = self._calls[self._position]
+                if call.module is not module:
+                    self._position = len(self._calls)  # another course: nothing fits any more
+                else:
+                    self._position += 1
+                    if call.outputs is not None:
+                        return call.give()
+            return forward(*args, **kwargs)
+
+        return run
+
+
+class RecordedForward:
+    """What :func:`record_forward` has seen of a training step's forward pass.
+
+    It holds activations of that pass: let go of it with the step.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._prefix = Prefix(model)
+        self._inputs: list[Tensor] | None = None
+        self._state: list[Any] = []
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        if self._prefix.reason is not None:
+            raise ValueError(
+                f"model: expected one whose forward pass can be recorded, got "
+                f"{type(self._model).__name__}, of which nothing can be shared: "
+                f"{self._prefix.reason}"
+            )
+        counted = {
+            storage_id(buffer)
+            for module in self._model.modules()
+            if isinstance(module, (BATCH_NORM, INSTANCE_NORM))
+            for buffer in module.buffers(recurse=False)
+        }
+        handle = self._model.register_forward_pre_hook(self.note_input, with_kwargs=True)
+        try:
+            with self._prefix.installed(), self._prefix.recorded(counted):
+                yield
+        finally:
+            handle.remove()
+        self._state = self._now()
+
+    def note_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A forward pre-hook; to be called where the model's call has begun."""
+        if self._inputs is not None:
+            raise ValueError("record_forward: expected one call of the model, got another")
+        self._inputs = [leaf for leaf in flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+
+    def _now(self) -> list[Any]:
+        """What samples have to find as the pass has left it."""
+        devices = {tensor.device.type for tensor in self._model.parameters()}
+        return [
+            *(_version(tensor) for tensor in (*self._model.parameters(), *(self._inputs or ()))),
+            *(torch.is_autocast_enabled(device) for device in sorted(devices)),
+        ]
+
+    def prefix(self, model: nn.Module, input: Any) -> Prefix:
+        """What samples of the model share with the recorded pass, or why they cannot."""
+        if model is not self._model or self._inputs is None:
+            got = type(self._model).__name__ if self._inputs is not None else "no forward pass"
+            raise ValueError(
+                f"share_forward: expected a recorded pass of this {type(model).__name__}, got "
+                f"{'another ' if self._inputs is not None else ''}{got}"
+            )
+        known = {_place(tensor) for tensor in self._inputs}
+        if any(_place(x) not in known for x in flatten(input)[0] if isinstance(x, Tensor)):
+            raise ValueError("share_forward: expected the recorded pass of this input, got another")
+        if self._state != self._now():
+            raise ValueError(
+                "share_forward: expected parameters, input and autocast as the recorded pass left "
+                "them, got others; sample before the optimizer's step, within the same autocast"
+            )
+        prefix = Prefix(model, self._prefix.calls)
+        prefix.reason = prefix.reason or self._prefix.reason
+        if prefix.reason is not None:
+            raise ValueError(
+                f"share_forward: nothing of {type(model).__name__} can be shared: {prefix.reason}"
+            )
+        return prefix
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return storage_id(tensor), tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+@contextmanager
+def record_forward(model: nn.Module) -> Iterator[RecordedForward]:
+    """Records a training step's forward pass, so that samples share what comes before its dropout.
+
+    Gradients, running statistics and random numbers of the pass are what they would have been.
+
+    Args:
+        model: in training mode; in DistributedDataParallel or not.
+
+    Yields:
+        What goes to `share_forward` of :func:`sample_statistics`, before the optimizer's step.
+
+    Raises:
+        ValueError: if nothing of the model's passes can be shared, such as of a compiled one; or if
+            it is called twice.
+
+    Example:
+        >>> with record_forward(model) as forward:
+        ...     logits = model(images)
+        >>> statistics = sample_statistics(model, images, 10, share_forward=forward)
+        >>> loss = criterion(logits, labels, statistics)
+    """
+    recorded = RecordedForward(without_ddp(model))
+    with recorded._recording():
+        yield recorded
