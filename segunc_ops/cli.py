@@ -72,6 +72,10 @@ _DEMO_EXACT = 0.2
 _DEMO_PLAIN = "ce"
 # Of those trained on: their mean uncertainty is known well enough from as many.
 _DEMO_REFERENCE_SCENES = 16
+# A cascade of one of the networks, of halved images and of whole ones: nothing more is trained.
+_DEMO_CASCADE = "cascade"
+_DEMO_CASCADE_SCALES = (0.5, 1.0)
+_DEMO_CASCADE_TIMED = 10
 
 
 def _whole(minimum: int, maximum: int = _MAX_WHOLE) -> type[int]:
@@ -997,6 +1001,36 @@ def _demo_box_losses(arguments: argparse.Namespace) -> list[str]:
     return [_DEMO_PLAIN, *doubting] if doubting else []
 
 
+def _demo_cascade_loss(arguments: argparse.Namespace) -> str | None:
+    """Of those that it compares, the first that trains a network alone."""
+    losses = (loss for loss in _demo_losses(arguments) if loss not in ENSEMBLE_LOSSES)
+    return next(losses, None)
+
+
+def _demo_cascade(arguments: argparse.Namespace, experiment: Experiment, loss: str) -> None:
+    """Measures a cascade of a network that the demo has trained, and tells what came out."""
+    from .experiments.cascades import cascade_networks
+    from .experiments.sweep import SWEEP_FILES, Blocks, sweep, sweep_table
+
+    checkpoint = experiment.checkpoint(loss)
+    networks = cascade_networks([checkpoint] * 2, scales=_DEMO_CASCADE_SCALES)
+    height, width = _DEMO_SIZE
+    block = (height // 3, width // 3)
+    folder = experiment.folder / _DEMO_CASCADE
+    found = sweep(
+        networks,
+        experiment.validation,
+        folder,
+        [Blocks(block, block, context=height // 10)],
+        device=torch.device(arguments.device),
+        timed_images=_DEMO_CASCADE_TIMED,
+        overwrite=True,
+        title=f"cascade of the network trained by {LOSSES[loss].title}",
+    )
+    _say(f"\n{sweep_table(found, [network.name for network in networks])}")
+    _say(f"Written to {folder}: {', '.join(SWEEP_FILES)}.")
+
+
 def _demo(arguments: argparse.Namespace, ranks: Ranks) -> list[Experiment]:
     from tqdm.auto import tqdm
 
@@ -1382,6 +1416,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from .experiments.experiment import count_warnings, run, run_files, with_counts
     from .experiments.output_files import try_output
     from .experiments.ranks import RankError, process_group, ranks_of_environment
+    from .experiments.sweep import SWEEP_FILES, SweepError
     from .experiments.training import CheckpointError, DivergedError
 
     if arguments.amp == "fp16" and torch.device(arguments.device).type == "cpu":
@@ -1398,8 +1433,12 @@ def _run(arguments: argparse.Namespace) -> int:
         device = ranks.device(arguments.device)
         arguments.device = str(device)
         folder, losses = _run_folder(arguments), arguments.loss
+        cascade_loss = None
         if make is _demo:
             losses = _demo_losses(arguments)
+            cascade_loss = _demo_cascade_loss(arguments)
+            if ranks.first and cascade_loss:
+                try_output(folder / _DEMO_CASCADE, SWEEP_FILES)
             if ranks.first and (on_boxes := _demo_box_losses(arguments)):
                 try_output(folder / _DEMO_BOXES, run_files(on_boxes))
         if ranks.first and losses:
@@ -1414,13 +1453,15 @@ def _run(arguments: argparse.Namespace) -> int:
                 if ranks.first:
                     _say(f"\n{table}")
                     _say_written(experiment, time.perf_counter() - started)
+        if ranks.first and cascade_loss:
+            _demo_cascade(arguments, experiments[0], cascade_loss)
     except CheckpointError as problem:
         arguments.parser.error(f"argument --resume: {problem}")
     except AbsentClassError as problem:
         if make is not _demo:
             return _fail(problem)
         return _fail(f"{problem.finding}; generate more scenes (--scenes)")
-    except (CountsError, DivergedError, RankError) as problem:
+    except (CountsError, DivergedError, RankError, SweepError) as problem:
         return _fail(problem)
     return 0
 

@@ -36,10 +36,12 @@ from segunc_ops.experiments.sweep import (
     BlockSweep,
     Point,
     Sweep,
+    best_between,
     best_within,
     fastest_reaching,
     no_worse,
     share_thresholds,
+    sweep_finding,
 )
 from segunc_ops.functional import predictive_statistics
 from segunc_ops.metrics import MeanIoU
@@ -192,6 +194,7 @@ def test_files_tell_all(checkpoints, swept):
         "oracle by pixels",
         "| 20x32, context 5 |",
         "-inf |",
+        "more accurate than",
         "mIoU over 2 images",
         "the median of 1 repetition.",
     ):
@@ -329,6 +332,19 @@ def test_a_sweep_is_replaced_where_that_is_asked_for(checkpoints, data, swept, t
     assert [*record_of(tmp_path / "sweep").sweeps] == [Blocks((40, 40), (40, 40))]
 
 
+def test_what_is_replaced_does_not_pass_for_an_interrupted_sweep(
+    checkpoints, data, swept, tmp_path, monkeypatch
+):
+    shutil.copytree(swept, tmp_path / "sweep")
+
+    def interrupt(self, index) -> Point:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping._Measurement, "alone", interrupt)
+    assert cli.main(command(checkpoints, data, tmp_path / "sweep", "--overwrite")) == 130
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["sweep.json"]
+
+
 # Answers
 
 
@@ -384,6 +400,15 @@ def test_answers_are_chosen_among_points_beside_networks_alone():
     assert fastest_reaching(found, 0.4) == (blocks, points[0])
     assert fastest_reaching(found, 0.61) is None
     assert [no_worse(found, point) for point in points] == [[0], [], [1]]
+    assert best_between(found) == (blocks, points[1])
+    assert sweep_finding(found, ["a", "b\nc"]) == (
+        "Blocks of 8 with a threshold of 0.5 bits are more accurate than a (60.00 against 40.00 % "
+        "mIoU) and faster than b c (5.00 against 8.00 ms; 60.00 % mIoU)."
+    )
+    found.alone[1] = Point(math.nan, 0.6, (), 5)
+    assert best_between(found) is None
+    told = sweep_finding(found, ["a", "b"])
+    assert told == "No cascade is more accurate than a and faster than b."
 
 
 # Networks
@@ -472,3 +497,37 @@ def test_command_names_what_cannot_be(own, checkpoints, data, capsys, options, c
 def test_scenes_are_for_networks_of_the_demo(checkpoints, capsys):
     assert exit_code(["sweep", *map(str, checkpoints[:2])]) == 2
     assert "argument --data: is missing; only networks of `segunc demo`" in capsys.readouterr().err
+
+
+# The demo
+
+
+def test_demo_measures_a_cascade_of_a_network_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_DEMO_SIZE", (48, 72))
+    monkeypatch.setattr(cli, "_DEMO_VAL_SCENES", 3)
+    monkeypatch.setattr(cli, "_DEMO_REFERENCE_SCENES", 2)
+    monkeypatch.setattr(sweeping, "_SHARES", (0.2,))
+    demo = ["demo", "--scenes", "4", "--loss", "ce", "--samples", "2", "--batch-size", "2"]
+    demo += ["--crop", "32", "32", "--steps", "1", "--output", str(tmp_path)]
+    assert exit_code(demo) == 0
+    shown, folder = capsys.readouterr().out, tmp_path / "demo" / "cascade"
+    assert {path.name for path in folder.iterdir()} == {*sweeping.SWEEP_FILES}
+    assert (folder / "sweep.md").read_text() in shown
+    assert f"Written to {folder}: sweep.md" in shown
+    found = record_of(folder)
+    assert [*found.sweeps] == [Blocks((16, 24), (16, 24), 4)]
+    checkpoint = tmp_path / "demo" / "checkpoint-ce.pt"
+    halved, whole = (each.network for each in cascade_networks([checkpoint] * 2, (), (0.5, 1)))
+    _, validation = cli._demo_scenes(0, 2)
+    own = [deterministic_miou(network, validation, device=CPU) for network in (halved, whole)]
+    assert [point.mean_iou for point in found.alone] == pytest.approx(own, abs=1e-12)
+    # An extended run has other networks.
+    assert exit_code([*demo[:-3], "2", *demo[-2:], "--resume"]) == 0
+    assert record_of(folder).identity["networks"] != found.identity["networks"]
+
+
+def test_demo_of_members_alone_has_no_cascade():
+    arguments = cli.build_parser().parse_args(["demo", "--loss", "iu", "label-uncertainty"])
+    assert cli._demo_cascade_loss(arguments) is None
+    arguments.loss = ["iu", "dice", "ce"]
+    assert cli._demo_cascade_loss(arguments) == "dice"

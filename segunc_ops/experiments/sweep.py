@@ -458,6 +458,10 @@ def sweep(
     found = _open(folder, identity, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     remove_partial_files(folder, SWEEP_FILES)
+    if overwrite:
+        # An older sweep's results must not pass for this one's if it is interrupted.
+        for name in SWEEP_FILES:
+            (folder / name).unlink(missing_ok=True)
     for network in networks:
         network.network.to(device).eval()
     for blocks in every:
@@ -600,6 +604,20 @@ def best_within(found: Sweep, milliseconds: float) -> tuple[Blocks, Point] | Non
     return max(within, key=lambda each: each[1].mean_iou, default=None)
 
 
+def best_between(found: Sweep) -> tuple[Blocks, Point] | None:
+    """The most accurate point that is better than the fastest and faster than the slowest network.
+
+    None if there is none.
+    """
+    fast, slow = (found.alone[found.order[place]] for place in (0, -1))
+    between = [
+        each
+        for each in _points(found)
+        if each[1].mean_iou > fast.mean_iou and each[1].milliseconds < slow.milliseconds
+    ]
+    return max(between, key=lambda each: each[1].mean_iou, default=None)
+
+
 def no_worse(found: Sweep, point: Point) -> list[int]:
     """Networks that are as fast and as accurate on whole images as a cascade."""
     return [
@@ -615,8 +633,31 @@ def _points(found: Sweep) -> list[tuple[Blocks, Point]]:
     ]
 
 
+def sweep_finding(found: Sweep, names: Sequence[str]) -> str:
+    """In a sentence, whether a cascade is worth its while.
+
+    Args:
+        found: all of it.
+        names: of the networks, in the order given.
+    """
+    fast, slow = found.order[0], found.order[-1]
+    chosen = best_between(found)
+    if chosen is None:
+        text = f"No cascade is more accurate than {names[fast]} and faster than {names[slow]}."
+    else:
+        blocks, point = chosen
+        text = (
+            f"Blocks of {blocks} with a threshold of {point.threshold:g} bits are more accurate "
+            f"than {names[fast]} ({100 * point.mean_iou:.2f} against "
+            f"{100 * found.alone[fast].mean_iou:.2f} % mIoU) and faster than {names[slow]} "
+            f"({point.milliseconds:.2f} against {found.alone[slow].milliseconds:.2f} ms; "
+            f"{100 * found.alone[slow].mean_iou:.2f} % mIoU)."
+        )
+    return " ".join(text.split())
+
+
 def sweep_table(found: Sweep, names: Sequence[str]) -> str:
-    """Markdown: networks and oracles, then every point.
+    """Markdown: networks and oracles, then every point, and what they show.
 
     Args:
         found: all of it.
@@ -653,7 +694,7 @@ def sweep_table(found: Sweep, names: Sequence[str]) -> str:
         f"uncertainty of its blocks; -inf: every block. {found.identity['device']}, torch "
         f"{torch.__version__}."
     )
-    tables = [markdown(whole), markdown(rows), [note]]
+    tables = [markdown(whole), markdown(rows), [sweep_finding(found, names)], [note]]
     return "\n\n".join("\n".join(table) for table in tables) + "\n"
 
 
