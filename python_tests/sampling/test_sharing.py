@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from python_tests.sampling.cases import Network, assert_untouched, snapshot
 from segunc_ops import PredictiveStatistics, record_forward, sample_statistics
+from segunc_ops.sampling import sharing
 
 S = 4
 
@@ -214,6 +215,42 @@ def test_autocast_inference_mode_and_float64(images):
     with torch.inference_mode():
         compared(model, images, passes)
     compared(model.double(), images.double(), passes)
+
+
+def test_code_before_the_dropout_runs_once_where_it_only_computes(images, monkeypatch):
+    def run(m, x):
+        small = F.avg_pool2d(m.first(x), 2)
+        large = F.interpolate(small, size=(6, 6), mode="bilinear")
+        both = torch.cat(
+            [large * -0.0, large * 0.0, m.scale * large, small.new_ones(2, 1, 6, 6)], 1
+        )
+        changed = small.sigmoid()
+        changed *= 2
+        large = large + F.interpolate(changed, size=(6, 6))
+        return m.head(m.dropout(m.fuse(both) + large))
+
+    model = Functional(run, first=conv(3), fuse=conv(13), **head())
+    model.scale = nn.Parameter(torch.rand(4, 1, 1))
+    given = []
+    give = sharing._Results.give
+    monkeypatch.setattr(sharing._Results, "give", lambda self: given.append(self) or give(self))
+    compared(model, images, {"first": 1, "fuse": 1, "head": S})
+    # Pooling, interpolation, three products.
+    assert len(given) == 5 * (S - 1)
+    with record_forward(model) as forward:
+        model(images)
+    sample_statistics(model, images, S, share_forward=forward)
+    assert len(given) == 5 * (S - 1) + 5 * S
+
+
+def test_writes_that_no_operator_shows(images):
+    def run(m, x):
+        x = m.first(x)
+        torch.autograd.graph.increment_version(x)  # as after a kernel of an extension
+        return m.head(m.dropout(x))
+
+    with pytest.raises(ValueError, match="code writes into tensors that torch does not see"):
+        sample_statistics(Functional(run, first=conv(3), **head()), images, S, share=True)
 
 
 def test_a_generator_of_the_models_own_counts_as_dropout(images):

@@ -227,7 +227,8 @@ def sample_statistics(
     :class:`segunc_ops.losses.UncertaintyAwareCrossEntropyLoss`.
 
     Modules that run before the first dropout run in the first pass alone: the others are given
-    their outputs again, which stay in memory until the last. The samples are, to the bit, those of
+    their outputs again, which stay in memory until the last; so do results of torch's operators
+    between them. The samples are, to the bit, those of
     S whole passes with the same random numbers. Every random number of torch counts as dropout,
     as drawn by ``torch.nn.functional.dropout`` or stochastic depth. Nothing is shared, and every
     pass is whole, where that might give other samples: of compiled models, DataParallel, subclasses

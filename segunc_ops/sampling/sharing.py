@@ -2,7 +2,9 @@
 
 A pass is recorded: every call of a module that ended before the first random number, and depends on
 nothing but what every pass begins with, keeps its outputs. Later passes run the same code, but such
-a call gives these outputs again, without a look at the modules inside. Code between them runs anew.
+a call gives these outputs again, without a look at the modules inside. Code between them runs anew,
+but for operators of torch that only compute something from what is kept or from parameters: their
+results are kept, too, and found again by their arguments.
 
 What a call gives must be made within it: one that writes into its input or hands it through (an
 in-place activation, an identity) runs anew, as cheap as it is. What later code writes into is given
@@ -14,7 +16,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -38,6 +40,8 @@ from .models import without_ddp
 __all__ = ["Prefix", "RecordedForward", "record_forward"]
 
 _CONSTANTS = (bool, int, float, str, torch.Size, torch.dtype, torch.device)
+_EXCLUDED = ("batch_norm", "empty", "zeros", "ones", "full", "new_", "clone", "copy", "lift_fresh")
+_HASHABLE = (*_CONSTANTS, torch.layout, torch.memory_format)
 
 
 class _Call:
@@ -59,6 +63,7 @@ class _Call:
             for leaf in leaves
         ]
         self.structure = structure
+        self.versions = [_version(leaf) for leaf in self.outputs]
 
     def give(self) -> Any:
         assert self.outputs is not None
@@ -75,6 +80,83 @@ class _Call:
 
     def is_intact(self) -> bool:
         return self.versions == [_version(leaf) for leaf in self.outputs or ()]
+
+
+class _Results:
+    """What an operator has computed from arguments that are kept."""
+
+    def __init__(self, start: int, inputs: Sequence[Tensor], results: Any) -> None:
+        self.start = start
+        # Held, so that no other tensor can take their place in memory.
+        self._inputs = [tensor.detach() for tensor in inputs]
+        self._leaves, self._structure = flatten(results)
+        self._leaves = [leaf.detach() for leaf in self._leaves]
+        self._versions = [_version(leaf) for leaf in self._leaves]
+
+    def is_intact(self) -> bool:
+        return self._versions == [_version(leaf) for leaf in self._leaves]
+
+    def touches(self, storage: int) -> bool:
+        return any(storage_id(tensor) == storage for tensor in (*self._inputs, *self._leaves))
+
+    def give(self) -> Any:
+        return unflatten([leaf.detach() for leaf in self._leaves], self._structure)
+
+
+_Key = tuple[Any, ...]
+
+
+def _key(value: Any) -> _Key | None:
+    """What two arguments have in common that are the same, as long as their memory is held."""
+    if isinstance(value, Tensor):
+        if value.is_inference() or value.is_neg() or value.is_complex():
+            return None
+        return (
+            *(storage_id(value), value._version, value.storage_offset()),
+            *(value.shape, value.stride(), value.dtype),
+        )
+    if isinstance(value, (list, tuple)):
+        keys = [_key(each) for each in value]
+        return None if None in keys else (type(value), *keys)
+    if isinstance(value, float):
+        return float, repr(value)  # -0.0 equals 0.0
+    return (type(value), value) if value is None or isinstance(value, _HASHABLE) else None
+
+
+def _call_key(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Key | None:
+    positional, named = _key(args), _key(tuple(kwargs.items()))
+    return None if positional is None or named is None else (operator, positional, named)
+
+
+@cache
+def _computes_alone(operator: Any) -> bool:
+    """Whether an operator of torch has no effect but its results, which are more than memory.
+
+    Code of extensions may fill memory, or change a copy, without any operator that shows.
+    """
+    random = torch.Tag.nondeterministic_seeded in operator.tags
+    # Of batch normalisation not even the schema tells that it writes its running statistics.
+    return operator.namespace == "aten" and not (
+        random or operator._schema.is_mutable or any(name in operator.name() for name in _EXCLUDED)
+    )
+
+
+class _Replayer(DispatchMode):
+    """Gives results of operators again."""
+
+    def __init__(self, results: dict[_Key, _Results]) -> None:
+        super().__init__()
+        self._results = results
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _computes_alone(func) and (key := _call_key(func, args, kwargs)) is not None:
+            found = self._results.get(key)
+            if found is not None and found.is_intact():
+                return found.give()
+        return func(*args, **kwargs)
 
 
 def _version(leaf: object) -> int | None:
@@ -159,6 +241,7 @@ class _Recorder(DispatchMode):
         """
         super().__init__()
         self.calls: list[_Call] = []
+        self.results: dict[_Key, _Results] = {}
         self.reason: str | None = None
         self._randomness = _Randomness(model)
         self._is_open = True
@@ -168,6 +251,7 @@ class _Recorder(DispatchMode):
         self._read: set[int] = set()
         self._kept: dict[int, list[_Call]] = {}
         self._counted = counted
+        self._held = {storage_id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._time = 0
         self._before = {module: _attributes(module) for module in model.modules()}
 
@@ -182,16 +266,21 @@ class _Recorder(DispatchMode):
             value = args[position] if position < len(args) else kwargs.get(name)
             for tensor in _tensors([value]):
                 self._before_write(tensor)
+        inputs = {storage_id(tensor) for tensor in _tensors(values)}
+        key = None
+        if self._is_open and inputs and inputs <= self._held and _computes_alone(func):
+            key = _call_key(func, args, kwargs)
         results = func(*args, **kwargs)
         if self._is_open or self._kept:
             self._time += 1
-            inputs = {storage_id(tensor) for tensor in _tensors(values)}
             if self._is_open:
                 self._read |= inputs - self._made.keys()
             for tensor in _tensors([results]):
                 number = storage_id(tensor)
                 if number not in inputs:
                     self._made[number] = self._time
+            if key is not None:
+                self._keep_results(key, list(_tensors(values)), inputs, results)
         if self._is_open and (
             any(isinstance(value, torch.Generator) for value in values)
             or (torch.Tag.nondeterministic_seeded in func.tags and self._randomness.is_drawn())
@@ -223,6 +312,25 @@ class _Recorder(DispatchMode):
             self._is_busy = False
         return outputs
 
+    def _keep_results(
+        self, key: _Key, arguments: list[Tensor], inputs: set[int], results: Any
+    ) -> None:
+        leaves = flatten(results)[0]
+        if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            return
+        made = {storage_id(leaf) for leaf in leaves}
+        if made & inputs or any(leaf.is_inference() for leaf in leaves):
+            return
+        self.results[key] = _Results(self._time, arguments, results)
+        self._held |= made
+
+    def _forget_results(self, storage: int) -> None:
+        """Forgets what was computed from or into memory that is written to."""
+        if storage in self._held:
+            self._held.discard(storage)
+            for key in [key for key, each in self.results.items() if each.touches(storage)]:
+                del self.results[key]
+
     def finish(self) -> None:
         """Leaves the calls up to the last one that is remembered."""
         self._close()
@@ -232,6 +340,8 @@ class _Recorder(DispatchMode):
         while self.calls and self.calls[-1].outputs is None:
             self.calls.pop()
         for call in self.calls:
+            if not (call.copies or call.is_intact()):
+                self.reason = "code writes into tensors that torch does not see"
             call.note_versions()
         self._kept, self._made, self._before = {}, {}, {}
 
@@ -248,11 +358,15 @@ class _Recorder(DispatchMode):
         for inner in self.calls[index + 1 :]:
             inner.outputs = None
         del self.calls[index + 1 :]
+        for key in [key for key, each in self.results.items() if each.start > call.start]:
+            del self.results[key]
+        self._held |= {storage_id(tensor) for tensor in tensors}
         for tensor in tensors:
             self._kept.setdefault(storage_id(tensor), []).append(call)
 
     def _before_write(self, tensor: Tensor) -> None:
         number = storage_id(tensor)
+        self._forget_results(number)
         for call in self._kept.pop(number, ()):
             if call.outputs is not None and not call.copies:
                 call.outputs, call.copies = _copied(call.outputs), True
@@ -326,22 +440,13 @@ def _obstacle(model: nn.Module) -> str | None:
 class Prefix:
     """The part of a model's passes that is the same in all, from the first pass on."""
 
-    def __init__(self, model: nn.Module, calls: Sequence[_Call] | None = None) -> None:
-        """
-        Args:
-            calls: what an earlier pass of the same input has recorded.
-        """
+    def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._calls = calls
+        self._calls: Sequence[_Call] | None = None
+        self._results: dict[_Key, _Results] = {}
         self._recorder: _Recorder | None = None
         self._position = 0
         self.reason: str | None = _obstacle(model)
-
-    @property
-    def names(self) -> list[str]:
-        """The modules that were remembered."""
-        names = {module: name for name, module in self._model.named_modules()}
-        return [names[call.module] for call in self._calls or () if call.outputs is not None]
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -377,7 +482,8 @@ class Prefix:
             with self.recorded():
                 return draw()
         self._position = 0
-        logits = draw()
+        with _Replayer(self._results) if self._results else nullcontext():
+            logits = draw()
         if not all(call.is_intact() for call in self._calls):
             self._calls = None
         return logits
@@ -392,12 +498,14 @@ class Prefix:
         finally:
             self._recorder = None
         recorder.finish()
-        self.reason, self._calls = recorder.reason, recorder.calls
+        self.reason, self._calls, self._results = recorder.reason, recorder.calls, recorder.results
 
-    @property
-    def calls(self) -> Sequence[_Call] | None:
-        """What is remembered."""
-        return self._calls
+    def of_recorded(self) -> Prefix:
+        """One for samples of the input whose pass was recorded."""
+        prefix = Prefix(self._model)
+        prefix.reason = prefix.reason or self.reason
+        prefix._calls, prefix._results = self._calls, self._results
+        return prefix
 
     def _forward_of(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -480,8 +588,7 @@ class RecordedForward:
                 "share_forward: expected parameters, input and autocast as the recorded pass left "
                 "them, got others; sample before the optimizer's step, within the same autocast"
             )
-        prefix = Prefix(model, self._prefix.calls)
-        prefix.reason = prefix.reason or self._prefix.reason
+        prefix = self._prefix.of_recorded()
         if prefix.reason is not None:
             raise ValueError(
                 f"share_forward: nothing of {type(model).__name__} can be shared: {prefix.reason}"
