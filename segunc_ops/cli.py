@@ -72,10 +72,13 @@ _DEMO_EXACT = 0.2
 _DEMO_PLAIN = "ce"
 # Of those trained on: their mean uncertainty is known well enough from as many.
 _DEMO_REFERENCE_SCENES = 16
-# A cascade of one of the networks, of halved images and of whole ones: nothing more is trained.
+# A cascade of one of the networks, of images at a quarter of their size and at it: nothing more is
+# trained.
 _DEMO_CASCADE = "cascade"
-_DEMO_CASCADE_SCALES = (0.5, 1.0)
-_DEMO_CASCADE_TIMED = 10
+_DEMO_CASCADE_SCALES = (0.25, 1.0)
+# Where a cascade can be the faster one; more blocks take longer than the whole image.
+_DEMO_CASCADE_SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)
+_DEMO_CASCADE_TIMED = 5
 
 
 def _whole(minimum: int, maximum: int = _MAX_WHOLE) -> type[int]:
@@ -1022,6 +1025,7 @@ def _demo_cascade(arguments: argparse.Namespace, experiment: Experiment, loss: s
         experiment.validation,
         folder,
         [Blocks(block, block, context=height // 10)],
+        shares=_DEMO_CASCADE_SHARES,
         device=torch.device(arguments.device),
         timed_images=_DEMO_CASCADE_TIMED,
         overwrite=True,

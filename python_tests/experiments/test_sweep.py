@@ -506,7 +506,7 @@ def test_demo_measures_a_cascade_of_a_network_of_its_own(tmp_path, monkeypatch, 
     monkeypatch.setattr(cli, "_DEMO_SIZE", (48, 72))
     monkeypatch.setattr(cli, "_DEMO_VAL_SCENES", 3)
     monkeypatch.setattr(cli, "_DEMO_REFERENCE_SCENES", 2)
-    monkeypatch.setattr(sweeping, "_SHARES", (0.2,))
+    monkeypatch.setattr(cli, "_DEMO_CASCADE_SHARES", (0.2,))
     demo = ["demo", "--scenes", "4", "--loss", "ce", "--samples", "2", "--batch-size", "2"]
     demo += ["--crop", "32", "32", "--steps", "1", "--output", str(tmp_path)]
     assert exit_code(demo) == 0
@@ -517,9 +517,9 @@ def test_demo_measures_a_cascade_of_a_network_of_its_own(tmp_path, monkeypatch, 
     found = record_of(folder)
     assert [*found.sweeps] == [Blocks((16, 24), (16, 24), 4)]
     checkpoint = tmp_path / "demo" / "checkpoint-ce.pt"
-    halved, whole = (each.network for each in cascade_networks([checkpoint] * 2, (), (0.5, 1)))
+    quarter, whole = (each.network for each in cascade_networks([checkpoint] * 2, (), (0.25, 1)))
     _, validation = cli._demo_scenes(0, 2)
-    own = [deterministic_miou(network, validation, device=CPU) for network in (halved, whole)]
+    own = [deterministic_miou(network, validation, device=CPU) for network in (quarter, whole)]
     assert [point.mean_iou for point in found.alone] == pytest.approx(own, abs=1e-12)
     # An extended run has other networks.
     assert exit_code([*demo[:-3], "2", *demo[-2:], "--resume"]) == 0

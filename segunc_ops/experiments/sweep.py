@@ -419,6 +419,7 @@ def sweep(
     every: Sequence[Blocks],
     *,
     thresholds: Sequence[float] | None = None,
+    shares: Sequence[float] | None = None,
     device: torch.device,
     timed_images: int = 20,
     repeats: int = 3,
@@ -437,6 +438,7 @@ def sweep(
             pictures.
         every: the blocks.
         thresholds: in bits, beside the two ends; None chooses some by the fast network's blocks.
+        shares: of these blocks that the chosen ones let through; None: 5 to 70 %.
         device: where.
         timed_images: how many are timed, evenly spaced.
         repeats: timed runs of each of them.
@@ -466,7 +468,9 @@ def sweep(
         network.network.to(device).eval()
     for blocks in every:
         found.sweeps.setdefault(blocks, BlockSweep(blocks))
-    work = _Work(found, [found.sweeps[blocks] for blocks in dict.fromkeys(every)], thresholds)
+    shares = _SHARES if shares is None else shares
+    wanted = [found.sweeps[blocks] for blocks in dict.fromkeys(every)]
+    work = _Work(found, wanted, thresholds, shares)
 
     def write() -> None:
         record = {"build": build_info(), **found.to_dict()}
@@ -484,7 +488,7 @@ def sweep(
             uncertainties = measurement.uncertainties(found.order[0], kinds)
             for each, values in zip(fresh, uncertainties, strict=True):
                 each.number = statistics.fmean(map(len, values))
-                each.thresholds = share_thresholds(torch.cat(values), _SHARES)
+                each.thresholds = share_thresholds(torch.cat(values), shares)
             write()
             bar.total = bar.n + len(dataset) * work.left(len(networks))
         for index in range(len(found.alone), len(networks)):
@@ -525,6 +529,7 @@ class _Work:
     found: Sweep
     wanted: Sequence[BlockSweep]
     thresholds: Sequence[float] | None
+    shares: Sequence[float]
 
     @property
     def fresh(self) -> list[BlockSweep]:
@@ -538,7 +543,7 @@ class _Work:
 
     def left(self, num_networks: int) -> int:
         """Passes over the images, by what is known of thresholds."""
-        unknown = len(self.fresh) * len(_SHARES) if self.thresholds is None else 0
+        unknown = len(self.fresh) * len(self.shares) if self.thresholds is None else 0
         return (
             num_networks
             - len(self.found.alone)
