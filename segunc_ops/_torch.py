@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils import _python_dispatch, _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Without it an operator passes its autograd formula, which is there for tracing alone and slow.
 _below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
@@ -24,6 +24,13 @@ _has_exporting_flag = hasattr(torch.compiler, "_is_exporting_flag")
 _keep_graph: Callable[[], bool] = getattr(
     torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
 )
+
+# Without it a mode that is active already sees the operators that samples share once.
+_current_dispatch_mode: Callable[[], object] = getattr(
+    _python_dispatch, "_get_current_dispatch_mode", lambda: None
+)
+# Without it a pass that is computed again in a backward pass is taken for a step's own.
+_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 
 BATCH_NORM: Any = getattr(
     nn.modules.batchnorm,
@@ -82,13 +89,13 @@ DispatchMode = TorchDispatchMode
 
 def is_dispatched() -> bool:
     """Whether a TorchDispatchMode sees the operators that are called."""
-    return _get_current_dispatch_mode() is not None
+    return _current_dispatch_mode() is not None
 
 
 def is_dispatching_subclass(tensor: Tensor) -> bool:
     """Whether operators on a tensor are its own, which may hold others and no memory."""
     own = getattr(type(tensor), "__torch_dispatch__", None)
-    return own is not None and own is not torch._C._disabled_torch_dispatch_impl
+    return own is not None and own is not Tensor.__torch_dispatch__
 
 
 def has_global_hooks() -> bool:
@@ -99,7 +106,7 @@ def has_global_hooks() -> bool:
 
 def in_backward() -> bool:
     """Whether a backward pass runs, such as one that computes checkpointed activations again."""
-    return bool(torch._C._current_graph_task_id() != -1)
+    return _graph_task() != -1
 
 
 def storage_id(tensor: Tensor) -> int:

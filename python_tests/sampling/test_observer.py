@@ -133,6 +133,34 @@ def test_models_and_losses_without_need_are_errors(images):
         Observer(Network(), UncertaintyAwareCrossEntropyLoss(), 0)
 
 
+def test_segformer_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        num_labels=4,
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        decoder_hidden_size=16,
+        num_attention_heads=[1, 1, 2, 2],
+        drop_path_rate=0.0,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = transformers.SegformerForSemanticSegmentation(config).train()
+    images, labels = torch.randn(2, 3, 32, 32), torch.randint(0, 4, (2, 32, 32))
+    drawn = []
+    for share in (False, True):
+        torch.manual_seed(7)
+        drawn.append(sample_statistics(model, images, 4, share=share))
+    assert torch.equal(drawn[0].std, drawn[1].std)
+    assert drawn[0].std.max() > 0
+    criterion = UncertaintyAwareCrossEntropyLoss(upsample="bilinear")
+    with Observer(model, criterion, 4, share_forward=True) as observer:
+        outputs = model(pixel_values=images, labels=labels)
+        criterion(outputs.logits, labels).backward()
+        assert observer.num_observed == 1
+    assert all(p.grad is not None for p in model.parameters())
+
+
 class DropPath(nn.Module):
     drop_prob = 0.5
 

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from python_tests.sampling.cases import Network, assert_untouched, snapshot
-from segunc_ops import mc_dropout, sample_logits, sample_statistics
+from segunc_ops import (
+    Observer,
+    UncertaintyAwareCrossEntropyLoss,
+    mc_dropout,
+    sample_logits,
+    sample_statistics,
+)
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -66,3 +72,31 @@ def test_ddp_model_samples_without_communication(images, process_group, monkeypa
         assert model.dropout.training
     outer(images).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("share_forward", [False, True])
+def test_observer_of_a_model_in_ddp(images, process_group, share_forward):
+    model, criterion = Network(), UncertaintyAwareCrossEntropyLoss()
+    ddp = nn.parallel.DistributedDataParallel(model)
+    labels = torch.zeros(2, 6, 6, dtype=torch.int64)
+    with Observer(ddp, criterion, 2, share_forward=share_forward) as observer:
+        for step in range(2):
+            criterion(ddp(images), labels).backward()
+            assert observer.num_observed == step + 1
+    assert model.norm.num_batches_tracked == 2
+
+
+def test_observer_of_a_compiled_model(images):
+    model, criterion = Network(), UncertaintyAwareCrossEntropyLoss()
+    compiled = torch.compile(model, backend="eager")
+    labels = torch.zeros(2, 6, 6, dtype=torch.int64)
+    with Observer(compiled, criterion, 2) as observer:
+        for _ in range(2):
+            criterion(compiled(images), labels).backward()
+        assert observer.num_observed == 2
+    with (
+        Observer(compiled, criterion, 2, share_forward=True),
+        pytest.raises(ValueError, match="nothing can be shared: it is compiled"),
+    ):
+        compiled(images)
+    assert model.norm.num_batches_tracked == 2
