@@ -5,7 +5,22 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+import pytest
+
+from segunc_ops import (
+    CrossEntropyLoss,
+    DiceCrossEntropyLoss,
+    InstanceUncertaintyCrossEntropyLoss,
+    PixelAdaptiveCrossEntropyLoss,
+)
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
+TRANSFORMERS_LOSSES = {
+    "CE": CrossEntropyLoss,
+    "IU": InstanceUncertaintyCrossEntropyLoss,
+    "PAT": PixelAdaptiveCrossEntropyLoss,
+    "Dice + CE": DiceCrossEntropyLoss.monai,
+}
 
 
 def test_the_plain_pytorch_example_learns(capsys):
@@ -26,3 +41,17 @@ def test_the_example_of_box_labels_learns(capsys):
     losses = runpy.run_path(str(EXAMPLES / "box_labels.py"))["train"](epochs=2)
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert "IoU of other discs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loss", [None, *TRANSFORMERS_LOSSES])
+def test_the_example_of_transformers_trains_by_any_loss(loss, capsys):
+    pytest.importorskip("transformers", reason="needs transformers")
+    pytest.importorskip("accelerate", reason="needs accelerate")
+    train = runpy.run_path(str(EXAMPLES / "huggingface_trainer.py"))["train"]
+    options = {"ignore_index": 255, "upsample": "bilinear"}
+    criterion = None if loss is None else TRANSFORMERS_LOSSES[loss](**options)
+    result = train(criterion, steps=6, size=(32, 48), scenes=8)
+    first, *_, last = map(float, result["losses"])
+    assert last < first
+    assert 0 < result["eval_mean_iou"] < 1
+    assert "train_loss" in capsys.readouterr().out

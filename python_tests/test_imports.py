@@ -49,6 +49,18 @@ def test_private_names_stay_in_their_module():
     assert {name: uses for name, uses in found.items() if set(uses) - NAMELESS} == {}
 
 
+def test_integrations_are_imported_by_their_users_alone():
+    """They need packages that most users do not have."""
+    others = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "integrations"]
+    imports = [
+        path
+        for path in others
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom) and "integrations" in ast.unparse(node)
+    ]
+    assert imports == []
+
+
 def test_private_uses_are_found():
     assert private_uses("from ..a import _b, c") == ["_b"]
     assert private_uses("import torch\ntorch._C.f()") == ["torch._C"]
