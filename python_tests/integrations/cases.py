@@ -26,8 +26,7 @@ def segformer(dropout: float = 0.0, **options: Any) -> nn.Module:
             decoder_hidden_size=16,
             classifier_dropout_prob=dropout,
             drop_path_rate=0.0,
-            num_labels=CLASSES,
-            **options,
+            **({"num_labels": CLASSES} | options),
         )
     )
 
@@ -49,21 +48,48 @@ def dpt() -> nn.Module:
     )
 
 
-def beit() -> nn.Module:
-    return transformers.BeitForSemanticSegmentation(
-        transformers.BeitConfig(
-            hidden_size=16,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            intermediate_size=32,
+_BEIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": SIZE,
+    "patch_size": 8,
+    "out_indices": [1, 2, 3, 4],
+    "pool_scales": [1, 2],
+    "auxiliary_channels": 8,
+    "drop_path_rate": 0.0,
+    "num_labels": CLASSES,
+}
+
+
+def beit(dropout: float = 0.0) -> nn.Module:
+    config = transformers.BeitConfig(hidden_dropout_prob=dropout, **_BEIT)
+    return transformers.BeitForSemanticSegmentation(config)
+
+
+def data2vec() -> nn.Module:
+    config = transformers.Data2VecVisionConfig(**_BEIT)
+    return transformers.Data2VecVisionForSemanticSegmentation(config)
+
+
+def mobilevit() -> nn.Module:
+    return transformers.MobileViTForSemanticSegmentation(
+        transformers.MobileViTConfig(
             image_size=SIZE,
-            patch_size=8,
-            out_indices=[1, 2, 3, 4],
-            pool_scales=[1, 2],
-            auxiliary_channels=8,
-            drop_path_rate=0.0,
+            hidden_sizes=[16, 16, 16],
+            neck_hidden_sizes=[8, 8, 8, 16, 16, 16, 16],
+            num_attention_heads=2,
+            aspp_out_channels=16,
+            atrous_rates=[1, 2, 3],
             num_labels=CLASSES,
         )
+    )
+
+
+def mobilenet() -> nn.Module:
+    return transformers.MobileNetV2ForSemanticSegmentation(
+        transformers.MobileNetV2Config(image_size=SIZE, depth_multiplier=0.25, num_labels=CLASSES)
     )
 
 
@@ -85,7 +111,15 @@ def upernet() -> nn.Module:
     )
 
 
-MODELS = {"SegFormer": segformer, "DPT": dpt, "BEiT": beit, "UPerNet": upernet}
+MODELS = {
+    "SegFormer": segformer,
+    "DPT": dpt,
+    "BEiT": beit,
+    "UPerNet": upernet,
+    "Data2Vec": data2vec,
+    "MobileViT": mobilevit,
+    "MobileNetV2": mobilenet,
+}
 
 
 def without_batch_norm(model: nn.Module) -> nn.Module:

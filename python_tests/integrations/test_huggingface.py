@@ -30,6 +30,7 @@ from .cases import (
     SIZE,
     arguments,
     batch,
+    beit,
     dataset,
     segformer,
     transformers,
@@ -57,6 +58,10 @@ def assert_same(result, expected, tolerance=1e-5):
     for name, value in expected.items():
         error = float((result[name] - value).abs().max())
         assert error <= tolerance * largest, name
+
+
+def scalar_metrics():
+    return SegmentationMetrics(CLASSES, uncertainty=False, ignore_index=IGNORED, scalars_only=True)
 
 
 def steps_of(model, trained, rate):
@@ -195,7 +200,7 @@ def test_the_stock_trainer_averages_batches(tmp_path):
     assert loss == pytest.approx(expected / 4, rel=1e-5)
 
 
-def on_rank(rank: int, size: int, folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
+def on_rank(rank: int, size: int, folder: Path) -> tuple[float, dict[str, Any], float, float]:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -206,16 +211,25 @@ def on_rank(rank: int, size: int, folder: Path) -> tuple[float, dict[str, torch.
     torch.manual_seed(0)
     model = without_batch_norm(upernet()).double()
     args = arguments(
-        folder, per_device_train_batch_size=1, gradient_accumulation_steps=2, learning_rate=RATE
+        folder,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=2,
+        learning_rate=RATE,
+        batch_eval_metrics=True,
     )
     trainer = SegmentationTrainer(
         model,
         args,
         criterion=CrossEntropyLoss(**OPTIONS),
         train_dataset=dataset(dtype=torch.float64),
+        eval_dataset=dataset(3, seed=1, dtype=torch.float64),  # one rank has an image twice
+        compute_metrics=BatchMetrics(scalar_metrics()),
     )
     assert trainer.args.world_size == size
-    return trainer.train().training_loss, dict(model.named_parameters())
+    loss = trainer.train().training_loss
+    result = trainer.evaluate()
+    return loss, dict(model.named_parameters()), result["eval_loss"], result["eval_mean_iou"]
 
 
 @pytest.mark.thorough  # each rank imports transformers: half a minute
@@ -224,7 +238,7 @@ def test_ranks_count_as_one(tmp_path):
     model = without_batch_norm(upernet()).double()
     start = copy.deepcopy(model)
     expected = trained(model, tmp_path, CrossEntropyLoss(**OPTIONS), 1, torch.float64)
-    losses, states = zip(*run_ranks(on_rank, 2, tmp_path), strict=True)
+    losses, states, _, ious = zip(*run_ranks(on_rank, 2, tmp_path), strict=True)
     assert sum(losses) / 2 == pytest.approx(expected, rel=1e-6)
     changes = steps_of(start, model, RATE)
     for state in states:
@@ -233,6 +247,12 @@ def test_ranks_count_as_one(tmp_path):
             for name, before in start.named_parameters()
         }
         assert_same(on_ranks, changes, tolerance=1e-9)
+    inputs = batch(3, seed=1, dtype=torch.float64)
+    model.eval()
+    metrics = MeanIoU(CLASSES, ignore_index=IGNORED)
+    with torch.no_grad():
+        metrics.update(model(inputs["pixel_values"]).logits, inputs["labels"])
+    assert ious == pytest.approx([float(metrics.compute())] * 2)
 
 
 def test_dice_is_averaged_over_batches(tmp_path):
@@ -334,16 +354,13 @@ def test_a_loop_of_accelerate_is_right_with_the_number_of_items():
 
 def test_metrics_are_counted_without_the_logits(tmp_path):
     model = segformer().eval()
-    metrics = SegmentationMetrics(
-        CLASSES, uncertainty=False, ignore_index=IGNORED, scalars_only=True
-    )
     args = arguments(tmp_path, per_device_eval_batch_size=2, batch_eval_metrics=True)
     trainer = SegmentationTrainer(
         model,
         args,
         criterion=CrossEntropyLoss(**OPTIONS),
         eval_dataset=dataset(),
-        compute_metrics=BatchMetrics(metrics),
+        compute_metrics=BatchMetrics(scalar_metrics()),
     )
     kept = []
     loop = trainer.evaluation_loop
@@ -371,6 +388,26 @@ def test_metrics_are_counted_without_the_logits(tmp_path):
     }
     with pytest.raises(ValueError, match="batch_eval_metrics=True"):
         alone(prediction)
+
+
+# Its newer name is not known to all releases.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
+def test_checkpointed_activations_change_nothing(tmp_path):
+    losses = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = beit(dropout=0.1)
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        trainer = SegmentationTrainer(
+            model,
+            arguments(tmp_path, max_steps=2),
+            criterion=UncertaintyAwareCrossEntropyLoss(**OPTIONS),
+            num_samples=2,
+            train_dataset=dataset(),
+        )
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == losses[1]
 
 
 def test_models_made_by_a_function_are_trained(tmp_path):
@@ -426,6 +463,8 @@ def test_other_errors(tmp_path):
         SegmentationTrainer(
             model, arguments(tmp_path, label_smoothing_factor=0.1), criterion=criterion
         )
+    with pytest.raises(ValueError, match="at least two classes"):
+        LossReplacement(segformer(num_labels=1), criterion)
     with pytest.raises(TypeError, match="compute_loss_func"):
         SegmentationTrainer(model, criterion=criterion, compute_loss_func=len)
     with LossReplacement(model, criterion) as replacement:

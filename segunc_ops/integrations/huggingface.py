@@ -88,6 +88,11 @@ def _check_criterion(criterion: object, model: nn.Module) -> None:
     if criterion.reduction == "none":
         raise ValueError("criterion: expected a reduction to one number, got 'none'")
     config = getattr(model, "config", None)
+    if getattr(config, "num_labels", 2) < 2:
+        raise ValueError(
+            "model: expected at least two classes, of which one may be the background, got a "
+            "config with num_labels=1"
+        )
     for name in ("semantic_loss_ignore_index", "loss_ignore_index"):
         ignored = getattr(config, name, None)
         if ignored is not None and ignored != criterion.ignore_index:
