@@ -147,18 +147,19 @@ def test_segformer_of_transformers():
     )
     model = transformers.SegformerForSemanticSegmentation(config).train()
     images, labels = torch.randn(2, 3, 32, 32), torch.randint(0, 4, (2, 32, 32))
+    criterion = UncertaintyAwareCrossEntropyLoss(upsample="bilinear")
+    with Observer(model, criterion, 4, share_forward=True) as observer:
+        for step in range(2):  # in its first pass the model sets itself up
+            outputs = model(pixel_values=images, labels=labels)
+            criterion(outputs.logits, labels).backward()
+            assert observer.num_observed == step + 1
+    assert all(p.grad is not None for p in model.parameters())
     drawn = []
     for share in (False, True):
         torch.manual_seed(7)
         drawn.append(sample_statistics(model, images, 4, share=share))
     assert torch.equal(drawn[0].std, drawn[1].std)
     assert drawn[0].std.max() > 0
-    criterion = UncertaintyAwareCrossEntropyLoss(upsample="bilinear")
-    with Observer(model, criterion, 4, share_forward=True) as observer:
-        outputs = model(pixel_values=images, labels=labels)
-        criterion(outputs.logits, labels).backward()
-        assert observer.num_observed == 1
-    assert all(p.grad is not None for p in model.parameters())
 
 
 class DropPath(nn.Module):
@@ -166,6 +167,22 @@ class DropPath(nn.Module):
 
     def forward(self, input):
         return input * torch.rand(len(input), 1, 1, 1).ge(0.5) if self.training else input
+
+
+def test_a_pass_that_cannot_be_shared_is_an_error_from_the_second_on(images, labels):
+    class Stateful(Network):
+        calls = 0
+
+        def forward(self, input):
+            self.calls += 1
+            return super().forward(input)
+
+    model, criterion = Stateful(), UncertaintyAwareCrossEntropyLoss()
+    with Observer(model, criterion, 2, share_forward=True) as observer:
+        criterion(model(images), labels).backward()
+        assert observer.num_observed == 1
+        with pytest.raises(ValueError, match="Stateful keeps something in itself"):
+            model(images)
 
 
 def test_stochastic_depth_counts_if_asked(images):

@@ -278,6 +278,17 @@ def python_random(m, x):
     return m.head(m.dropout(m.first(x) * random.random()))
 
 
+def test_a_model_that_sets_itself_up_is_recorded_in_its_second_pass(images):
+    def run(m, x):
+        if not hasattr(m, "ready"):
+            m.ready = True
+        return m.head(m.dropout(m.first(x)))
+
+    model = Functional(run, first=conv(3), **head())
+    sample_statistics(model, images, S, share=True)
+    assert counts(model) == {"first": 2, "head": S}
+
+
 @pytest.mark.parametrize(
     ("run", "reason"),
     [

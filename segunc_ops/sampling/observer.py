@@ -75,7 +75,8 @@ class Observer:
             same but for the labels of transformers' models.
         share_forward: whether samples take what comes before the first dropout from the training
             step's own pass: the samples cost no second encoder. They are then drawn after the pass,
-            not before it.
+            not before it. In the first pass modules may set themselves up, which prevents it; later
+            it is an error where it cannot be.
 
     Raises:
         TypeError: if the criterion needs no samples.
@@ -184,6 +185,8 @@ class Observer:
         if size == "input":
             images = [x for x in flatten(input)[0] if isinstance(x, Tensor) and x.dim() > 2]
             size = images[0].shape[2:] if images else None
+        if recorded is not None and recorded.failure is not None and not self.num_observed:
+            recorded = None  # in its first pass a model may set itself up
         self._is_sampling = True
         try:
             statistics = sample_statistics(

@@ -447,6 +447,9 @@ class Prefix:
         self._recorder: _Recorder | None = None
         self._position = 0
         self.reason: str | None = _obstacle(model)
+        """Why every pass is whole."""
+        self.failure: str | None = None
+        """Why the last recorded pass could not be shared."""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -498,12 +501,19 @@ class Prefix:
         finally:
             self._recorder = None
         recorder.finish()
-        self.reason, self._calls, self._results = recorder.reason, recorder.calls, recorder.results
+        if recorder.reason is None:
+            self._calls, self._results = recorder.calls, recorder.results
+            self.failure = None
+        else:
+            # In a first pass modules may set themselves up: the next one is recorded once more.
+            if self.failure is not None:
+                self.reason = recorder.reason
+            self._calls, self._results, self.failure = None, {}, recorder.reason
 
     def of_recorded(self) -> Prefix:
         """One for samples of the input whose pass was recorded."""
         prefix = Prefix(self._model)
-        prefix.reason = prefix.reason or self.reason
+        prefix.reason = prefix.reason or self.reason or self.failure
         prefix._calls, prefix._results = self._calls, self._results
         return prefix
 
@@ -572,6 +582,11 @@ class RecordedForward:
             *(torch.is_autocast_enabled(device) for device in sorted(devices)),
         ]
 
+    @property
+    def failure(self) -> str | None:
+        """Why the pass cannot be shared, though another of the model perhaps can."""
+        return self._prefix.failure
+
     def prefix(self, model: nn.Module, input: Any) -> Prefix:
         """What samples of the model share with the recorded pass, or why they cannot."""
         if model is not self._model or self._inputs is None:
@@ -614,7 +629,8 @@ def record_forward(model: nn.Module) -> Iterator[RecordedForward]:
 
     Raises:
         ValueError: if nothing of the model's passes can be shared, such as of a compiled one; or if
-            it is called twice.
+            it is called twice. What shows only in the pass, such as modules that set themselves up
+            in a model's first one, is an error of :func:`sample_statistics`.
 
     Example:
         >>> with record_forward(model) as forward:
