@@ -328,6 +328,35 @@ def test_observed_uncertainty_serves_the_next_call():
             model(**inputs)
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_other_hooks_may_sample(first, when):
+    """Around the pass whose loss is asked for, with heads and gradients of its own."""
+    model, inputs = upernet().train(), batch()
+    own = copy.deepcopy(model)
+    own(**inputs).loss.backward()
+    busy = []
+
+    def sample(module, args, kwargs, output=None):
+        if not busy:
+            busy.append(True)
+            with torch.no_grad():
+                module(pixel_values=kwargs["pixel_values"] + 1)
+            busy.clear()
+
+    def register():
+        if when == "before":
+            return model.register_forward_pre_hook(sample, with_kwargs=True)
+        return model.register_forward_hook(sample, with_kwargs=True)
+
+    handle = register() if first else None
+    with LossReplacement(model, CrossEntropyLoss(**OPTIONS)):
+        handle = handle or register()
+        model(**inputs).loss.backward()
+        handle.remove()
+    assert_same(gradients(model), gradients(own))
+
+
 def test_a_loop_of_accelerate_is_right_with_the_number_of_items():
     import accelerate
 

@@ -11,7 +11,7 @@ Needs transformers, and accelerate for its trainer: ``pip install segunc_ops[tra
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -55,11 +55,25 @@ _SAMPLED = (UncertaintyAwareCrossEntropyLoss, InstanceUncertaintyCrossEntropyLos
 
 @dataclass(frozen=True)
 class _Call:
-    """What a call of the model gave for the loss."""
+    """What a call of the model has for its loss, and what its heads gave."""
 
-    labels: Tensor
-    num_items: Tensor | int | None
-    uncertainty: PredictiveStatistics | None
+    labels: Tensor | None
+    """None in a pass that is a sample."""
+    num_items: Tensor | int | None = None
+    uncertainty: PredictiveStatistics | None = None
+    heads: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _Inputs(dict[str, Any]):
+    """A model's keyword arguments, which also tell the hook after the pass whose they are.
+
+    Passes may be nested, by other hooks that sample before or after a pass of the trainer's.
+    """
+
+    def __init__(self, values: dict[str, Any], call: _Call | None, outer: _Call | None) -> None:
+        super().__init__(values)
+        self.call = call
+        self.outer = outer
 
 
 def _check_model(model: nn.Module) -> None:
@@ -215,10 +229,9 @@ class LossReplacement:
         self._interpolates = isinstance(model, UperNetForSemanticSegmentation)
         self._is_sampling = False
         self._call: _Call | None = None
-        self._heads: dict[str, Tensor] = {}
         self._handles = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after),
+            model.register_forward_hook(self._after, with_kwargs=True),
         ]
         kept = ([_MAIN] if self._interpolates else []) + ([_AUXILIARY] if has_auxiliary else [])
         for name in kept:
@@ -248,21 +261,21 @@ class LossReplacement:
 
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._is_sampling:
-            return None
-        self._call, self._heads = None, {}
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        outer, self._call = self._call, None
         labels = kwargs.get(_LABELS)
-        if labels is None:
-            return None
-        inputs = {
-            name: value for name, value in kwargs.items() if name not in (_LABELS, _NUM_ITEMS)
-        }
-        trains = module.training and torch.is_grad_enabled()
-        self.criterion.to(labels.device).train(trains)
-        uncertainty = self._sample(module, args, inputs, labels) if trains else None
-        self._call = _Call(labels, kwargs.get(_NUM_ITEMS), uncertainty)
-        return args, inputs
+        if self._is_sampling:
+            self._call = _Call(None)
+        elif labels is not None:
+            given = kwargs
+            kwargs = {
+                name: value for name, value in given.items() if name not in (_LABELS, _NUM_ITEMS)
+            }
+            trains = module.training and torch.is_grad_enabled()
+            self.criterion.to(labels.device).train(trains)
+            uncertainty = self._sample(module, args, kwargs, labels) if trains else None
+            self._call = _Call(labels, given.get(_NUM_ITEMS), uncertainty)
+        return args, _Inputs(kwargs, self._call, outer)
 
     def _sample(
         self, module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], labels: Tensor
@@ -290,9 +303,9 @@ class LossReplacement:
 
     def _keeping(self, name: str) -> Any:
         def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            if self._call is None and not self._is_sampling:
+            if self._call is None:
                 return None
-            self._heads[name] = output
+            self._call.heads[name] = output
             if self._interpolates and self._model.training:
                 # What the model then interpolates is not used: one class costs next to nothing.
                 return output[:, :1].detach()
@@ -300,29 +313,31 @@ class LossReplacement:
 
         return keep
 
-    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        call, heads = self._call, self._heads
-        if call is None and not self._is_sampling:
+    def _after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if not isinstance(kwargs, _Inputs):  # another hook's own
             return None
-        self._call, self._heads = None, {}
-        logits = heads.get(_MAIN)
+        call, self._call = kwargs.call, kwargs.outer
+        if call is None:
+            return None
+        logits = call.heads.get(_MAIN)
         if logits is None:
             logits = _logits(output)
         elif module.training:
             output = _with(output, logits=logits)
-        if call is None:
+        if call.labels is None:
             return output
-        loss = self._loss(logits, call)
+        loss = self._loss(logits, call.labels, call)
         if self._auxiliary_weight:
-            loss = loss + self._auxiliary_weight * self._loss(heads[_AUXILIARY], call)
+            auxiliary = self._loss(call.heads[_AUXILIARY], call.labels, call)
+            loss = loss + self._auxiliary_weight * auxiliary
         return _with(output, loss=loss)
 
-    def _loss(self, logits: Tensor, call: _Call) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor, call: _Call) -> Tensor:
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
         given = () if call.uncertainty is None else (call.uncertainty,)
         if call.num_items is None:
-            loss: Tensor = self.criterion(logits, call.labels, *given)
+            loss: Tensor = self.criterion(logits, labels, *given)
             return loss
         if isinstance(self.criterion, DiceCrossEntropyLoss):
             raise ValueError(
@@ -330,7 +345,7 @@ class LossReplacement:
                 f"{call.num_items}"
             )
         with changed([(self.criterion, "reduction", "sum")]):
-            total: Tensor = self.criterion(logits, call.labels, *given)
+            total: Tensor = self.criterion(logits, labels, *given)
         return (total / call.num_items).to(total.dtype)
 
 
