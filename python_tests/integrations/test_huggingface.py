@@ -17,8 +17,10 @@ from segunc_ops import (
     ExpectedCrossEntropyLoss,
     FocalCrossEntropyLoss,
     InstanceUncertaintyCrossEntropyLoss,
+    Observer,
     PixelAdaptiveCrossEntropyLoss,
     UncertaintyAwareCrossEntropyLoss,
+    insert_dropout,
 )
 from segunc_ops.metrics import MeanIoU, SegmentationMetrics
 
@@ -326,6 +328,32 @@ def test_observed_uncertainty_serves_the_next_call():
         model(**inputs).loss.backward()
         with pytest.raises(ValueError, match="expected one in training mode"):
             model(**inputs)
+
+
+@pytest.mark.parametrize("share_forward", [False, True])
+def test_an_observer_samples_for_the_trainer(share_forward, tmp_path, monkeypatch):
+    """Of a network that has no dropout by itself; with one encoder a step where it is shared."""
+    model = segformer()
+    insert_dropout(model, 0.3, before=["decode_head.classifier"])
+    encoded: list[bool] = []
+    first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    convolve = first.forward
+
+    def counted(images):
+        encoded.append(torch.is_grad_enabled())
+        return convolve(images)
+
+    monkeypatch.setattr(first, "forward", counted)
+    criterion = UncertaintyAwareCrossEntropyLoss(**OPTIONS)
+    with Observer(model, criterion, 3, share_forward=share_forward) as observer:
+        args = arguments(tmp_path, max_steps=2)
+        SegmentationTrainer(
+            model, args, criterion=criterion, num_samples=None, train_dataset=dataset()
+        ).train()
+    assert observer.num_observed == 2
+    assert encoded.count(True) == 2
+    # Of 6 samples; the model sets itself up in its very first pass, which is not shared.
+    assert encoded.count(False) <= (1 if share_forward else 3)
 
 
 @pytest.mark.parametrize("first", [True, False])
