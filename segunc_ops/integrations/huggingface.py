@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._hooks import Hooked
 from ..functional import PredictiveStatistics
 from ..losses import (
     DiceCrossEntropyLoss,
@@ -144,7 +144,7 @@ def _is_replaced(model: nn.Module) -> bool:
     return any(isinstance(getattr(hook, "__self__", None), LossReplacement) for hook in hooks)
 
 
-class LossReplacement:
+class LossReplacement(Hooked):
     """Makes a model's own loss one of this library's: ``model(**inputs, labels=labels).loss``.
 
     For transformers' models of semantic segmentation. Forward hooks keep the labels from the model,
@@ -242,22 +242,9 @@ class LossReplacement:
 
     def remove(self) -> None:
         """Gives the model its own loss back; may be called again."""
-        if not self._handles:
-            return
-        while self._handles:
-            self._handles.pop().remove()
-        del self._model.accepts_loss_kwargs
-
-    def __enter__(self) -> LossReplacement:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.remove()
+        if self._handles:
+            super().remove()
+            del self._model.accepts_loss_kwargs
 
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

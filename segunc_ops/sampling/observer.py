@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from .._hooks import Hooked
 from .._torch import flatten, in_backward
 from ..functional import PredictiveStatistics
 from .dropout import BatchNormMode, check_sampling, sample_statistics
@@ -49,7 +49,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-class Observer:
+class Observer(Hooked):
     """Gives a loss the samples it needs, in a trainer that knows of none.
 
     Forward hooks on the model draw :func:`sample_statistics` whenever it is called in training mode
@@ -134,22 +134,6 @@ class Observer:
             self._handles.append(
                 self._model.register_forward_hook(self._after, with_kwargs=True, always_call=True)
             )
-
-    def remove(self) -> None:
-        """Removes the hooks; may be called again."""
-        while self._handles:
-            self._handles.pop().remove()
-
-    def __enter__(self) -> Observer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.remove()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._is_sampling or in_backward():
