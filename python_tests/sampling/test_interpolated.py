@@ -60,6 +60,42 @@ def test_statistics_of_models_are_at_the_size_asked(backend, align_corners):
         compare(found, large, "dropout", torch.float32)
 
 
+class OneOutput(nn.Module):
+    """Writes every result to the same memory, as a model that replays a CUDA graph does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.output = torch.empty(1, 3, 4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output.copy_(self.dropout(x))
+
+
+# 18 samples of 4 x 6 take less memory than mean, squared deviations and entropies at 8 x 24, 19 more.
+@pytest.mark.parametrize("num_samples", [1, 2, 18, 19])
+def test_samples_are_kept_or_streamed(num_samples, monkeypatch):
+    streamed = []
+    update = PredictiveAccumulator.update
+
+    def noted(self, *args):
+        streamed.append(args)
+        return update(self, *args)
+
+    model, images = OneOutput(), torch.randn(1, 3, 4, 6)
+    torch.manual_seed(3)
+    expected = PredictiveAccumulator()
+    for logits in segunc_ops.sample_logits(model, images, num_samples):
+        expected.update(logits, (8, 24))
+    monkeypatch.setattr(PredictiveAccumulator, "update", noted)
+    torch.manual_seed(3)
+    found = sample_statistics(model, images, num_samples, size=(8, 24), return_mean=True)
+    assert len(streamed) == (0 if num_samples <= 18 else num_samples)
+    for name, value in found._asdict().items():
+        wanted = getattr(expected.compute(return_mean=True), name)
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6, equal_nan=True, msg=name)
+
+
 X = torch.zeros(2, 3, 4, 5)
 
 

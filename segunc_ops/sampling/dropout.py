@@ -5,12 +5,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from .._checks import check_logits, check_size
+from .._dtypes import accumulate_dtype
 from .._torch import BATCH_NORM, INSTANCE_NORM
-from ..functional import PredictiveStatistics
+from ..functional import PredictiveStatistics, predictive_statistics
 from .accumulator import PredictiveAccumulator
 from .models import changed, check_initialized, forward, pick_logits, unwrap, without_ddp
 from .sharing import Prefix, RecordedForward
@@ -221,7 +224,7 @@ def sample_statistics(
     share: bool | None = None,
     share_forward: RecordedForward | None = None,
 ) -> PredictiveStatistics:
-    """Predictive statistics of Monte-Carlo dropout; memory does not grow with the samples.
+    """Predictive statistics of Monte-Carlo dropout, in memory that does not grow with the samples.
 
     The first half of a step of U-CE (Landgraf et al. 2023, Algorithm 1); its `std` is the sigma of
     :class:`segunc_ops.losses.UncertaintyAwareCrossEntropyLoss`.
@@ -241,7 +244,8 @@ def sample_statistics(
         model, input, num_samples, batch_norm, stochastic_depth, output: as for
             :func:`sample_logits`.
         size, align_corners: what each sample's logits are interpolated to, such as
-            ``labels.shape[1:]``, and how; as for :meth:`PredictiveAccumulator.update`.
+            ``labels.shape[1:]``, and how; as for :meth:`PredictiveAccumulator.update`. Samples that
+            together take less memory than a running state of that size are kept until the last.
         return_mean: whether to return the mean probabilities ``(N, C, *)`` too.
         share: whether what comes before the first dropout runs once. None: where it can; True: an
             error says why it cannot.
@@ -273,17 +277,42 @@ def sample_statistics(
         if share is False or (share is None and num_samples == 1):
             prefix.reason = "it is not asked for"
     accumulator = PredictiveAccumulator()
+    kept: list[Tensor] = []
     with _sampling(model, batch_norm, stochastic_depth), prefix.installed():
-        for _ in range(num_samples):
+        for i in range(num_samples):
             logits = prefix.run(lambda: forward(model, input, pick))
             if share and prefix.reason is not None:
                 raise ValueError(
                     f"share: expected False or None for {type(unwrap(model)).__name__}, of which "
                     f"nothing can be shared: {prefix.reason}"
                 )
-            accumulator.update(logits, size, align_corners)
+            if kept or (i == 0 and _are_small(logits, num_samples, size, align_corners)):
+                kept.append(logits.clone())  # a compiled model may write the next over it
+            else:
+                accumulator.update(logits, size, align_corners)
             del logits  # else it would live on through the next forward pass
+    if kept:
+        return predictive_statistics(
+            kept, size=size, align_corners=align_corners, return_mean=return_mean
+        )
     return accumulator.compute(return_mean)
+
+
+def _are_small(
+    logits: Tensor, num_samples: int, size: Sequence[int] | None, align_corners: bool
+) -> bool:
+    """Whether samples that are to be enlarged take no more memory than a running state at the size.
+
+    Then one pass over all of them is faster, too: the state is neither read nor written.
+    """
+    check_logits("logits", logits)
+    sizes = check_size("logits", logits, size, align_corners)
+    if sizes is None:
+        return False
+    images, classes = logits.shape[:2]
+    state = images * (2 * classes + 1) * prod(sizes)
+    itemsize = accumulate_dtype(logits.dtype).itemsize
+    return num_samples * logits.numel() * logits.element_size() <= state * itemsize
 
 
 def _check_modes(model: nn.Module, batch_norm: BatchNormMode, stochastic_depth: bool) -> None:
