@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -350,6 +352,67 @@ def test_what_a_later_pass_writes_into_is_recorded_anew(images):
 
     model = Functional(run, first=conv(3), **head())
     compared(model, images, {"first": 2, "head": S})
+
+
+class Filtered(nn.Module):
+    """Passes on what its forward takes, as the backbones of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = conv(3)
+
+    def filtered(self, input: Tensor, **options) -> Tensor:
+        known = inspect.signature(self.forward).parameters
+        return self(input, **{name: value for name, value in options.items() if name in known})
+
+    def forward(self, input: Tensor, scale: float = 1.0) -> Tensor:
+        return self.conv(input) * scale
+
+
+def test_modules_are_asked_for_the_arguments_of_their_forward(images):
+    def run(m, x):
+        return m.head(m.dropout(m.first.filtered(x, scale=3.0, other=1)))
+
+    model = Functional(run, first=Filtered(), **head())
+    compared(model, images, {"first.conv": 1, "head": S})
+    torch.manual_seed(3)
+    plain = model(images)
+    torch.manual_seed(3)
+    with record_forward(model):
+        assert torch.equal(model(images), plain)
+
+
+def test_gradients_within_a_pass(images):
+    def run(m, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = m.second(m.first(x))
+            (gradient,) = torch.autograd.grad(y.square().sum(), x)
+        return m.head(m.dropout(y.detach() + gradient.mean()))
+
+    first = nn.Sequential(conv(3))
+    compared(Functional(run, first=first, second=conv(), **head()), images)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_forward_held_for_the_backward_pass_runs_there(images, reentrant):
+    def run(m, x):
+        return m.head(m.dropout(checkpoint(m.first.forward, x, use_reentrant=reentrant)))
+
+    model = Functional(run, first=nn.Sequential(conv(3), nn.ReLU()), **head())
+    images = images.clone().requires_grad_()
+    gradients = []
+    for context in (nullcontext(), record_forward(model)):
+        model.zero_grad()
+        torch.manual_seed(3)
+        with context:
+            logits = model(images)
+        if not isinstance(context, nullcontext):
+            sample_statistics(model, images, 2)
+        logits.square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_an_exception_leaves_the_model_as_it_was(images):

@@ -17,7 +17,7 @@ import random
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -446,6 +446,7 @@ class Prefix:
         self._results: dict[_Key, _Results] = {}
         self._recorder: _Recorder | None = None
         self._position = 0
+        self._is_installed = False
         self.reason: str | None = _obstacle(model)
         """Why every pass is whole."""
         self.failure: str | None = None
@@ -469,8 +470,10 @@ class Prefix:
                 attributes = module.__dict__
                 replaced.append((attributes, attributes.get("forward")))
                 attributes["forward"] = self._forward_of(module, module.forward)
+            self._is_installed = True
             yield
         finally:
+            self._is_installed = False
             for attributes, forward in reversed(replaced):
                 if forward is None:
                     del attributes["forward"]
@@ -518,12 +521,16 @@ class Prefix:
         return prefix
 
     def _forward_of(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)  # models ask for the names of its arguments
         def run(*args: Any, **kwargs: Any) -> Any:
+            if not self._is_installed:  # held by what runs later, such as checkpoint's backward
+                return forward(*args, **kwargs)
             if self._recorder is not None:
                 return self._recorder.call(module, forward, args, kwargs)
             if self._calls is not None and self._position < len(self._calls):
                 call = self._calls[self._position]
-                if call.module is not module:
+                # Where gradients are asked for within a sample, they are of what is computed there.
+                if call.module is not module or torch.is_grad_enabled():
                     self._position = len(self._calls)  # another course: nothing fits any more
                 else:
                     self._position += 1
