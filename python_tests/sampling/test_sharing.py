@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+from collections import UserList
 from contextlib import nullcontext
 
 import pytest
@@ -30,7 +31,7 @@ class Counted(nn.Conv2d):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.passes: list[int] = []
+        self.passes: UserList[int] = UserList()
 
     def forward(self, input: Tensor) -> Tensor:
         self.passes.append(1)
@@ -271,6 +272,18 @@ def counter(m, x):
     return m.head(m.dropout(m.first(x) * (m.calls % S)))
 
 
+def list_counter(m, x):
+    m.kept["passes"].append(1)
+    return m.head(m.dropout(m.first(x) * (len(m.kept["passes"]) % S)))
+
+
+def features_in_a_dict(m, x):
+    m.kept["first"] = m.first(x)
+    y = m.dropout(m.kept["first"])
+    m.kept["first"].add_(1)
+    return m.head(y + m.kept["first"])
+
+
 def buffer_counter(m, x):
     m.seen += 1
     return m.head(m.dropout(m.first(x) * (m.seen % S)))
@@ -295,6 +308,8 @@ def test_a_model_that_sets_itself_up_is_recorded_in_its_second_pass(images):
     ("run", "reason"),
     [
         (counter, "Functional keeps something in itself"),
+        (list_counter, "Functional keeps something in itself"),
+        (features_in_a_dict, "Functional keeps something in itself"),
         (buffer_counter, "writes to memory that was there before"),
         (python_random, "Python's or NumPy's random numbers"),
     ],
@@ -304,7 +319,7 @@ def test_whole_passes_where_they_might_differ(images, run, reason):
     model.register_buffer("seen", torch.zeros(()))
     drawn = []
     for share in (False, None):
-        model.calls = 0
+        model.calls, model.kept = 0, {"passes": []}
         model.seen.zero_()
         random.seed(0)
         torch.manual_seed(7)

@@ -237,8 +237,9 @@ def sample_statistics(
     pass is whole, where that might give other samples: of compiled models, DataParallel, subclasses
     of Tensor that define their own operators, while torch.func transforms or another
     TorchDispatchMode is active or a CUDA graph is captured; where a pass writes to memory that was
-    there before, sets attributes of its modules (state that a module keeps elsewhere, as within a
-    list, is not seen), or draws from Python's or NumPy's global generators before torch's.
+    there before, sets attributes of its modules or changes lists and dicts in these (state that a
+    module keeps elsewhere, as within an object of its own, is not seen), or draws from Python's or
+    NumPy's global generators before torch's.
 
     Args:
         model, input, num_samples, batch_norm, stochastic_depth, output: as for

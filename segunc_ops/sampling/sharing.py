@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache, wraps
@@ -385,12 +386,30 @@ class _Recorder(DispatchMode):
         self._is_open = False
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    own = {name: value for name, value in module.__dict__.items() if name != "forward"}
+_OF_MODULES = frozenset(nn.Module().__dict__)
+_NESTING = 3
+
+
+def _within(name: object, value: object, depth: int = 0) -> Iterator[tuple[object, Any]]:
+    """A value, and what lists and dicts in it hold."""
+    yield name, value
+    if depth < _NESTING and isinstance(value, (dict, list, deque)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, each in items:
+            yield from _within((name, key), each, depth + 1)
+
+
+def _attributes(module: nn.Module) -> dict[Any, Any]:
+    own: dict[Any, Any] = {}
+    for name, value in module.__dict__.items():
+        if name in _OF_MODULES:
+            own[name] = value
+        elif name != "forward":
+            own.update(_within(name, value))
     return {**own, **module._buffers, **module._parameters}
 
 
-def _differ(before: dict[str, Any], after: dict[str, Any]) -> bool:
+def _differ(before: dict[Any, Any], after: dict[Any, Any]) -> bool:
     """Whether a module has kept something in itself that it had not."""
     return before.keys() != after.keys() or any(
         value is not after[name] and not (type(value) in _CONSTANTS and value == after[name])
