@@ -289,6 +289,11 @@ def buffer_counter(m, x):
     return m.head(m.dropout(m.first(x) * (m.seen % S)))
 
 
+def running_statistics(m, x):
+    x = F.batch_norm(m.first(x), m.mean, m.spread, training=True)
+    return m.head(m.dropout(x) * m.mean.view(-1, 1, 1))
+
+
 def python_random(m, x):
     return m.head(m.dropout(m.first(x) * random.random()))
 
@@ -310,6 +315,7 @@ def test_a_model_that_sets_itself_up_is_recorded_in_its_second_pass(images):
         (counter, "Functional keeps something in itself"),
         (list_counter, "Functional keeps something in itself"),
         (features_in_a_dict, "Functional keeps something in itself"),
+        (running_statistics, "writes to memory that was there before"),
         (buffer_counter, "writes to memory that was there before"),
         (python_random, "Python's or NumPy's random numbers"),
     ],
@@ -317,10 +323,13 @@ def test_a_model_that_sets_itself_up_is_recorded_in_its_second_pass(images):
 def test_whole_passes_where_they_might_differ(images, run, reason):
     model = Functional(run, first=conv(3), **head())
     model.register_buffer("seen", torch.zeros(()))
+    model.register_buffer("mean", torch.zeros(4))
+    model.register_buffer("spread", torch.ones(4))
     drawn = []
     for share in (False, None):
         model.calls, model.kept = 0, {"passes": []}
         model.seen.zero_()
+        model.mean.zero_()
         random.seed(0)
         torch.manual_seed(7)
         drawn.append(sample_statistics(model, images, S, share=share))

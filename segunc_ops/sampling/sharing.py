@@ -192,6 +192,15 @@ def _written_arguments(operator: Any) -> tuple[tuple[int, str], ...]:
     )
 
 
+# Their schemas do not tell that they write running statistics, at 3 and 4, in training, at 5.
+_BATCH_NORM_OPERATORS = {f"aten::{kind}_batch_norm" for kind in ("native", "cudnn", "miopen")}
+
+
+@cache
+def _is_batch_norm(operator: Any) -> bool:
+    return operator.name() in _BATCH_NORM_OPERATORS
+
+
 def _tensors(values: Any) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
@@ -266,6 +275,9 @@ class _Recorder(DispatchMode):
         for position, name in _written_arguments(func):
             value = args[position] if position < len(args) else kwargs.get(name)
             for tensor in _tensors([value]):
+                self._before_write(tensor)
+        if _is_batch_norm(func) and args[5]:
+            for tensor in _tensors(args[3:5]):
                 self._before_write(tensor)
         inputs = {storage_id(tensor) for tensor in _tensors(values)}
         key = None
