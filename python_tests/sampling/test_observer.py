@@ -61,6 +61,18 @@ def test_a_trainer_that_knows_nothing_of_samples(images, labels, loss, share_for
     assert not model._forward_hooks
 
 
+def test_samples_of_others_leave_the_loss_as_it_is(images, labels):
+    model = Network()
+    losses = [UncertaintyAwareCrossEntropyLoss(), InstanceUncertaintyCrossEntropyLoss()]
+    with Observer(model, losses[0], 3), Observer(model, losses[1], 3, share_forward=True):
+        logits = model(images)
+        sample_statistics(model, images, 2)
+        plain = CrossEntropyLoss()(logits, labels)
+        for loss in losses:
+            assert loss.training
+            assert loss(logits, labels) > plain
+
+
 @pytest.mark.parametrize("share_forward", [False, True])
 def test_evaluation_and_passes_without_gradient_are_not_sampled(images, labels, share_forward):
     model, criterion = Network(), UncertaintyAwareCrossEntropyLoss()

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+_sampling: ContextVar[bool] = ContextVar("sampling", default=False)
+
+
+def in_sample() -> bool:
+    """Whether a sample is drawn, of whatever model."""
+    return _sampling.get()
 
 
 @contextmanager
@@ -99,8 +107,12 @@ def _call(model: nn.Module, input: Any) -> Any:
 
 def forward(model: nn.Module, input: Any, pick: Callable[[Any], Tensor]) -> Tensor:
     """A model's logits, without gradient."""
-    with torch.no_grad(), _without_autocast_cache():
-        logits = pick(_call(model, input))
+    token = _sampling.set(True)
+    try:
+        with torch.no_grad(), _without_autocast_cache():
+            logits = pick(_call(model, input))
+    finally:
+        _sampling.reset(token)
     if not isinstance(logits, Tensor):
         raise TypeError(f"output: expected the logits as a tensor, got {type(logits).__name__}")
     return logits

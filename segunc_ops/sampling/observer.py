@@ -13,6 +13,7 @@ from .._hooks import Hooked
 from .._torch import flatten, in_backward
 from ..functional import PredictiveStatistics
 from .dropout import BatchNormMode, check_sampling, sample_statistics
+from .models import in_sample
 from .sharing import RecordedForward, record_forward
 
 __all__ = ["Observer"]
@@ -56,7 +57,8 @@ class Observer(Hooked):
     with gradients, within the step's own autocast, and pass them to ``criterion.observe``; the call
     of the loss that follows uses them up. In evaluation, and without gradients, nothing is sampled.
     The loss follows: it is in training mode after a sampled pass, else in evaluation mode, where it
-    is plain cross-entropy. What a backward pass computes once more (activation checkpointing of the
+    is plain cross-entropy. Samples that others draw of the model, such as an observer for another
+    loss, change nothing. What a backward pass computes once more (activation checkpointing of the
     whole model) is not sampled anew.
 
     The observer works until :meth:`remove`, or to the end of a ``with`` block.
@@ -124,7 +126,6 @@ class Observer(Hooked):
         }
         self._inputs = _without_labels if inputs is None else inputs
         self._share_forward = share_forward
-        self._is_sampling = False
         self._recording: ExitStack | None = None
         self._recorded: RecordedForward | None = None
         self.num_observed = 0
@@ -136,7 +137,7 @@ class Observer(Hooked):
             )
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._is_sampling or in_backward():
+        if in_sample() or in_backward():
             return
         sampled = module.training and torch.is_grad_enabled()
         if isinstance(self._criterion, nn.Module):
@@ -153,7 +154,7 @@ class Observer(Hooked):
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        if self._is_sampling or self._recording is None:
+        if in_sample() or self._recording is None:
             return
         recording, recorded = self._recording, self._recorded
         self._recording = self._recorded = None
@@ -171,17 +172,13 @@ class Observer(Hooked):
             size = images[0].shape[2:] if images else None
         if recorded is not None and recorded.failure is not None and not self.num_observed:
             recorded = None  # in its first pass a model may set itself up
-        self._is_sampling = True
-        try:
-            statistics = sample_statistics(
-                self._model,
-                input,
-                self._num_samples,
-                size=size,
-                share_forward=recorded,
-                **self._options,
-            )
-        finally:
-            self._is_sampling = False
+        statistics = sample_statistics(
+            self._model,
+            input,
+            self._num_samples,
+            size=size,
+            share_forward=recorded,
+            **self._options,
+        )
         self._criterion.observe(statistics)
         self.num_observed += 1
