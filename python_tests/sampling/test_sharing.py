@@ -479,6 +479,36 @@ def test_the_steps_own_pass_serves_the_samples(images, case):
         assert torch.equal(one.grad, other.grad)
 
 
+def test_what_is_written_into_after_the_recorded_pass_is_computed_anew(images):
+    def run(m, x):
+        x = m.first(x)
+        return {"out": m.head(m.dropout(x)), "features": x}
+
+    model = Functional(run, first=conv(3), **head())
+    with record_forward(model) as forward:
+        features = model(images)["features"]
+    with torch.no_grad():
+        features.mul_(3)
+    drawn = []
+    for options in ({"share_forward": forward}, {"share": False}):
+        torch.manual_seed(7)
+        drawn.append(sample_statistics(model, images, S, **options))
+    assert_same(*drawn)
+
+
+@pytest.mark.parametrize("replaced", ["layer", "data"])
+def test_a_model_changed_after_the_recorded_pass_is_an_error(images, replaced):
+    model = nn.Sequential(stem(), nn.Dropout(0.5), conv(4, 5))
+    with record_forward(model) as forward:
+        model(images)
+    if replaced == "layer":
+        model[0][0] = conv(3)
+    else:
+        model[0][0].weight.data = model[0][0].weight.data + 1
+    with pytest.raises(ValueError, match="share_forward: expected modules, parameters"):
+        sample_statistics(model, images, 2, share_forward=forward)
+
+
 def test_what_does_not_fit_the_recorded_pass_is_an_error(images):
     model = Network()
     with record_forward(model) as forward:

@@ -515,15 +515,18 @@ class Prefix:
         """A pass; the first one is recorded."""
         if self.reason is not None:
             return draw()
-        if self._calls is None:
+        if self._calls is None or not self._is_intact():
             with self.recorded():
                 return draw()
         self._position = 0
         with _Replayer(self._results) if self._results else nullcontext():
             logits = draw()
-        if not all(call.is_intact() for call in self._calls):
-            self._calls = None
+        if not self._is_intact():
+            self._calls = None  # at once: what it holds is not needed
         return logits
+
+    def _is_intact(self) -> bool:
+        return all(call.is_intact() for call in self._calls or ())
 
     @contextmanager
     def recorded(self, counted: Collection[int] = ()) -> Iterator[None]:
@@ -616,6 +619,8 @@ class RecordedForward:
         """What samples have to find as the pass has left it."""
         devices = {tensor.device.type for tensor in self._model.parameters()}
         return [
+            *map(id, self._model.modules()),
+            *map(storage_id, (*self._model.parameters(), *self._model.buffers())),
             *(_version(tensor) for tensor in (*self._model.parameters(), *(self._inputs or ()))),
             *(torch.is_autocast_enabled(device) for device in sorted(devices)),
         ]
@@ -638,8 +643,9 @@ class RecordedForward:
             raise ValueError("share_forward: expected the recorded pass of this input, got another")
         if self._state != self._now():
             raise ValueError(
-                "share_forward: expected parameters, input and autocast as the recorded pass left "
-                "them, got others; sample before the optimizer's step, within the same autocast"
+                "share_forward: expected modules, parameters, input and autocast as the recorded "
+                "pass left them, got others; sample before the optimizer's step, within the same "
+                "autocast"
             )
         prefix = self._prefix.of_recorded()
         if prefix.reason is not None:
