@@ -117,6 +117,16 @@ def own_loss(model, inputs):
     return model(**inputs).loss
 
 
+@pytest.mark.parametrize("name", ["SegFormer", "BEiT", "UPerNet"])
+def test_a_copy_has_a_replaced_loss_of_its_own(name):
+    model, inputs = MODELS[name]().train(), batch()
+    replacement = LossReplacement(model, CrossEntropyLoss(**OPTIONS))
+    twin = copy.deepcopy(model)
+    expected = own_loss(model, inputs)
+    replacement.remove()
+    assert torch.equal(own_loss(twin, inputs), expected)
+
+
 def test_upernet_interpolates_for_inference_alone():
     model, inputs = upernet().train(), batch()
     images = inputs["pixel_values"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -236,7 +237,7 @@ class LossReplacement(Hooked):
         kept = ([_MAIN] if self._interpolates else []) + ([_AUXILIARY] if has_auxiliary else [])
         for name in kept:
             head: nn.Module = getattr(model, name)
-            self._handles.append(head.register_forward_hook(self._keeping(name)))
+            self._handles.append(head.register_forward_hook(partial(self._keep, name)))
         # Asked for by the trainer, on the instance before the class.
         model.accepts_loss_kwargs = False  # type: ignore[assignment]
 
@@ -288,17 +289,14 @@ class LossReplacement(Hooked):
         finally:
             self._is_sampling = False
 
-    def _keeping(self, name: str) -> Any:
-        def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            if self._call is None:
-                return None
-            self._call.heads[name] = output
-            if self._interpolates and self._model.training:
-                # What the model then interpolates is not used: one class costs next to nothing.
-                return output[:, :1].detach()
+    def _keep(self, name: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        if self._call is None:
             return None
-
-        return keep
+        self._call.heads[name] = output
+        if self._interpolates and self._model.training:
+            # What the model then interpolates is not used: one class costs next to nothing.
+            return output[:, :1].detach()
+        return None
 
     def _after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if not isinstance(kwargs, _Inputs):  # another hook's own
