@@ -183,6 +183,21 @@ def test_accumulated_batches_count_as_one(name, steps, tmp_path):
     assert_same(steps_of(whole, model, RATE), gradients(whole), tolerance=1e-9)
 
 
+def test_a_step_without_labelled_pixels_changes_nothing(tmp_path):
+    model = without_batch_norm(segformer())
+    before = copy.deepcopy(model)
+    args = arguments(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    ignored = [{**each, "labels": torch.full_like(each["labels"], IGNORED)} for each in dataset()]
+    trainer = SegmentationTrainer(
+        model, args, criterion=CrossEntropyLoss(**OPTIONS), train_dataset=ignored
+    )
+    assert trainer.train().training_loss == 0
+    for one, other in zip(model.parameters(), before.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with LossReplacement(before, CrossEntropyLoss(**OPTIONS)):
+        assert before(**batch(), num_items_in_batch=0).loss > 0
+
+
 def test_the_stock_loss_is_wrong_for_accumulated_batches(tmp_path):
     """Why there is a trainer: with one batch the two are the same."""
     model = without_batch_norm(segformer())

@@ -331,7 +331,8 @@ class LossReplacement(Hooked):
             )
         with changed([(self.criterion, "reduction", "sum")]):
             total: Tensor = self.criterion(logits, labels, *given)
-        return (total / call.num_items).to(total.dtype)
+        # Of no pixels the sum and its gradient are 0, and stay so.
+        return (total / (call.num_items + (call.num_items == 0))).to(total.dtype)
 
 
 def _logits(output: Any) -> Tensor:
