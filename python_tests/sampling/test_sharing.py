@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import random
+import time
 from collections import UserList
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -437,6 +439,27 @@ def test_a_forward_held_for_the_backward_pass_runs_there(images, reentrant):
         gradients.append([parameter.grad for parameter in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
+
+
+def test_threads_that_sample_one_model_wait_for_each_other(images):
+    inside, overlaps = [], []
+
+    def run(m, x):
+        inside.append(1)
+        overlaps.append(len(inside))
+        time.sleep(0.005)
+        x = m.head(m.dropout(m.first(x)))
+        inside.pop()
+        return x
+
+    model = Functional(run, first=conv(3), **head()).eval()
+    before = snapshot(model)
+    with ThreadPoolExecutor(3) as pool:
+        drawn = list(pool.map(lambda _: sample_statistics(model, images, S), range(3)))
+    assert max(overlaps) == 1
+    assert all(statistics.std.max() > 0 for statistics in drawn)
+    assert_untouched(model, before)
+    assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 def test_an_exception_leaves_the_model_as_it_was(images):

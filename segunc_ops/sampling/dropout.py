@@ -6,7 +6,9 @@ import operator
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from threading import RLock
 from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -129,12 +131,17 @@ def mc_dropout(model: nn.Module, *, stochastic_depth: bool = False) -> Iterator[
         yield model
 
 
+# Modes are a model's own, whatever thread calls it.
+_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+
 @contextmanager
 def _sampling(
     model: nn.Module, batch_norm: BatchNormMode, stochastic_depth: bool
 ) -> Iterator[None]:
+    lock = _locks.setdefault(unwrap(model), RLock())
     dropout = mc_dropout(model, stochastic_depth=stochastic_depth)
-    with dropout, changed(_normalization_changes(model, batch_norm)):
+    with lock, dropout, changed(_normalization_changes(model, batch_norm)):
         yield
 
 
@@ -168,9 +175,10 @@ def sample_logits(
 
     Every pass runs under :func:`mc_dropout`; all other modules are in the mode they are in. The
     model is touched during a pass alone: between two samples its modes are its own, so it may be
-    trained meanwhile, and a generator that is dropped halfway leaves nothing behind. Running
-    statistics of torch.nn's batch and instance normalisation are never updated. (Other modules
-    that write to their buffers in training mode, such as spectral normalisation, still do.)
+    trained meanwhile, and a generator that is dropped halfway leaves nothing behind. Threads that
+    sample one model wait for each other; what else runs it in a thread meanwhile finds it changed.
+    Running statistics of torch.nn's batch and instance normalisation are never updated. (Other
+    modules that write to their buffers in training mode, such as spectral normalisation, still do.)
 
     Args:
         model: any module, in training or eval mode. A compiled model stays compiled. Of
