@@ -43,7 +43,10 @@ def test_the_example_of_box_labels_learns(capsys):
     assert "IoU of other discs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("loss", [None, *TRANSFORMERS_LOSSES])
+@pytest.mark.parametrize(
+    "loss",
+    [None, *(pytest.param(name, marks=pytest.mark.thorough) for name in TRANSFORMERS_LOSSES)],
+)
 def test_the_example_of_transformers_trains_by_any_loss(loss, capsys):
     pytest.importorskip("transformers", reason="needs transformers")
     pytest.importorskip("accelerate", reason="needs accelerate")

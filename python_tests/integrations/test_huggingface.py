@@ -167,8 +167,7 @@ def trained(model, folder, criterion, steps, dtype=torch.float32):
     return trainer.train().training_loss
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("name", "steps"), [("CE", 1), ("CE", 2), *((name, 4) for name in LOSSES)])
 def test_accumulated_batches_count_as_one(name, steps, tmp_path):
     """In float64, in which the same sum in another order is the same to nine digits."""
     criterion = LOSSES[name]()

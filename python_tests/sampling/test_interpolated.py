@@ -72,7 +72,7 @@ class OneOutput(nn.Module):
         return self.output.copy_(self.dropout(x))
 
 
-# 18 samples of 4 x 6 take less memory than mean, squared deviations and entropies at 8 x 24, 19 more.
+# 18 samples of 4 x 6 take less memory than the running state at 8 x 24, 19 more.
 @pytest.mark.parametrize("num_samples", [1, 2, 18, 19])
 def test_samples_are_kept_or_streamed(num_samples, monkeypatch):
     streamed = []
