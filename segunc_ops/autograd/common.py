@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -74,3 +74,20 @@ class FirstDerivative(torch.autograd.Function):
             f"{ctx.op}: second derivatives are not implemented by the native kernels; compute "
             "the loss inside `with segunc_ops.backend('reference')`"
         )
+
+
+def first_derivatives(
+    op: str,
+    tie: Tensor,
+    gradients_of: Callable[[Any, tuple[Tensor, ...], Tensor], tuple[Tensor, ...]],
+    ctx: Any,
+    saved: tuple[Tensor, ...],
+    grad_output: Tensor,
+) -> tuple[Tensor, ...]:
+    """A Function's gradients, which under create_graph=True depend on a saved tensor in form."""
+    if not torch.is_grad_enabled():
+        return gradients_of(ctx, saved, grad_output)
+    with torch.no_grad():
+        grads = gradients_of(ctx, saved, grad_output)
+    tied: tuple[Tensor, ...] = FirstDerivative.apply(op, tie, grad_output, *grads)
+    return tied

@@ -15,10 +15,10 @@ from .._torch import call_below_autograd, eager_apply, is_eager, is_exporting, k
 from .._variations import PLAIN, Focal, Variation
 from .common import (
     REDUCTIONS,
-    FirstDerivative,
     addressable,
     call,
     class_sizes,
+    first_derivatives,
     scaled,
     taken_over,
 )
@@ -205,14 +205,11 @@ class _CrossEntropy(torch.autograd.Function):
         if grad_output is None:
             return (None,) * ctx.num_inputs
         saved = ctx.saved_tensors  # read once: a checkpoint recomputes at every read
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                grads = _gradients_of(ctx, saved, grad_output)
-            # The saved normalizer depends on the inputs: see above.
-            normalizer = saved[4] if ctx.plan.deferred else saved[2]
-            grads = FirstDerivative.apply("cross_entropy", normalizer, grad_output, *grads)
-        else:
-            grads = _gradients_of(ctx, saved, grad_output)
+        # The saved normalizer depends on the inputs: see above.
+        normalizer = saved[4] if ctx.plan.deferred else saved[2]
+        grads = first_derivatives(
+            "cross_entropy", normalizer, _gradients_of, ctx, saved, grad_output
+        )
         of_input = grads[0] if ctx.wanted.grad_input else None
         of_pixel_weight = grads[1] if ctx.wanted.grad_pixel_weight else None
         nothing = (None,) * (ctx.num_inputs - _INPUTS)

@@ -15,7 +15,7 @@ from .._native.library import fake, ops, refuse_gradient
 from .._options import LossOptions
 from .._overlap import FLOOR, Overlap, RegionOptions
 from .._torch import eager_apply, is_eager, is_exporting, keeps_graph
-from .common import FirstDerivative, addressable, call, taken_over
+from .common import addressable, call, first_derivatives, taken_over
 
 __all__ = ["dice_bce", "dice_cross_entropy"]
 
@@ -297,14 +297,9 @@ class _Dice(torch.autograd.Function):
         if grad_output is None:
             return (*nothing, *(None,) * ctx.tensors)
         saved = ctx.saved_tensors  # read once: a checkpoint recomputes at every read
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                grads = _gradients_of(ctx, saved, grad_output)
-            # The saved coefficients depend on the inputs: see above.
-            coefficients = saved[ctx.tensors]
-            grads = FirstDerivative.apply(ctx.name, coefficients, grad_output, *grads)
-        else:
-            grads = _gradients_of(ctx, saved, grad_output)
+        # The saved coefficients depend on the inputs: see above.
+        coefficients = saved[ctx.tensors]
+        grads = first_derivatives(ctx.name, coefficients, _gradients_of, ctx, saved, grad_output)
         of_input = grads[0] if ctx.wanted.grad_input else None
         of_pixel_weight = grads[1] if ctx.wanted.grad_pixel_weight else None
         mask = (None,) * (ctx.tensors - 4)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._dtypes import accumulate_dtype
 from .._native.library import fake, ops, refuse_gradient
 from .._torch import call_below_autograd, eager_apply, is_eager, is_exporting
-from .common import REDUCTIONS, FirstDerivative, addressable, call, scaled
+from .common import REDUCTIONS, addressable, call, first_derivatives, scaled
 
 __all__ = ["SpreadLoss", "loss_of", "register"]
 
@@ -124,13 +124,8 @@ class _SpreadFunction(torch.autograd.Function):
         if grad_output is None:
             return tuple(result)
         saved = ctx.saved_tensors  # read once: a checkpoint recomputes at every read
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                grads = _gradients_of(ctx, saved, grad_output)
-            # The saved normalizer depends on the inputs: see above.
-            grads = FirstDerivative.apply(loss.name, saved[-1], grad_output, *grads)
-        else:
-            grads = _gradients_of(ctx, saved, grad_output)
+        # The saved normalizer depends on the inputs: see above.
+        grads = first_derivatives(loss.name, saved[-1], _gradients_of, ctx, saved, grad_output)
         leaves = (0, 1, loss.pixel_weight)
         for leaf, gradient, is_wanted in zip(leaves, grads, ctx.wanted, strict=True):
             if is_wanted:

@@ -28,7 +28,8 @@ from ..losses import (
     UncertaintyAwareCrossEntropyLoss,
 )
 from ..losses._base import ClassWeightedLoss
-from ..sampling import BatchNormMode, sample_logits, sample_statistics
+from ..sampling import BatchNormMode, sample_statistics
+from ..sampling.dropout import check_sampling
 from ..sampling.models import changed, unwrap
 
 try:
@@ -217,8 +218,7 @@ class LossReplacement(Hooked):
         self._auxiliary_weight = float(auxiliary_weight or 0.0) if has_auxiliary else 0.0
         self._num_samples = num_samples if isinstance(criterion, _SAMPLED) else None
         if self._num_samples is not None:
-            # Its arguments are checked at once, and nothing is drawn.
-            sample_logits(model, {}, self._num_samples, batch_norm=batch_norm)
+            check_sampling(model, self._num_samples, batch_norm, stochastic_depth=False)
         elif isinstance(criterion, _SAMPLED) and self._auxiliary_weight:
             raise ValueError(
                 "num_samples: expected a number for a model with an auxiliary head, as its loss "

@@ -239,15 +239,14 @@ def sample_statistics(
 
     Modules that run before the first dropout run in the first pass alone: the others are given
     their outputs again, which stay in memory until the last; so do results of torch's operators
-    between them. The samples are, to the bit, those of
-    S whole passes with the same random numbers. Every random number of torch counts as dropout,
-    as drawn by ``torch.nn.functional.dropout`` or stochastic depth. Nothing is shared, and every
-    pass is whole, where that might give other samples: of compiled models, DataParallel, subclasses
-    of Tensor that define their own operators, while torch.func transforms or another
-    TorchDispatchMode is active or a CUDA graph is captured; where a pass writes to memory that was
-    there before, sets attributes of its modules or changes lists and dicts in these (state that a
-    module keeps elsewhere, as within an object of its own, is not seen), or draws from Python's or
-    NumPy's global generators before torch's.
+    between them. The samples are, to the bit, those of S whole passes with the same random numbers.
+    Every random number of torch counts as dropout, as drawn by ``torch.nn.functional.dropout`` or
+    stochastic depth. Nothing is shared, and every pass is whole, where that might give other
+    samples: of compiled models, DataParallel, subclasses of Tensor that define their own operators,
+    while torch.func transforms or another TorchDispatchMode is active or a CUDA graph is captured;
+    where a pass writes to memory that was there before, sets attributes of its modules or changes
+    lists and dicts in these (state that a module keeps elsewhere, as within an object of its own,
+    is not seen), or draws from Python's or NumPy's global generators before torch's.
 
     Args:
         model, input, num_samples, batch_norm, stochastic_depth, output: as for
