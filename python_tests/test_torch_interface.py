@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _python_dispatch
 
 import segunc_ops.functional as sf
 from python_tests.comparison import assert_close
@@ -20,6 +21,8 @@ PRIVATE = {
     "_AutoDispatchBelowAutograd": (torch._C, _torch, "_below_autograd"),
     "_BatchNorm": (nn.modules.batchnorm, dropout, "BATCH_NORM"),
     "_InstanceNorm": (nn.modules.instancenorm, dropout, "INSTANCE_NORM"),
+    "_current_graph_task_id": (torch._C, _torch, "_graph_task"),
+    "_get_current_dispatch_mode": (_python_dispatch, _torch, "_current_dispatch_mode"),
     "_are_functorch_transforms_active": (torch._C, _torch, "_transforms_active"),
     "_get_current_graph_task_keep_graph": (torch._C._autograd, _torch, "_keep_graph"),
     "_is_exporting_flag": (torch.compiler, _torch, "_has_exporting_flag"),
