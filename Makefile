@@ -13,7 +13,7 @@ unexport MAKEFLAGS
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-thorough native-tests bench wheel cuda lint format \
+.PHONY: help setup build demo test test-thorough test-trainers native-tests bench wheel cuda lint format \
 	compatibility rehearse gpu-check mutants clean
 
 help: ## this list
@@ -57,6 +57,14 @@ test-thorough: ISAS = all
 test-thorough: NATIVE_TESTS = all
 test-thorough: setup native-tests ## what takes longer: the race and sanitizer builds, all instruction sets, broken kernels
 	$(PYTEST) -m thorough
+
+$(VENV)/.trainers: $(VENV)/.installed
+	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt -e ".[trainers]"
+	touch $@
+
+test-trainers: $(VENV)/.trainers setup ## the adapters, each in its own trainer; downloads the trainers
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -q \
+		-m "not cuda" python_tests/integrations python_tests/test_examples.py
 
 $(VENV)/.bench: $(VENV)/.installed
 	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt -e ".[bench]"
