@@ -60,6 +60,39 @@ def test_statistics_of_models_are_at_the_size_asked(backend, align_corners):
         compare(found, large, "dropout", torch.float32)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_maps_may_be_interpolated_in_place_of_logits(dtype, align_corners):
+    model, images = strided(4, 9).train().to(dtype), torch.randn(2, 3, 16, 24, dtype=dtype)
+    options = {"size": (16, 24), "align_corners": align_corners, "return_mean": True}
+    torch.manual_seed(5)
+    found = sample_statistics(model, images, 4, interpolate="maps", **options)
+    torch.manual_seed(5)
+    small = sample_statistics(model, images, 4, return_mean=True)
+    for name, value in found._asdict().items():
+        wanted = getattr(small, name)
+        if name == "prediction":
+            wanted = wanted.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        else:
+            wanted = wanted if name == "mean" else wanted.unsqueeze(1)
+            wanted = interpolated(wanted, (16, 24), align_corners)
+            wanted = wanted if name == "mean" else wanted.squeeze(1)
+        torch.testing.assert_close(value, wanted.to(value.dtype), rtol=1e-5, atol=1e-6, msg=name)
+        assert value.is_contiguous()
+    for size in (None, (4, 6)):
+        torch.manual_seed(5)
+        own = sample_statistics(model, images, 4, interpolate="maps", size=size, return_mean=True)
+        for value, wanted in zip(own, small, strict=True):
+            assert_same_bits(value, wanted, name=f"size {size}")
+
+
+def test_volumes_have_maps_interpolated():
+    model = nn.Sequential(nn.Conv3d(1, 3, 1), nn.Dropout(0.5))
+    images = torch.randn(2, 1, 2, 3, 4)
+    found = sample_statistics(model, images, 3, size=(4, 6, 8), interpolate="maps")
+    assert {tuple(value.shape) for value in found[:-1]} == {(2, 4, 6, 8)}
+
+
 class OneOutput(nn.Module):
     """Writes every result to the same memory, as a model that replays a CUDA graph does."""
 
@@ -144,6 +177,21 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: accumulated((X, (8, 9, 10))),
         ValueError,
         "size: expected (H, W) for logits of shape (2, 3, 4, 5), got (8, 9, 10)",
+    ),
+    "something else interpolated": (
+        lambda: sample_statistics(nn.Dropout(), X, size=(8, 9), interpolate="samples"),
+        ValueError,
+        "interpolate: expected one of ('logits', 'maps'), got 'samples'",
+    ),
+    "size of maps": (
+        lambda: sample_statistics(nn.Dropout(), X, size=(8,), interpolate="maps"),
+        ValueError,
+        "size: expected (H, W) for logits of shape (2, 3, 4, 5), got (8,)",
+    ),
+    "corners of maps that stay": (
+        lambda: sample_statistics(nn.Dropout(), X, align_corners=True, interpolate="maps"),
+        ValueError,
+        "align_corners: expected False without size, got True",
     ),
 }
 

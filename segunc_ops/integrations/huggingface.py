@@ -29,7 +29,7 @@ from ..losses import (
 )
 from ..losses._base import ClassWeightedLoss
 from ..sampling import BatchNormMode, sample_statistics
-from ..sampling.dropout import check_sampling
+from ..sampling.dropout import Interpolated, check_interpolate, check_sampling
 from ..sampling.models import changed, unwrap
 
 try:
@@ -180,7 +180,7 @@ class LossReplacement(Hooked):
         num_samples: how many samples U-CE and instance-wise uncertainty draw in each step by
             Monte-Carlo dropout. None: none, they are told by ``criterion.observe`` before each
             call.
-        batch_norm: as for :func:`segunc_ops.sample_statistics`.
+        interpolate, batch_norm: as for :func:`segunc_ops.sample_statistics`.
         auxiliary_weight: of an auxiliary head's loss; None is the config's.
 
     Raises:
@@ -202,6 +202,7 @@ class LossReplacement(Hooked):
         criterion: ClassWeightedLoss,
         *,
         num_samples: int | None = 10,
+        interpolate: Interpolated = "logits",
         batch_norm: BatchNormMode = "batch",
         auxiliary_weight: float | None = None,
     ) -> None:
@@ -226,6 +227,7 @@ class LossReplacement(Hooked):
             )
         self.criterion = criterion
         self._model = model
+        self._interpolate = check_interpolate(interpolate)
         self._batch_norm = batch_norm
         self._interpolates = isinstance(model, UperNetForSemanticSegmentation)
         self._is_sampling = False
@@ -283,6 +285,7 @@ class LossReplacement(Hooked):
                 self._num_samples,
                 size=labels.shape[-2:],
                 align_corners=self.criterion.align_corners,
+                interpolate=self._interpolate,
                 batch_norm=self._batch_norm,
                 output=_logits,
             )
@@ -364,9 +367,9 @@ class SegmentationTrainer(Trainer):
 
     Args:
         model, args: as for ``Trainer``.
-        criterion, num_samples, batch_norm, auxiliary_weight: as for :class:`LossReplacement`, which
-            is the trainer's `replacement`; ``trainer.replacement.remove()`` gives the model its own
-            loss back.
+        criterion, num_samples, interpolate, batch_norm, auxiliary_weight: as for
+            :class:`LossReplacement`, which is the trainer's `replacement`;
+            ``trainer.replacement.remove()`` gives the model its own loss back.
         **others: what ``Trainer`` takes, but for `compute_loss_func`.
 
     Raises:
@@ -387,6 +390,7 @@ class SegmentationTrainer(Trainer):
         *,
         criterion: ClassWeightedLoss,
         num_samples: int | None = 10,
+        interpolate: Interpolated = "logits",
         batch_norm: BatchNormMode = "batch",
         auxiliary_weight: float | None = None,
         **others: Any,
@@ -402,6 +406,7 @@ class SegmentationTrainer(Trainer):
         self.replacement: LossReplacement | None = None
         self._options: dict[str, Any] = {
             "num_samples": num_samples,
+            "interpolate": interpolate,
             "batch_norm": batch_norm,
             "auxiliary_weight": auxiliary_weight,
         }

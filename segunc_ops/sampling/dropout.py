@@ -10,6 +10,8 @@ from threading import RLock
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_logits, check_size
@@ -20,9 +22,10 @@ from .accumulator import PredictiveAccumulator
 from .models import changed, check_initialized, forward, pick_logits, unwrap, without_ddp
 from .sharing import Prefix, RecordedForward
 
-__all__ = ["BatchNormMode", "mc_dropout", "sample_logits", "sample_statistics"]
+__all__ = ["BatchNormMode", "Interpolated", "mc_dropout", "sample_logits", "sample_statistics"]
 
 BatchNormMode = Literal["batch", "running"]
+Interpolated = Literal["logits", "maps"]
 
 _DROPOUT = (
     nn.Dropout,
@@ -225,6 +228,7 @@ def sample_statistics(
     *,
     size: Sequence[int] | None = None,
     align_corners: bool = False,
+    interpolate: Interpolated = "logits",
     batch_norm: BatchNormMode = "batch",
     stochastic_depth: bool = False,
     return_mean: bool = False,
@@ -254,6 +258,9 @@ def sample_statistics(
         size, align_corners: what each sample's logits are interpolated to, such as
             ``labels.shape[1:]``, and how; as for :meth:`PredictiveAccumulator.update`. Samples that
             together take less memory than a running state of that size are kept until the last.
+        interpolate: what is interpolated to `size`. ``"logits"``: those of each sample.
+            ``"maps"``: the statistics, made at the logits' own resolution, which costs a fraction
+            where that is low; `prediction` is then that of the nearest logits.
         return_mean: whether to return the mean probabilities ``(N, C, *)`` too.
         share: whether what comes before the first dropout runs once. None: where it can; True: an
             error says why it cannot.
@@ -274,6 +281,9 @@ def sample_statistics(
         >>> loss = criterion(model(images), labels, statistics)
     """
     model, num_samples = check_sampling(model, num_samples, batch_norm, stochastic_depth)
+    maps_size, maps_aligned = None, align_corners
+    if check_interpolate(interpolate) == "maps" and size is not None:
+        maps_size, size, align_corners = size, None, False
     pick = pick_logits if output is None else output
     if share_forward is not None:
         if share is False:
@@ -289,6 +299,8 @@ def sample_statistics(
     with _sampling(model, batch_norm, stochastic_depth), prefix.installed():
         for i in range(num_samples):
             logits = prefix.run(lambda: forward(model, input, pick))
+            if maps_size is not None:
+                check_size("logits", logits, maps_size, maps_aligned)
             if share and prefix.reason is not None:
                 raise ValueError(
                     f"share: expected False or None for {type(unwrap(model)).__name__}, of which "
@@ -303,7 +315,38 @@ def sample_statistics(
         return predictive_statistics(
             kept, size=size, align_corners=align_corners, return_mean=return_mean
         )
-    return accumulator.compute(return_mean)
+    statistics = accumulator.compute(return_mean)
+    return statistics if maps_size is None else _enlarged(statistics, maps_size, maps_aligned)
+
+
+def check_interpolate(interpolate: Interpolated) -> Interpolated:
+    """What is interpolated, or an error."""
+    if interpolate not in get_args(Interpolated):
+        raise ValueError(
+            f"interpolate: expected one of {get_args(Interpolated)}, got {interpolate!r}"
+        )
+    return interpolate
+
+
+def _enlarged(
+    statistics: PredictiveStatistics, size: Sequence[int], align_corners: bool
+) -> PredictiveStatistics:
+    """Maps interpolated to `size`."""
+    prediction, *maps, mean = statistics
+    if tuple(size) == prediction.shape[1:]:
+        return statistics
+    sizes = [*size]
+    mode = "bilinear" if len(sizes) == 2 else "trilinear"
+    small = torch.stack(maps).flatten(0, 1).unsqueeze(1)
+    large = F.interpolate(small, sizes, mode=mode, align_corners=align_corners)
+    if mean is not None:
+        mean = F.interpolate(mean, sizes, mode=mode, align_corners=align_corners)
+    nearest = F.interpolate(prediction.unsqueeze(1).float(), sizes, mode="nearest-exact")
+    return PredictiveStatistics(
+        nearest.squeeze(1).long(),
+        *large.squeeze(1).unflatten(0, (len(maps), -1)).unbind(),
+        mean,
+    )
 
 
 def _are_small(

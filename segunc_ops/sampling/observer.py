@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from .._hooks import Hooked
 from .._torch import flatten, in_backward
 from ..functional import PredictiveStatistics
-from .dropout import BatchNormMode, check_sampling, sample_statistics
+from .dropout import (
+    BatchNormMode,
+    Interpolated,
+    check_interpolate,
+    check_sampling,
+    sample_statistics,
+)
 from .models import in_sample
 from .sharing import RecordedForward, record_forward
 
@@ -68,7 +74,8 @@ class Observer(Hooked):
         criterion: a loss with ``observe``:
             :class:`~segunc_ops.losses.UncertaintyAwareCrossEntropyLoss` or
             :class:`~segunc_ops.losses.InstanceUncertaintyCrossEntropyLoss`.
-        num_samples, batch_norm, stochastic_depth, output: as for :func:`sample_statistics`.
+        num_samples, interpolate, batch_norm, stochastic_depth, output: as for
+            :func:`sample_statistics`.
         size: what the samples' logits are interpolated to, which is the target's size.
             ``"input"``: the spatial size of the model's first tensor with any; None: their own; or
             sizes.
@@ -99,6 +106,7 @@ class Observer(Hooked):
         num_samples: int = 10,
         *,
         size: Literal["input"] | Sequence[int] | None = "input",
+        interpolate: Interpolated = "logits",
         batch_norm: BatchNormMode = "batch",
         stochastic_depth: bool = False,
         output: Callable[[Any], Tensor] | None = None,
@@ -119,6 +127,7 @@ class Observer(Hooked):
         self._criterion = criterion
         self._size = size
         self._options: dict[str, Any] = {
+            "interpolate": check_interpolate(interpolate),
             "batch_norm": batch_norm,
             "stochastic_depth": stochastic_depth,
             "output": output,
