@@ -19,6 +19,7 @@ from .._dtypes import accumulate_dtype
 from .._torch import BATCH_NORM, INSTANCE_NORM
 from ..functional import PredictiveStatistics, predictive_statistics
 from .accumulator import PredictiveAccumulator
+from .folding import SamplesPerPass, by_folds, fold, unfold
 from .models import changed, check_initialized, forward, pick_logits, unwrap, without_ddp
 from .sharing import Prefix, RecordedForward
 
@@ -235,6 +236,7 @@ def sample_statistics(
     output: Callable[[Any], Tensor] | None = None,
     share: bool | None = None,
     share_forward: RecordedForward | None = None,
+    samples_per_pass: SamplesPerPass = 1,
 ) -> PredictiveStatistics:
     """Predictive statistics of Monte-Carlo dropout, in memory that does not grow with the samples.
 
@@ -266,6 +268,12 @@ def sample_statistics(
             error says why it cannot.
         share_forward: what :func:`record_forward` has recorded of this step's own forward pass of
             the same input: samples then begin at its first dropout.
+        samples_per_pass: how many samples a pass draws at most, of images repeated along the batch;
+            passes have equal numbers of them. It saves calls where images are small (3.5x at one of
+            32 x 48 on a CPU). What comes before the first dropout is then computed as often, once,
+            and batch normalisation with ``"batch"`` sees all samples of a pass. ``"auto"``: on a
+            CPU as many as have 16,384 pixels together, on other devices as many as there is memory
+            for, which the first call finds out. Models must treat images of a batch alike.
 
     Returns:
         Maps of shape ``(N, *)``, float32 (float64 for float64 logits). With one sample `std` is
@@ -274,7 +282,8 @@ def sample_statistics(
     Raises:
         ValueError, TypeError: as :func:`sample_logits` and :class:`PredictiveAccumulator`.
         ValueError: if nothing can be shared though it is asked for; if `share_forward` is of
-            another model, input, state or mode.
+            another model, input, state or mode, or is given with several samples in a pass; if the
+            model gives logits of another number of images than it gets.
 
     Example:
         >>> statistics = sample_statistics(model, images, 10)
@@ -288,34 +297,52 @@ def sample_statistics(
     if share_forward is not None:
         if share is False:
             raise ValueError("share_forward: expected none with share=False, got one")
+        if samples_per_pass == "auto":
+            samples_per_pass = 1
+        if samples_per_pass != 1:
+            raise ValueError(
+                f"samples_per_pass: expected 1 or 'auto' with share_forward, got {samples_per_pass}"
+            )
         _check_modes(model, batch_norm, stochastic_depth)
-        prefix = share_forward.prefix(model, input)
-    else:
-        prefix = Prefix(model)
-        if share is False or (share is None and num_samples == 1):
-            prefix.reason = "it is not asked for"
-    accumulator = PredictiveAccumulator()
-    kept: list[Tensor] = []
-    with _sampling(model, batch_norm, stochastic_depth), prefix.installed():
-        for i in range(num_samples):
-            logits = prefix.run(lambda: forward(model, input, pick))
-            if maps_size is not None:
-                check_size("logits", logits, maps_size, maps_aligned)
-            if share and prefix.reason is not None:
-                raise ValueError(
-                    f"share: expected False or None for {type(unwrap(model)).__name__}, of which "
-                    f"nothing can be shared: {prefix.reason}"
-                )
-            if kept or (i == 0 and _are_small(logits, num_samples, size, align_corners)):
-                kept.append(logits.clone())  # a compiled model may write the next over it
-            else:
-                accumulator.update(logits, size, align_corners)
-            del logits  # else it would live on through the next forward pass
-    if kept:
-        return predictive_statistics(
-            kept, size=size, align_corners=align_corners, return_mean=return_mean
-        )
-    statistics = accumulator.compute(return_mean)
+
+    def draw(in_pass: int) -> PredictiveStatistics:
+        passes = num_samples // in_pass
+        if share_forward is not None:
+            prefix = share_forward.prefix(model, input)
+        else:
+            prefix = Prefix(model)
+            if share is False or (share is None and passes == 1):
+                prefix.reason = "it is not asked for"
+        folded = fold(input, in_pass)
+        accumulator = PredictiveAccumulator()
+        kept: list[Tensor] = []
+        with _sampling(model, batch_norm, stochastic_depth), prefix.installed():
+            for i in range(passes):
+                logits = prefix.run(lambda: forward(model, folded, pick))
+                if share and prefix.reason is not None:
+                    raise ValueError(
+                        f"share: expected False or None for {type(unwrap(model)).__name__}, of "
+                        f"which nothing can be shared: {prefix.reason}"
+                    )
+                samples = unfold(logits, in_pass)
+                del logits  # else it would live on through the next forward pass
+                if maps_size is not None:
+                    check_size("logits", samples[0], maps_size, maps_aligned)
+                small = i == 0 and _are_small(samples[0], num_samples, size, align_corners)
+                if kept or small:
+                    # A compiled model may write the next over them.
+                    kept += [sample.clone() for sample in samples]
+                else:
+                    for k in range(in_pass):
+                        accumulator.update(samples[k], size, align_corners)
+                del samples
+        if kept:
+            return predictive_statistics(
+                kept, size=size, align_corners=align_corners, return_mean=return_mean
+            )
+        return accumulator.compute(return_mean)
+
+    statistics = by_folds(draw, samples_per_pass, num_samples, model, input)
     return statistics if maps_size is None else _enlarged(statistics, maps_size, maps_aligned)
 
 
@@ -332,7 +359,7 @@ def _enlarged(
     statistics: PredictiveStatistics, size: Sequence[int], align_corners: bool
 ) -> PredictiveStatistics:
     """Maps interpolated to `size`."""
-    prediction, *maps, mean = statistics
+    prediction, maps, mean = statistics[0], statistics[1:-1], statistics.mean
     if tuple(size) == prediction.shape[1:]:
         return statistics
     sizes = [*size]
@@ -342,10 +369,16 @@ def _enlarged(
     if mean is not None:
         mean = F.interpolate(mean, sizes, mode=mode, align_corners=align_corners)
     nearest = F.interpolate(prediction.unsqueeze(1).float(), sizes, mode="nearest-exact")
+    large = large.squeeze(1).unflatten(0, (len(maps), -1))
+    confidence, std, entropy, expected_entropy, mutual_information = large
     return PredictiveStatistics(
-        nearest.squeeze(1).long(),
-        *large.squeeze(1).unflatten(0, (len(maps), -1)).unbind(),
-        mean,
+        prediction=nearest.squeeze(1).long(),
+        confidence=confidence,
+        std=std,
+        entropy=entropy,
+        expected_entropy=expected_entropy,
+        mutual_information=mutual_information,
+        mean=mean,
     )
 
 
