@@ -72,6 +72,7 @@ $(VENV)/.bench: $(VENV)/.installed
 
 bench: $(VENV)/.bench setup ## time the kernels against their peers; tables and plots, docs/benchmarks.md
 	$(RUN) python -m benchmarks
+	$(RUN) python -m benchmarks.training_steps
 	$(RUN) python -m benchmarks.docs
 
 wheel: setup ## one wheel in dist/, with CUDA code where nvcc is found, smoke-tested

@@ -21,6 +21,7 @@ from .families.linear_cross_entropy import FEATURES
 from .families.variations import CROSS_ENTROPY, TORCH_NOISE, TORCH_NOISE_COMPILED
 from .implementations import COMPILED, EAGER, MAX_AUTOTUNE, TORCH, TORCH_COMPILED
 from .rows import Row, duration, find, grouped, named, ours_of, ratio, size, title
+from .training_steps import ENDING as TRAINING_STEPS
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 _LINKS = "../benchmarks/results"
@@ -270,6 +271,32 @@ def _cost_table(rows: Sequence[Row], op: str) -> str:
     return _table(columns, lines) if lines else ""
 
 
+def _training_steps(folder: Path) -> list[tuple[str, str]]:
+    """What whole training steps take, by device; empty where that was not measured."""
+    tables = []
+    for path in sorted(folder.glob(f"*{TRAINING_STEPS}")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        environment, rows = content["environment"], content["rows"]
+        lines = []
+        for case in dict.fromkeys(row["case"] for row in rows):
+            steps = [row for row in rows if row["case"] == case]
+            first = steps[0]["median_ms"]
+            lines += [
+                (
+                    case,
+                    row["loss"],
+                    duration(row["median_ms"]),
+                    f"{row['median_ms'] / first:.2f}x",
+                    size(row["peak_bytes"]),
+                )
+                for row in steps
+            ]
+        columns = ("network, images", "loss", "step", "in the first one's", "peak memory")
+        title = f"{environment['device']}, {environment['threads']} threads, {environment['peers']}"
+        tables.append((title, _table(columns, lines, texts=2)))
+    return tables
+
+
 def page(folder: Path = report.RESULTS) -> str:
     """The whole page, from the results in a folder.
 
@@ -296,6 +323,7 @@ def page(folder: Path = report.RESULTS) -> str:
         types=_types,
         growth=_growth,
         cost_tables=cost_tables,
+        training_steps=_training_steps(folder),
         costs=costs,
         features=FEATURES,
         machine_code=_MACHINE_CODE.read_text(encoding="utf-8").strip(),
