@@ -15,7 +15,7 @@ from segunc_ops import (
 )
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-TRANSFORMERS_LOSSES = {
+LOSSES = {
     "CE": CrossEntropyLoss,
     "IU": InstanceUncertaintyCrossEntropyLoss,
     "PAT": PixelAdaptiveCrossEntropyLoss,
@@ -45,16 +45,29 @@ def test_the_example_of_box_labels_learns(capsys):
 
 @pytest.mark.parametrize(
     "loss",
-    [None, *(pytest.param(name, marks=pytest.mark.thorough) for name in TRANSFORMERS_LOSSES)],
+    [None, *(pytest.param(name, marks=pytest.mark.thorough) for name in LOSSES)],
 )
 def test_the_example_of_transformers_trains_by_any_loss(loss, capsys):
     pytest.importorskip("transformers", reason="needs transformers")
     pytest.importorskip("accelerate", reason="needs accelerate")
     train = runpy.run_path(str(EXAMPLES / "huggingface_trainer.py"))["train"]
     options = {"ignore_index": 255, "upsample": "bilinear"}
-    criterion = None if loss is None else TRANSFORMERS_LOSSES[loss](**options)
+    criterion = None if loss is None else LOSSES[loss](**options)
     result = train(criterion, steps=6, size=(32, 48), scenes=8)
     first, *_, last = map(float, result["losses"])
     assert last < first
     assert 0 < result["eval_mean_iou"] < 1
     assert "train_loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "loss", [None, *(pytest.param(name, marks=pytest.mark.thorough) for name in LOSSES)]
+)
+def test_the_example_of_smp_trains_by_any_loss(loss):
+    pytest.importorskip("segmentation_models_pytorch", reason="needs segmentation_models_pytorch")
+    train = runpy.run_path(str(EXAMPLES / "smp_trainer.py"))["train"]
+    options = {"ignore_index": 255, "upsample": "bilinear", "align_corners": True}
+    criterion = None if loss is None else LOSSES[loss](**options)
+    losses, mean_iou = train(criterion, steps=6, size=(32, 64), length=8)
+    assert losses[-1] < losses[0]
+    assert 0 < mean_iou < 1

@@ -39,6 +39,7 @@ from .cases import (
     upernet,
     without_batch_norm,
 )
+from .comparison import assert_same, gradients
 
 from segunc_ops.integrations.huggingface import (  # isort: skip # after what skips without it
     BatchMetrics,
@@ -47,19 +48,6 @@ from segunc_ops.integrations.huggingface import (  # isort: skip # after what sk
 )
 
 OPTIONS: dict[str, Any] = {"ignore_index": IGNORED, "upsample": "bilinear"}
-
-
-def gradients(model):
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same(result, expected, tolerance=1e-5):
-    """To so much of the largest number of all: float32's rounding, or float64's."""
-    assert result.keys() == expected.keys()
-    largest = max(float(value.abs().max()) for value in expected.values())
-    for name, value in expected.items():
-        error = float((result[name] - value).abs().max())
-        assert error <= tolerance * largest, name
 
 
 def scalar_metrics():
