@@ -71,3 +71,17 @@ def test_the_example_of_smp_trains_by_any_loss(loss):
     losses, mean_iou = train(criterion, steps=6, size=(32, 64), length=8)
     assert losses[-1] < losses[0]
     assert 0 < mean_iou < 1
+
+
+@pytest.mark.parametrize(
+    "loss", [None, *(pytest.param(name, marks=pytest.mark.thorough) for name in LOSSES)]
+)
+def test_the_example_of_torchvision_trains_by_any_loss(loss, capsys):
+    pytest.importorskip("torchvision", reason="needs torchvision")
+    train = runpy.run_path(str(EXAMPLES / "torchvision_trainer.py"))["train"]
+    options = {"ignore_index": 255, "upsample": "bilinear"}
+    criterion = None if loss is None else LOSSES[loss](**options)
+    losses, mean_iou = train(criterion, epochs=3, size=(32, 64), length=8)
+    assert min(losses[-2:]) < losses[0]
+    assert 0 < mean_iou < 1
+    assert "epoch 2" in capsys.readouterr().out

@@ -35,7 +35,7 @@ class ReplacedMethod:
         setattr(module, name, self._method)
 
     def remove(self) -> None:
-        if vars(self._module).get(self._name) is not self._method:
+        if vars(self._module).get(self._name) != self._method:
             raise RuntimeError(
                 f"model: expected the {self._name}() of {type(self._module).__name__} that was put "
                 "in place, got another that was put over it; take that away first"

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._criteria import check_criterion
 from .._hooks import Hooked
 from ..functional import PredictiveStatistics
 from ..losses import (
     DiceCrossEntropyLoss,
-    ExpectedCrossEntropyLoss,
     InstanceUncertaintyCrossEntropyLoss,
     PixelAdaptiveCrossEntropyLoss,
     UncertaintyAwareCrossEntropyLoss,
@@ -88,14 +88,8 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _check_criterion(criterion: object, model: nn.Module) -> None:
-    if not isinstance(criterion, ClassWeightedLoss) or isinstance(
-        criterion, ExpectedCrossEntropyLoss
-    ):
-        raise TypeError(
-            "criterion: expected a loss of segunc_ops that takes logits and class indices, got "
-            f"{type(criterion).__name__}"
-        )
+def _check_criterion(criterion: ClassWeightedLoss, model: nn.Module) -> None:
+    check_criterion(criterion)
     if criterion.upsample is None:
         raise ValueError(
             "criterion: expected upsample='bilinear', as these models' logits have a lower "

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._criteria import check_interpolating
 from .._hooks import Hooked, ReplacedMethod
-from .._low_resolution import check_interpolating
 from ..sampling.models import unwrap
 
 try:

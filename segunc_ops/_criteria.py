@@ -1,10 +1,24 @@
-"""Networks whose logits are interpolated within the loss, in training alone."""
+"""What integrations ask of a loss."""
 
 from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["check_interpolating"]
+from .losses import ExpectedCrossEntropyLoss
+from .losses._base import ClassWeightedLoss
+
+__all__ = ["check_criterion", "check_interpolating"]
+
+
+def check_criterion(criterion: object) -> None:
+    """Raises TypeError unless a loss is one of logits and class indices."""
+    if not isinstance(criterion, ClassWeightedLoss) or isinstance(
+        criterion, ExpectedCrossEntropyLoss
+    ):
+        raise TypeError(
+            "criterion: expected a loss of segunc_ops that takes logits and class indices, got "
+            f"{type(criterion).__name__}"
+        )
 
 
 def check_interpolating(criterion: object, *, align_corners: bool) -> None:
