@@ -5,11 +5,12 @@ The tests of `native` need no package: it is imported by the fixtures that are a
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+import python_tests.importable_torchvision  # noqa: F401
 
 # Failures of the asserts in what tests share show the values.
 pytest.register_assert_rewrite(
@@ -23,20 +24,6 @@ pytest.register_assert_rewrite(
     ),
     *(f"python_tests.{part}.cases" for part in ("losses", "sampling", "metrics", "experiments")),
 )
-
-
-# PyPI has torchvision for a torch with CUDA. Beside another its compiled operators are missing,
-# and its import stops at what it declares for two of them, which no test calls.
-_TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
-try:
-    import torchvision  # noqa: F401
-except ImportError:
-    pass
-except RuntimeError:
-    for _name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[_name]
-    for _name in ("nms", "qnms"):
-        _TORCHVISION.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -234,6 +234,7 @@ def test_accelerate_may_wrap_the_forward_method():
     accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
     model, (images, _) = network("FCN"), batch()
     low_resolution = LowResolutionLogits(model, CrossEntropyLoss(**OPTIONS))
+    accelerate.state.AcceleratorState._reset_state(True)  # what other tests have left
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
     prepared = accelerator.prepare(model)
     output = prepared(images)["out"]
@@ -243,6 +244,7 @@ def test_accelerate_may_wrap_the_forward_method():
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     low_resolution.remove()
     assert model(images)["out"].shape[-1] == SIZE
+    accelerate.state.AcceleratorState._reset_state(True)
 
 
 @pytest.mark.parametrize(
