@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-import python_tests.importable_torchvision  # noqa: F401
+import python_tests.importable_trainers  # noqa: F401
 
 # Failures of the asserts in what tests share show the values.
 pytest.register_assert_rewrite(

@@ -1,1 +1,1 @@
-import python_tests.importable_torchvision  # noqa: F401 - processes that tests start have no conftest
+import python_tests.importable_trainers  # noqa: F401 - processes that tests start have no conftest

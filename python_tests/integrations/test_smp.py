@@ -58,11 +58,6 @@ def network(name: str, **options: Any) -> torch.nn.Module:
     return model.train()
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("name", ENLARGED)
 def test_loss_and_gradients_are_those_of_full_size(name):
     size = 128 if name == "PAN" else SIZE  # it pools five times and three times more

@@ -67,11 +67,6 @@ def reference_criterion(inputs, target):
     return losses["out"] + 0.5 * losses["aux"] if "aux" in losses else losses["out"]
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_loss_and_gradients_are_those_of_the_reference_script(name):
     model, (images, labels) = network(name), batch()
