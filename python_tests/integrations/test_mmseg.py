@@ -17,7 +17,7 @@ pytest.importorskip("mmseg", reason="needs mmsegmentation")
 
 from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
-from mmseg.models import EncoderDecoder, FCNHead
+from mmseg.models import CascadeEncoderDecoder, EncoderDecoder, FCNHead
 from mmseg.models.decode_heads import DAHead
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import HOOKS, MODELS
@@ -80,6 +80,19 @@ def segmentor(loss: dict[str, Any], **options: Any) -> nn.Module:
         backbone={"type": "TinyBackbone"},
         decode_head=head(16, 1, {"loss_weight": 1.0, **loss}, **options),
         auxiliary_head=head(8, 0, {"loss_weight": 0.4, **loss}, **options),
+        train_cfg={},
+        test_cfg=ConfigDict(mode="whole"),
+    )
+    return model.train()
+
+
+def cascade(loss: dict[str, Any]) -> nn.Module:
+    ocr = head(16, 1, {"loss_weight": 1.0, **loss}, type="OCRHead", ocr_channels=8)
+    ocr = {name: value for name, value in ocr.items() if name != "num_convs"}
+    model = CascadeEncoderDecoder(
+        num_stages=2,
+        backbone={"type": "TinyBackbone"},
+        decode_head=[head(16, 1, {"loss_weight": 0.4, **loss}), ocr],
         train_cfg={},
         test_cfg=ConfigDict(mode="whole"),
     )
@@ -338,3 +351,20 @@ def test_the_heads_of_several_are_all_replaced():
     with LowResolutionLoss(model):
         assert all("loss_by_feat" in vars(each) for each in model.auxiliary_head)
         assert "aux_1.acc_seg" in losses_of(model)
+
+
+def test_the_heads_of_a_cascade_are_all_replaced():
+    own = cascade(STOCK)
+    model = cascade(segunc(criterion="UncertaintyAwareCrossEntropyLoss", missing="plain"))
+    model.load_state_dict(own.state_dict())
+    torch.manual_seed(1)
+    expected = losses_of(own)
+    with LowResolutionLoss(model):
+        torch.manual_seed(1)
+        for name, value in losses_of(model).items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=0)
+        with SegmentorObserver(model, 2) as observer:
+            losses = losses_of(model)
+        assert observer.num_observed == 1
+        for name, value in losses.items():
+            assert "loss" not in name or value > expected[name]
