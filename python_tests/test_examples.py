@@ -85,3 +85,22 @@ def test_the_example_of_torchvision_trains_by_any_loss(loss, capsys):
     assert min(losses[-2:]) < losses[0]
     assert 0 < mean_iou < 1
     assert "epoch 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        "UncertaintyAwareCrossEntropyLoss",
+        *(
+            pytest.param(name, marks=pytest.mark.thorough)
+            for name in ("CrossEntropyLoss", "DiceCrossEntropyLoss.monai")
+        ),
+    ],
+)
+def test_the_example_of_mmsegmentation_trains_by_any_loss(criterion):
+    for package in ("mmengine", "mmcv", "mmseg"):
+        pytest.importorskip(package, reason=f"needs {package}")
+    train = runpy.run_path(str(EXAMPLES / "mmseg_trainer.py"))["train"]
+    losses, mean_iou = train(criterion, steps=6, size=(32, 64), length=8)
+    assert losses[-1] < losses[0]
+    assert 0 < mean_iou < 100
