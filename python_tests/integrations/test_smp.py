@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from segunc_ops import (
     CrossEntropyLoss,
+    DiceBCELoss,
     DiceCrossEntropyLoss,
     ExpectedCrossEntropyLoss,
     Observer,
@@ -101,6 +102,29 @@ def test_dice_and_cross_entropy_are_smps_own(smoothing):
         loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     assert_same(gradients(model), gradients(own))
+
+
+def test_regions_are_smps_own():
+    model, images = network("FPN"), batch()[0]
+    model.decoder.dropout.p = 0.0
+    own, regions = copy.deepcopy(model), torch.rand(2, CLASSES, SIZE, SIZE).round()
+    expected = smp.losses.SoftBCEWithLogitsLoss(ignore_index=None)(own(images), regions)
+    expected.backward()
+    criterion = DiceBCELoss(dice_weight=0.0, upsample="bilinear", align_corners=True)
+    with LowResolutionLogits(model, criterion):
+        loss = criterion(model(images), regions)
+        loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert_same(gradients(model), gradients(own))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_the_stock_network_is_scripted_once_it_is_put_back():
+    model, (images, _) = network("FPN").eval(), batch()
+    with LowResolutionLogits(model, CrossEntropyLoss(**OPTIONS)):
+        pass
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(model)(images), model(images))
 
 
 @pytest.mark.parametrize("name", ["FPN", "DPT"])
