@@ -10,6 +10,7 @@ import tempfile
 from typing import Any
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
@@ -80,7 +81,9 @@ def train(
     """Trains for so many steps; the losses, and the mean IoU of other scenes in percent."""
     with tempfile.TemporaryDirectory() as folder:
         runner = Runner(
-            model=make_config({"type": "SeguncLoss", "criterion": criterion}, size),  # new
+            model=ConfigDict(
+                make_config({"type": "SeguncLoss", "criterion": criterion}, size)  # new
+            ),
             work_dir=folder,
             train_dataloader={
                 "batch_size": 4,

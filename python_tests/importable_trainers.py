@@ -7,11 +7,14 @@ mmcv's import looks for. No test calls any of them.
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import sys
 import types
+import warnings
 from pathlib import Path
 
+import pytest
 import torch
 
 _TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
@@ -35,4 +38,13 @@ if _MMCV is not None and not any(
             raise AttributeError(name)
 
     sys.modules["mmcv._ext"] = types.ModuleType("mmcv._ext")
+    sys.modules["mmcv._ext"].__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
     sys.modules["mmcv._ext"].__dict__["__getattr__"] = _operator
+
+
+def import_mmseg() -> None:
+    """Imports mmsegmentation, whose packages warn when they are imported, or skips the tests."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for package in ("mmengine", "mmcv", "mmseg.models"):
+            pytest.importorskip(package, reason=f"needs {package.partition('.')[0]}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from python_tests.importable_trainers import import_mmseg
 from segunc_ops import (
     CrossEntropyLoss,
     DiceCrossEntropyLoss,
@@ -87,6 +88,7 @@ def test_the_example_of_torchvision_trains_by_any_loss(loss, capsys):
     assert "epoch 2" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:.*instance named of:UserWarning")  # within a second
 @pytest.mark.parametrize(
     "criterion",
     [
@@ -98,8 +100,7 @@ def test_the_example_of_torchvision_trains_by_any_loss(loss, capsys):
     ],
 )
 def test_the_example_of_mmsegmentation_trains_by_any_loss(criterion):
-    for package in ("mmengine", "mmcv", "mmseg"):
-        pytest.importorskip(package, reason=f"needs {package}")
+    import_mmseg()
     train = runpy.run_path(str(EXAMPLES / "mmseg_trainer.py"))["train"]
     losses, mean_iou = train(criterion, steps=6, size=(32, 64), length=8)
     assert losses[-1] < losses[0]

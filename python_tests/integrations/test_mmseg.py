@@ -1,5 +1,6 @@
 """mmsegmentation's heads, segmentors and losses, the real ones, beside this library's."""
 
+# ruff: noqa: E402 - what is imported warns, unless it has been
 from __future__ import annotations
 
 from typing import Any
@@ -8,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from python_tests.importable_trainers import import_mmseg
+
 from .comparison import assert_same, gradients
 from .low_resolution import CLASSES, IGNORED, SIZE, batch
 
-pytest.importorskip("mmengine", reason="needs mmengine")
-pytest.importorskip("mmcv", reason="needs mmcv")
-pytest.importorskip("mmseg", reason="needs mmsegmentation")
+import_mmseg()
 
 from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
