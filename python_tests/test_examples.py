@@ -105,3 +105,12 @@ def test_the_example_of_mmsegmentation_trains_by_any_loss(criterion):
     losses, mean_iou = train(criterion, steps=6, size=(32, 64), length=8)
     assert losses[-1] < losses[0]
     assert 0 < mean_iou < 100
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_of_torch_uncertainty_trains():
+    pytest.importorskip("torch_uncertainty", reason="needs torch_uncertainty")
+    train = runpy.run_path(str(EXAMPLES / "torch_uncertainty_trainer.py"))["train"]
+    result = train(epochs=1, size=(32, 48), scenes=8)
+    assert 0 < result["test/seg/mIoU"] < 1
+    assert 0 <= result["test/cal/ECE"] <= 1
