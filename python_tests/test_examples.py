@@ -114,3 +114,15 @@ def test_the_example_of_torch_uncertainty_trains():
     result = train(epochs=1, size=(32, 48), scenes=8)
     assert 0 < result["test/seg/mIoU"] < 1
     assert 0 <= result["test/cal/ECE"] <= 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["nnUNetTrainerUCE", "nnUNetTrainerFused"])
+def test_the_example_of_nnunet_trains(name, monkeypatch):
+    pytest.importorskip("nnunetv2", reason="needs nnunetv2")
+    for variable in ("raw", "preprocessed", "results", "n_proc_DA"):
+        monkeypatch.setenv(f"nnUNet_{variable}", "")  # put back afterwards
+    train = runpy.run_path(str(EXAMPLES / "nnunet_trainer.py"))["train"]
+    result = train(name, epochs=2, steps=3, size=(32, 48), scenes=8)
+    assert result["losses"][1] < result["losses"][0]
+    assert all(0 < dice < 1 for dice in result["dice"])

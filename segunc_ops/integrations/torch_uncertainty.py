@@ -12,12 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .._criteria import check_criterion
 from ..functional import PredictiveStatistics, as_targets
-from ..losses import (
-    ExpectedCrossEntropyLoss,
-    InstanceUncertaintyCrossEntropyLoss,
-    UncertaintyAwareCrossEntropyLoss,
-)
+from ..losses import InstanceUncertaintyCrossEntropyLoss, UncertaintyAwareCrossEntropyLoss
 from ..losses._base import ClassWeightedLoss
 from ..metrics import SegmentationMetrics
 from ..sampling import (
@@ -86,14 +83,8 @@ class _Nothing(nn.Module):
         """There is nothing to forget."""
 
 
-def _check_criterion(criterion: object) -> None:
-    if not isinstance(criterion, ClassWeightedLoss) or isinstance(
-        criterion, ExpectedCrossEntropyLoss
-    ):
-        raise TypeError(
-            "criterion: expected a loss of segunc_ops that takes logits and class indices, got "
-            f"{type(criterion).__name__}"
-        )
+def _check_criterion(criterion: ClassWeightedLoss) -> None:
+    check_criterion(criterion)
     if criterion.ignore_index != _IGNORED:
         raise ValueError(
             f"criterion: expected ignore_index={_IGNORED}, which the routine's data have, got "

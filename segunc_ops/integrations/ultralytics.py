@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_number
+from .._criteria import check_criterion, check_interpolating
 from ..functional import PredictiveStatistics, as_targets
 from ..losses import (
     CrossEntropyLoss,
     DiceCrossEntropyLoss,
-    ExpectedCrossEntropyLoss,
     InstanceUncertaintyCrossEntropyLoss,
     UncertaintyAwareCrossEntropyLoss,
 )
@@ -40,19 +40,9 @@ def _main(heads: Heads) -> Tensor:
     return heads if isinstance(heads, Tensor) else heads[0]
 
 
-def _check_criterion(criterion: object) -> None:
-    if not isinstance(criterion, ClassWeightedLoss) or isinstance(
-        criterion, ExpectedCrossEntropyLoss
-    ):
-        raise TypeError(
-            "criterion: expected a loss of segunc_ops that takes logits and class indices, got "
-            f"{type(criterion).__name__}"
-        )
-    if criterion.upsample is None:
-        raise ValueError(
-            "criterion: expected upsample='bilinear', as logits have an eighth of the images' "
-            "resolution, got None"
-        )
+def _check_criterion(criterion: ClassWeightedLoss) -> None:
+    check_criterion(criterion)
+    check_interpolating(criterion, align_corners=False)
     if criterion.ignore_index != _IGNORED:
         raise ValueError(
             f"criterion: expected ignore_index={_IGNORED}, which the masks have, got "
@@ -91,7 +81,7 @@ class LossReplacement:
 
     Raises:
         TypeError: if the criterion is no such loss.
-        ValueError: if it lacks `upsample` or ignores another label than 255. When training starts:
+        ValueError: if it lacks ``upsample="bilinear"`` or ignores another label than 255. At start:
             if the task is another, several processes train, or samples are needed of a model
             without active dropout (see :func:`segunc_ops.insert_dropout`).
 
@@ -120,16 +110,14 @@ class LossReplacement:
         self.batch_norm: BatchNormMode = batch_norm
         check_number("dice_weight", dice_weight, at_least=0.0)
         self.auxiliary_weight = check_number("auxiliary_weight", auxiliary_weight, at_least=0.0)
-        interpolation: dict[str, Any] = {
-            "upsample": criterion.upsample,
-            "align_corners": criterion.align_corners,
-        }
         self.dice: nn.Module | None = None
         if dice_weight and not isinstance(criterion, DiceCrossEntropyLoss):
             self.dice = DiceCrossEntropyLoss.ultralytics(
-                ce_weight=0.0, dice_weight=dice_weight, **interpolation
+                ce_weight=0.0, dice_weight=dice_weight, upsample="bilinear"
             )
-        self.auxiliary = CrossEntropyLoss(criterion.weight, ignore_index=_IGNORED, **interpolation)
+        self.auxiliary = CrossEntropyLoss(
+            criterion.weight, ignore_index=_IGNORED, upsample="bilinear"
+        )
 
     def __call__(self, trainer: Any) -> None:
         """What the trainer calls at its start."""
@@ -204,11 +192,7 @@ class _Criterion:
         its = self._replacement
         if not its.is_sampled:
             return ()
-        options: dict[str, Any] = {
-            "size": masks.shape[1:],
-            "align_corners": its.criterion.align_corners,
-            "output": _main,
-        }
+        options: dict[str, Any] = {"size": masks.shape[1:], "output": _main}
         if its.members:
             return (ensemble_statistics(its.members, images, **options),)
         return (

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..._checks import check_number
+from ..._criteria import check_criterion
 from ...functional import as_targets
 from ...losses import (
     DeepSupervision,
@@ -136,12 +137,8 @@ class nnUNetTrainerFused(nnUNetTrainer):  # noqa: N801 # as nnU-Net's own are na
         self.loss.eval()
 
 
-def _check_criterion(criterion: object, ignore_index: int) -> None:
-    if not isinstance(criterion, ClassWeightedLoss):
-        raise TypeError(
-            "build_criterion: expected a loss of segunc_ops that takes logits and class indices, "
-            f"got {type(criterion).__name__}"
-        )
+def _check_criterion(criterion: ClassWeightedLoss, ignore_index: int) -> None:
+    check_criterion(criterion)
     if isinstance(criterion, UncertaintyWeightedLoss) and criterion.missing != "plain":
         raise ValueError(
             "build_criterion: expected missing='plain', as one observation serves the head of full "
