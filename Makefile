@@ -13,8 +13,8 @@ unexport MAKEFLAGS
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-thorough test-trainers native-tests bench wheel cuda lint format \
-	compatibility release rehearse gpu-check mutants clean
+.PHONY: help setup build demo test test-thorough test-trainers native-tests bench wheel cuda docs lint \
+	format compatibility release rehearse gpu-check mutants clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -80,6 +80,14 @@ wheel: setup ## one wheel in dist/, with CUDA code where nvcc is found, smoke-te
 
 cuda: $(VENV)/.installed ## compile the CUDA library for every target; what its kernels use and cost, and gates
 	$(RUN) sh cmake/cuda.sh "$(HEADERS)"
+
+$(VENV)/.docs: $(VENV)/.installed
+	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/.docs build ## the documentation, as web pages in build/docs; a warning is an error
+	$(RUN) python -m sphinx --builder html --doctree-dir build/doctrees --quiet \
+		--fail-on-warning --keep-going --nitpicky docs build/docs
 
 lint: $(VENV)/.installed ## ruff, mypy, clang-format, import-linter
 	$(RUN) ruff check .

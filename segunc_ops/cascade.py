@@ -80,7 +80,7 @@ class OracleResult(NamedTuple):
     prediction: Tensor
     """Class indices, ``(N, H, W)``."""
     model: Tensor
-    """Index of the model that was chosen, int64: ``(N, H, W)`` by pixels, ``(N, rows, columns)`` by
+    """Index of the model that was chosen, int64; ``(N, H, W)`` by pixels, ``(N, rows, columns)`` by
     blocks."""
 
 

@@ -79,9 +79,9 @@ def connected_components(
         ignore_index: pixels with this label belong to no component; None ignores none.
 
     Returns:
-        components: int32, of the shape of `labels`; 0 where ignored, else 1 to K in the raster
-        order of each component's first pixel, for every image anew.
-        counts: int64, ``(N,)``; the K of each image.
+        The components, int32, of the shape of `labels`; 0 where ignored, else 1 to K in the raster
+        order of each component's first pixel, for every image anew. And their counts, int64,
+        ``(N,)``; the K of each image.
 
     Raises:
         ValueError: a shape or connectivity that does not fit; 2^31 or more pixels an image.

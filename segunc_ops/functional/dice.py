@@ -298,9 +298,10 @@ def dice_bce(
             targets and weights hold there is never read, and their gradient is 0.
         pixel_weight: u, ``(N, *)`` or broadcast to it, any float type: factors of the
             cross-entropy alone. It gets a gradient if it requires one.
-        ce_weight, dice_weight, batch, include_background, smooth_numerator, smooth_denominator,
-            squared, jaccard, absent, dice_offset, group: as for :func:`dice_cross_entropy`, region
+        ce_weight, dice_weight, batch, include_background: as for :func:`dice_cross_entropy`, region
             0 being what `include_background` says of; it stays in the cross-entropy.
+        smooth_numerator, smooth_denominator, squared, jaccard, absent: as there.
+        dice_offset, group: as there.
         reduction: of the cross-entropy: ``"mean"``: the sum divided by the number of valid pixels
             and of regions; ``"mean_pixels"``: by that of valid pixels alone; ``"mean_all"``: by
             that of all pixels and regions; ``"sum"``. Weights are in no denominator; no valid

@@ -48,9 +48,10 @@ class DiceCrossEntropyLoss(ClassWeightedLoss):
 
     Args:
         weight: class weights, ``(C,)``, of the cross-entropy alone; a buffer.
-        ce_weight, dice_weight, batch, include_background, smooth_numerator, smooth_denominator,
-            squared, jaccard, absent, dice_offset, group: as for
+        ce_weight, dice_weight, batch, include_background: as for
             :func:`segunc_ops.functional.dice_cross_entropy`.
+        smooth_numerator, smooth_denominator, squared, jaccard, absent: as there.
+        dice_offset, group: as there.
         ignore_index, label_smoothing, upsample, align_corners, overwrite_input: as for
             :class:`CrossEntropyLoss`.
         reduction: of the cross-entropy; there is no ``"none"``.
@@ -191,9 +192,11 @@ class DiceBCELoss(nn.Module):
     Args:
         pos_weight: weights of the regions' positives, ``(C,)``, of the cross-entropy alone; a
             buffer.
-        ce_weight, dice_weight, batch, include_background, smooth_numerator, smooth_denominator,
-            squared, jaccard, absent, dice_offset, group, reduction, ignore_channel, upsample,
-            align_corners, overwrite_input: as for :func:`segunc_ops.functional.dice_bce`.
+        ce_weight, dice_weight, batch, include_background: as for
+            :func:`segunc_ops.functional.dice_bce`.
+        smooth_numerator, smooth_denominator, squared, jaccard, absent: as there.
+        dice_offset, group: as there.
+        reduction, ignore_channel, upsample, align_corners, overwrite_input: as there.
 
     Shape:
         - input: ``(N, C, *)`` or ``(N, C)`` logits.

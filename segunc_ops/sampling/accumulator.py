@@ -165,7 +165,7 @@ class PredictiveAccumulator:
                 group's backend does not serve the device; on one that is not in the group.
             TypeError: on every rank, if types differ.
 
-            After an error the samples are those from before.
+        After an error the samples are those from before.
         """
         merge_ranks(self, "all_reduce", group)
         return self
