@@ -105,7 +105,9 @@ def _is_foreign(app: Sphinx, domain: Any, node: pending_xref) -> bool | None:
     """Types of signatures, which have no source, and names of other packages link nowhere."""
     if node.get("refdomain") != "py":
         return None
-    return True if node.source is None or node["reftarget"].startswith("torch.") else None
+    package = node["reftarget"].partition(".")[0]
+    is_foreign = package in ("torch", *autodoc_mock_imports)
+    return True if is_foreign or node.source is None else None
 
 
 def _check_names(app: Sphinx, env: BuildEnvironment) -> None:
