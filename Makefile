@@ -63,8 +63,8 @@ $(VENV)/.trainers: $(VENV)/.installed
 	touch $@
 
 test-trainers: $(VENV)/.trainers setup ## the adapters, each in its own trainer; downloads the trainers
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -q \
-		-m "not cuda" python_tests/integrations python_tests/test_examples.py
+	$(PYTEST) -m "not cuda and not thorough" python_tests/integrations \
+		python_tests/test_documentation.py python_tests/test_examples.py
 
 $(VENV)/.bench: $(VENV)/.installed
 	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt -e ".[bench]"
