@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,6 +57,19 @@ autodoc_default_options = {
     "members": True,
     "inherited-members": "Metric,Module,Trainer,dict,tuple",
 }
+
+
+class _Registry:
+    """In place of mmsegmentation's registries: what they decorate stays what it is."""
+
+    @staticmethod
+    def register_module(*args: Any, **options: Any) -> Callable[[Any], Any]:
+        return lambda decorated: decorated
+
+
+_registry: Any = ModuleType("mmseg.registry")
+_registry.MODELS = _registry.HOOKS = _Registry
+sys.modules["mmseg.registry"] = _registry
 
 _TOP = "api/segunc_ops"
 _HOMES = ("segunc_ops.functional", "segunc_ops.losses", "segunc_ops.sampling")
