@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -134,12 +134,21 @@ def _transformers() -> dict[str, Any]:
     }
 
 
+def _ultralytics() -> dict[str, Any]:
+    """A model whose callbacks are only taken: the package is not a dependency."""
+    from segunc_ops.integrations.ultralytics import LossReplacement
+
+    model = SimpleNamespace(add_callback=lambda event, callback: None)
+    return {"LossReplacement": LossReplacement, "model": model, "segunc_ops": segunc_ops}
+
+
 PREPARED: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": _readme,
     "docs/data.md": _data,
     "docs/long_tails.md": _long_tails,
     "docs/methods.md": _methods,
     "docs/transformers.md": _transformers,
+    "docs/ultralytics.md": _ultralytics,
 }
 NEEDED = {
     "README.md": ("torchmetrics",),
