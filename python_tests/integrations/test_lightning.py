@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import conftest  # noqa: F401 # isort: skip # a rank's own process has no pytest to do so
 from segunc_ops import (
     CrossEntropyLoss,
     DiceCrossEntropyLoss,
@@ -231,6 +230,22 @@ def test_a_compiled_network_is_sampled():
         trainer([callback], limit_train_batches=2).fit(each, loader())
         assert num_hooks(each) == 0
     assert module.losses == pytest.approx(own.losses, rel=1e-5)
+
+
+def test_a_network_compiled_in_place_is_sampled():
+    module, callback = make(), SamplingCallback(num_samples=2)
+    module.network.compile(backend="eager")
+    trainer([callback], limit_train_batches=2).fit(module, loader())
+    assert num_hooks(module) == 0
+    assert module.losses[0] > 0
+
+
+def test_samples_of_a_network_in_half_precision():
+    module, seen = make(), []
+    module.network[-1].register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    trainer([SamplingCallback(num_samples=2)], precision="bf16-true").fit(module, loader(4))
+    assert seen == [torch.bfloat16] * 6
+    assert all(loss > 0 for loss in module.losses)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
