@@ -1,4 +1,4 @@
-"""nnU-Net's trainer with U-CE. Run it: a minute on a CPU, no download.
+"""nnU-Net's trainer with U-CE. Run it: a minute or two on a CPU, no download.
 
 With data of your own nnU-Net's commands do all of this; what differs is the trainer's name, and
 where nnU-Net finds it::
@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from segunc_ops.experiments.datasets import SceneDataset
 from segunc_ops.integrations import nnunet
@@ -91,10 +91,11 @@ def write_scenes(base: Path, length: int, size: tuple[int, int]) -> None:
         scene = scenes[number]
         data = np.moveaxis(scene.image, -1, 0)[:, None].astype(np.float32) / 127.5 - 1
         seg = np.where(scene.label == IGNORED, NUM_CLASSES, scene.label)[None, None]
-        np.savez(base / FOLDER / f"{name}.npz", data=data, seg=seg.astype(np.int16))
         places = {label: np.argwhere(seg == label) for label in range(1, NUM_CLASSES)}
         properties = {"class_locations": places | {annotated: np.argwhere(seg != NUM_CLASSES)}}
-        (base / FOLDER / f"{name}.pkl").write_bytes(pickle.dumps(properties))
+        nnUNetDatasetBlosc2.save_case(
+            data, seg.astype(np.int16), properties, str(base / FOLDER / name), seg.shape, seg.shape
+        )
     held_out = max(1, length // 4)
     split = {"train": names[held_out:], "val": names[:held_out]}
     (base / "splits_final.json").write_text(json.dumps([split]))

@@ -121,7 +121,7 @@ def test_the_example_of_torch_uncertainty_trains():
 def test_the_example_of_nnunet_trains(name, monkeypatch):
     pytest.importorskip("nnunetv2", reason="needs nnunetv2")
     for variable in ("raw", "preprocessed", "results", "n_proc_DA"):
-        monkeypatch.setenv(f"nnUNet_{variable}", "")  # put back afterwards
+        monkeypatch.setenv(f"nnUNet_{variable}", "0")  # the example sets them for good
     train = runpy.run_path(str(EXAMPLES / "nnunet_trainer.py"))["train"]
     result = train(name, epochs=2, steps=3, size=(32, 48), scenes=8)
     assert result["losses"][1] < result["losses"][0]

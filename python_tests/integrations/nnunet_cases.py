@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from torch import Tensor
 
 NAME = "Dataset001_Tiny"
@@ -86,9 +86,10 @@ def write_preprocessed(root: Path) -> None:
         seg = generator.integers(0, 4, (1, 1, 40, 40)).astype(np.int16)
         data = (seg + generator.normal(size=seg.shape)).astype(np.float32)
         places = {c: np.argwhere(seg == c)[:50] for c in range(1, 4)}
-        np.savez_compressed(folder / f"case{case}.npz", data=data, seg=seg)
         properties = {"class_locations": places, "spacing": [1.0, 1.0, 1.0]}
-        (folder / f"case{case}.pkl").write_bytes(pickle.dumps(properties))
+        nnUNetDatasetBlosc2.save_case(
+            data, seg, properties, str(folder / f"case{case}"), data.shape, data.shape
+        )
     (base / "dataset_fingerprint.json").write_text("{}")
     splits = [{"train": ["case0", "case1", "case2"], "val": ["case3"]}] * 5
     (base / "splits_final.json").write_text(json.dumps(splits))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import runpy
 from typing import Any
 
@@ -191,6 +192,24 @@ def test_samples_run_within_the_steps_autocast():
     loss.backward()
     handle.remove()
     assert types == [torch.bfloat16] * 11
+
+
+def test_a_compiled_network_is_sampled(monkeypatch):
+    """On a GPU nnU-Net compiles; here by a backend that takes no compiler."""
+    monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda self: True)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    trainer = make(nnUNetTrainerUCE)
+    assert hasattr(trainer.network, "_orig_mod")
+    trainer.set_deep_supervision_enabled(True)
+    inputs = batch(trainer)
+    losses = [float(trainer.train_step(inputs)["loss"]) for _ in range(2)]
+    assert losses[0] != losses[1]
+    assert trainer.observer.num_observed == 2
+    trainer.on_validation_epoch_start()
+    with torch.no_grad():
+        trainer.validation_step(inputs)
+    assert trainer.observer.num_observed == 2
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize(
