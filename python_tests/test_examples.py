@@ -126,3 +126,17 @@ def test_the_example_of_nnunet_trains(name, monkeypatch):
     result = train(name, epochs=2, steps=3, size=(32, 48), scenes=8)
     assert result["losses"][1] < result["losses"][0]
     assert all(0 < dice < 1 for dice in result["dice"])
+
+
+@pytest.mark.parametrize(
+    "loss", [None, *(pytest.param(name, marks=pytest.mark.thorough) for name in LOSSES)]
+)
+def test_the_example_of_monai_trains_by_any_loss(loss, capsys):
+    pytest.importorskip("monai", reason="needs MONAI")
+    pytest.importorskip("ignite", reason="needs pytorch-ignite")
+    train = runpy.run_path(str(EXAMPLES / "monai_trainer.py"))["train"]
+    criterion = None if loss is None else LOSSES[loss](ignore_index=255)
+    losses, mean_iou = train(criterion, epochs=3, size=(32, 64), length=8)
+    assert min(losses[-2:]) < losses[0]
+    assert 0 < mean_iou < 1
+    assert "epoch 3" in capsys.readouterr().out

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 
 from .losses import ExpectedCrossEntropyLoss
 from .losses._base import ClassWeightedLoss
 
-__all__ = ["check_criterion", "check_interpolating"]
+__all__ = ["SharedObservation", "check_criterion", "check_interpolating"]
 
 
 def check_criterion(criterion: object) -> None:
@@ -43,3 +45,43 @@ def check_interpolating(criterion: object, *, align_corners: bool) -> None:
             f"criterion: expected align_corners={align_corners}, as the model interpolates, got "
             f"{criterion.align_corners}"
         )
+
+
+class SharedObservation(nn.Module):
+    """A loss of several outputs of one pass, all weighted by the same uncertainty."""
+
+    def __init__(self, criterion: ClassWeightedLoss) -> None:
+        super().__init__()
+        check_criterion(criterion)
+        self.criterion = criterion
+        self.upsample, self.align_corners = criterion.upsample, criterion.align_corners
+        self._observed: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    def observe(self, *uncertainty: Any, **named: Any) -> None:
+        """Keeps what weights the next call in training mode, as the criterion's ``observe`` does.
+
+        Raises:
+            TypeError: if the criterion takes no uncertainty.
+        """
+        self._observe(uncertainty, named)
+        self._observed = uncertainty, named
+
+    def _observe(self, uncertainty: tuple[Any, ...], named: dict[str, Any]) -> None:
+        observe = getattr(self.criterion, "observe", None)
+        if observe is None:
+            raise TypeError(
+                "criterion: expected a loss that takes uncertainty, got "
+                f"{type(self.criterion).__name__}, which needs no Observer"
+            )
+        observe(*uncertainty, **named)
+
+    def _loss(self, input: Tensor, target: Tensor) -> Tensor:
+        """Of one output, by what was observed, which the call before has used up."""
+        if self.training and self._observed is not None:
+            self._observe(*self._observed)
+        loss: Tensor = self.criterion(input, target)
+        return loss
+
+    def _forget(self) -> None:
+        if self.training:
+            self._observed = None

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._checks import check_number
-from .._criteria import check_criterion, check_interpolating
+from .._criteria import SharedObservation, check_interpolating
 from .._hooks import Hooked, ReplacedMethod
 from ..losses._base import ClassWeightedLoss
 from ..sampling.models import unwrap
@@ -99,7 +99,7 @@ class LowResolutionLogits(Hooked):
         self._handles = [ReplacedMethod(model, "forward", forward)]
 
 
-class SegmentationCriterion(nn.Module):
+class SegmentationCriterion(SharedObservation):
     r"""The loss of a network's dict: :math:`\ell(\text{out}) + 0.5\, \ell(\text{aux})`.
 
     In place of the reference script's ``criterion(inputs, target)``. The auxiliary classifier has
@@ -125,30 +125,8 @@ class SegmentationCriterion(nn.Module):
     """
 
     def __init__(self, criterion: ClassWeightedLoss, auxiliary_weight: float = 0.5) -> None:
-        super().__init__()
-        check_criterion(criterion)
-        self.criterion = criterion
+        super().__init__(criterion)
         self.auxiliary_weight = check_number("auxiliary_weight", auxiliary_weight, at_least=0.0)
-        self.upsample, self.align_corners = criterion.upsample, criterion.align_corners
-        self._observed: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-
-    def observe(self, *uncertainty: Any, **named: Any) -> None:
-        """Keeps what weights the next call in training mode, as the criterion's ``observe`` does.
-
-        Raises:
-            TypeError: if the criterion takes no uncertainty.
-        """
-        self._observe(uncertainty, named)
-        self._observed = uncertainty, named
-
-    def _observe(self, uncertainty: tuple[Any, ...], named: dict[str, Any]) -> None:
-        observe = getattr(self.criterion, "observe", None)
-        if observe is None:
-            raise TypeError(
-                "criterion: expected a loss that takes uncertainty, got "
-                f"{type(self.criterion).__name__}, which needs no Observer"
-            )
-        observe(*uncertainty, **named)
 
     def forward(self, input: Mapping[str, Tensor], target: Tensor) -> Tensor:
         if not isinstance(input, Mapping) or _OUT not in input:
@@ -156,13 +134,10 @@ class SegmentationCriterion(nn.Module):
                 f"input: expected a mapping with {_OUT!r}, as torchvision's networks return, got "
                 f"{type(input).__name__}"
             )
-        loss: Tensor = self.criterion(input[_OUT], target)
+        loss = self._loss(input[_OUT], target)
         if _AUX in input and self.auxiliary_weight:
-            if self.training and self._observed is not None:  # what the first call has used up
-                self._observe(*self._observed)
-            loss = loss + self.auxiliary_weight * self.criterion(input[_AUX], target)
-        if self.training:
-            self._observed = None
+            loss = loss + self.auxiliary_weight * self._loss(input[_AUX], target)
+        self._forget()
         return loss
 
     def extra_repr(self) -> str:

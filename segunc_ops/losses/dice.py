@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -334,7 +334,7 @@ class DeepSupervision(nn.Module):
 
     weights: tuple[float, ...]
 
-    def __init__(self, loss: nn.Module, weights: Sequence[float]) -> None:
+    def __init__(self, loss: Callable[..., Any], weights: Sequence[float]) -> None:
         super().__init__()
         if not callable(loss):
             raise TypeError(f"loss: expected a module, got {type(loss).__name__}")
@@ -344,7 +344,7 @@ class DeepSupervision(nn.Module):
             raise ValueError(f"weights: expected one above 0, got {self.weights}")
 
     @classmethod
-    def nnunet(cls, loss: nn.Module, heads: int) -> Self:
+    def nnunet(cls, loss: Callable[..., Any], heads: int) -> Self:
         """nnU-Net's weights of so many heads: 1, 1/2, 1/4, ... with 0 for the last, of sum 1."""
         weights = [0.5**i for i in range(heads)]
         if heads > 1:
