@@ -41,6 +41,7 @@ autodoc_mock_imports = [
     "lightning",
     "mmengine",
     "mmseg",
+    "ignite",
     "monai",
     "nnunetv2",
     "pytorch_lightning",
