@@ -213,6 +213,20 @@ def test_a_network_without_dropout_cannot_be_sampled():
     assert len(losses) == 2
 
 
+def test_the_last_layer_of_supervised_networks_takes_dropout():
+    model = supervised()
+    insert_dropout(model, before="output_block.conv.conv")
+    criterion = SegmentationCriterion(
+        UncertaintyAwareCrossEntropyLoss(ignore_index=IGNORED), WEIGHTS
+    )
+    seen = []
+    observe = criterion.observe
+    criterion.observe = lambda statistics: (seen.append(statistics.std), observe(statistics))
+    run_trainer(model, criterion, [ObserverHandler(2)], steps=2)
+    assert len(seen) == 2
+    assert all(float(std.max()) > 0 for std in seen)
+
+
 def test_an_observer_that_an_error_left_goes_with_the_next_run():
     model = network(dropout=0.1)
     criterion = SegmentationCriterion(UncertaintyAwareCrossEntropyLoss(ignore_index=IGNORED))
