@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .losses import ExpectedCrossEntropyLoss
 from .losses._base import ClassWeightedLoss
 
-__all__ = ["SharedObservation", "check_criterion", "check_interpolating"]
+__all__ = ["SharedObservation", "check_criterion", "check_ignored", "check_interpolating"]
 
 
 def check_criterion(criterion: object) -> None:
@@ -20,6 +20,15 @@ def check_criterion(criterion: object) -> None:
         raise TypeError(
             "criterion: expected a loss of segunc_ops that takes logits and class indices, got "
             f"{type(criterion).__name__}"
+        )
+
+
+def check_ignored(criterion: ClassWeightedLoss, ignore_index: int, whose: str) -> None:
+    """Raises ValueError unless a loss ignores the label that a trainer's data have for that."""
+    if criterion.ignore_index != ignore_index:
+        raise ValueError(
+            f"criterion: expected ignore_index={ignore_index}, which {whose} have, got "
+            f"{criterion.ignore_index}"
         )
 
 

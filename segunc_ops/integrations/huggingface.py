@@ -23,11 +23,9 @@ from .._hooks import Hooked
 from ..functional import PredictiveStatistics
 from ..losses import (
     DiceCrossEntropyLoss,
-    InstanceUncertaintyCrossEntropyLoss,
     PixelAdaptiveCrossEntropyLoss,
-    UncertaintyAwareCrossEntropyLoss,
 )
-from ..losses._base import ClassWeightedLoss
+from ..losses._base import ClassWeightedLoss, UncertaintyWeightedLoss
 from ..sampling import BatchNormMode, sample_statistics
 from ..sampling.dropout import Interpolated, check_interpolate, check_sampling
 from ..sampling.models import changed, unwrap
@@ -52,7 +50,6 @@ _MASK_CLASSIFICATION = {
     *MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES.values(),
     *MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.values(),
 }
-_SAMPLED = (UncertaintyAwareCrossEntropyLoss, InstanceUncertaintyCrossEntropyLoss)
 
 
 @dataclass(frozen=True)
@@ -211,10 +208,10 @@ class LossReplacement(Hooked):
             )
         has_auxiliary = isinstance(getattr(model, _AUXILIARY, None), nn.Module)
         self._auxiliary_weight = float(auxiliary_weight or 0.0) if has_auxiliary else 0.0
-        self._num_samples = num_samples if isinstance(criterion, _SAMPLED) else None
+        self._num_samples = num_samples if isinstance(criterion, UncertaintyWeightedLoss) else None
         if self._num_samples is not None:
             check_sampling(model, self._num_samples, batch_norm, stochastic_depth=False)
-        elif isinstance(criterion, _SAMPLED) and self._auxiliary_weight:
+        elif isinstance(criterion, UncertaintyWeightedLoss) and self._auxiliary_weight:
             raise ValueError(
                 "num_samples: expected a number for a model with an auxiliary head, as its loss "
                 "would find the observed uncertainty used up, got None; or pass auxiliary_weight=0"

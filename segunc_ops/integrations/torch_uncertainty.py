@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .._criteria import check_criterion
+from .._criteria import check_criterion, check_ignored
 from ..functional import PredictiveStatistics, as_targets
-from ..losses import InstanceUncertaintyCrossEntropyLoss, UncertaintyAwareCrossEntropyLoss
-from ..losses._base import ClassWeightedLoss
+from ..losses._base import ClassWeightedLoss, UncertaintyWeightedLoss
 from ..metrics import SegmentationMetrics
 from ..sampling import (
     BatchNormMode,
@@ -36,7 +35,6 @@ except ImportError as error:
 __all__ = ["SegmentationMapRoutine"]
 
 _IGNORED = 255
-_SAMPLED = (UncertaintyAwareCrossEntropyLoss, InstanceUncertaintyCrossEntropyLoss)
 _NAMES = {
     "mean_iou": "seg/mIoU",
     "pixel_accuracy": "seg/pixAcc",
@@ -81,15 +79,6 @@ class _Nothing(nn.Module):
 
     def reset(self) -> None:
         """There is nothing to forget."""
-
-
-def _check_criterion(criterion: ClassWeightedLoss) -> None:
-    check_criterion(criterion)
-    if criterion.ignore_index != _IGNORED:
-        raise ValueError(
-            f"criterion: expected ignore_index={_IGNORED}, which the routine's data have, got "
-            f"{criterion.ignore_index}"
-        )
 
 
 class SegmentationMapRoutine(SegmentationRoutine):
@@ -155,12 +144,13 @@ class SegmentationMapRoutine(SegmentationRoutine):
                     f"{name}: expected False, got {others[name]}; the stock SegmentationRoutine "
                     "evaluates a trained model so"
                 )
-        _check_criterion(criterion)
+        check_criterion(criterion)
+        check_ignored(criterion, _IGNORED, "the routine's data")
         self._threshold = threshold
         super().__init__(model, num_classes, criterion, **others)
         self._members = tuple(members)
         self._num_samples = 0
-        if isinstance(criterion, _SAMPLED) and not self._members:
+        if isinstance(criterion, UncertaintyWeightedLoss) and not self._members:
             _, self._num_samples = check_sampling(
                 model, num_samples, batch_norm, stochastic_depth=False
             )
@@ -196,7 +186,7 @@ class SegmentationMapRoutine(SegmentationRoutine):
         return loss
 
     def _uncertainty(self, images: Tensor, targets: Tensor) -> tuple[PredictiveStatistics, ...]:
-        if not isinstance(self.loss, _SAMPLED):
+        if not isinstance(self.loss, UncertaintyWeightedLoss):
             return ()
         options: dict[str, Any] = {
             "size": targets.shape[1:],

@@ -13,15 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_number
-from .._criteria import check_criterion, check_interpolating
+from .._criteria import check_criterion, check_ignored, check_interpolating
 from ..functional import PredictiveStatistics, as_targets
-from ..losses import (
-    CrossEntropyLoss,
-    DiceCrossEntropyLoss,
-    InstanceUncertaintyCrossEntropyLoss,
-    UncertaintyAwareCrossEntropyLoss,
-)
-from ..losses._base import ClassWeightedLoss
+from ..losses import CrossEntropyLoss, DiceCrossEntropyLoss
+from ..losses._base import ClassWeightedLoss, UncertaintyWeightedLoss
 from ..sampling import BatchNormMode, ensemble_statistics, sample_statistics
 from ..sampling.dropout import check_sampling
 from ..sampling.models import changed, unwrap
@@ -30,7 +25,6 @@ __all__ = ["LossReplacement"]
 
 _IGNORED = 255
 _MASKS, _IMAGES = "semantic_mask", "img"
-_SAMPLED = (UncertaintyAwareCrossEntropyLoss, InstanceUncertaintyCrossEntropyLoss)
 
 Heads = Tensor | tuple[Tensor, ...] | list[Tensor]
 
@@ -38,16 +32,6 @@ Heads = Tensor | tuple[Tensor, ...] | list[Tensor]
 def _main(heads: Heads) -> Tensor:
     """The logits, which in training come with those of the auxiliary head."""
     return heads if isinstance(heads, Tensor) else heads[0]
-
-
-def _check_criterion(criterion: ClassWeightedLoss) -> None:
-    check_criterion(criterion)
-    check_interpolating(criterion, align_corners=False)
-    if criterion.ignore_index != _IGNORED:
-        raise ValueError(
-            f"criterion: expected ignore_index={_IGNORED}, which the masks have, got "
-            f"{criterion.ignore_index}"
-        )
 
 
 class LossReplacement:
@@ -102,9 +86,11 @@ class LossReplacement:
         dice_weight: float = 1.0,
         auxiliary_weight: float = 0.4,
     ) -> None:
-        _check_criterion(criterion)
+        check_criterion(criterion)
+        check_interpolating(criterion, align_corners=False)
+        check_ignored(criterion, _IGNORED, "the masks")
         self.criterion = criterion
-        self.is_sampled = isinstance(criterion, _SAMPLED)
+        self.is_sampled = isinstance(criterion, UncertaintyWeightedLoss)
         self.num_samples = num_samples
         self.members = tuple(members)
         self.batch_norm: BatchNormMode = batch_norm

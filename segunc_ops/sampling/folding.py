@@ -61,8 +61,10 @@ def _folds(
         return
     known = _fitted.setdefault(model, {})
     most = known.get(images.shape, num_samples)
-    for known[images.shape] in (n for n in _divisors(num_samples) if n <= most):
-        yield known[images.shape]
+    for in_pass in _divisors(num_samples):
+        if in_pass <= most:
+            known[images.shape] = in_pass
+            yield in_pass
 
 
 def by_folds(
