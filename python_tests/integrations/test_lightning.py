@@ -269,12 +269,14 @@ def test_metrics_are_counted_and_logged(precision):
     assert int(callback.metrics.confusion.sum()) == 0  # forgotten
 
 
-def test_metrics_of_low_resolution_logits_and_a_users_own_outputs():
+@pytest.mark.parametrize("step", [1, 2], ids=["the labels' resolution", "half of it"])
+def test_metrics_of_logits_of_any_resolution_and_a_users_own_outputs(step):
     module = make("CE")
-    module.validation_step = lambda batch: module.network(batch[0])[..., ::2, ::2]
+    module.validation_step = lambda batch: module.network(batch[0])[..., ::step, ::step]
     callback = MetricsCallback(
         MeanIoU(CLASSES, ignore_index=IGNORED),
         outputs=lambda logits, batch: {"logits": logits, "labels": batch[1]},
+        align_corners=True,
     )
     (result,) = trainer([callback]).validate(module, loader(), verbose=False)
     assert 0 < result["val_MeanIoU"] < 1

@@ -167,15 +167,10 @@ class MetricsCallback(Callback):
         found = self._outputs(outputs, batch)
         logits, labels = found[_LOGITS], found[_LABELS]
         uncertainty = found.get(_UNCERTAINTY)
-        given = {} if uncertainty is None else {_UNCERTAINTY: uncertainty}
-        size = labels.shape[1:]
-        self.metrics.to(logits.device).update(
-            logits,
-            labels,
-            **given,
-            size=None if size == logits.shape[2:] else size,
-            align_corners=self._align_corners,
-        )
+        given: dict[str, Any] = {} if uncertainty is None else {_UNCERTAINTY: uncertainty}
+        if (size := labels.shape[1:]) != logits.shape[2:]:
+            given.update(size=size, align_corners=self._align_corners)
+        self.metrics.to(logits.device).update(logits, labels, **given)
 
     def _log(self, module: LightningModule, stage: Literal["val", "test"]) -> None:
         values = self.metrics.compute()
