@@ -38,6 +38,7 @@ _TOLERANCE = 1e-4
 OWN, WITHOUT = "the model's own loss", "no loss"
 CE, NAIVE = "CE", "U-CE, samples one by one"
 SHARED, FORWARD, MAPS = "U-CE", "U-CE, share_forward", "U-CE, share_forward, maps interpolated"
+BITS = "U-CE, share_forward, 16-bit masks"
 
 
 class _Basic(nn.Module):
@@ -132,8 +133,8 @@ NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
 _SEGFORMER, _DEEPLAB = NETWORKS
 CASES = (
     Case(_SEGFORMER, (2, 150, 512, 512), (CE, OWN, WITHOUT)),
-    Case(_SEGFORMER, (2, 19, 512, 512), (CE, NAIVE, SHARED, FORWARD)),
-    Case(_DEEPLAB, (2, 19, 256, 256), (CE, NAIVE, SHARED, FORWARD)),
+    Case(_SEGFORMER, (2, 19, 512, 512), (CE, NAIVE, SHARED, FORWARD, BITS)),
+    Case(_DEEPLAB, (2, 19, 256, 256), (CE, NAIVE, SHARED, FORWARD, BITS)),
     Case(_SEGFORMER, (2, 150, 512, 512), (CE, FORWARD, MAPS)),
 )
 
@@ -193,8 +194,9 @@ class Steps:
             WITHOUT: lambda: _logits(self.model(self._images)).sum(),
             NAIVE: self._naive,
             SHARED: self._shared,
-            FORWARD: lambda: self._forward("logits"),
-            MAPS: lambda: self._forward("maps"),
+            FORWARD: self._forward,
+            MAPS: lambda: self._forward(interpolate="maps"),
+            BITS: lambda: self._forward(mask_bits=16),
         }
         return {name: Call(self._step(losses[name])) for name in self._case.losses}
 
@@ -245,7 +247,7 @@ class Steps:
         loss: Tensor = self._weighted(_logits(self.model(self._images)), self._labels, statistics)
         return loss
 
-    def _forward(self, interpolate: Any) -> Tensor:
+    def _forward(self, **options: Any) -> Tensor:
         with record_forward(self.model) as forward:
             logits = _logits(self.model(self._images))
         statistics = sample_statistics(
@@ -253,8 +255,8 @@ class Steps:
             self._images,
             _SAMPLES,
             size=self._labels.shape[1:],
-            interpolate=interpolate,
             share_forward=forward,
+            **options,
         )
         loss: Tensor = self._weighted(logits, self._labels, statistics)
         return loss

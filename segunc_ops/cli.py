@@ -317,7 +317,7 @@ class _Recipe:
 
 _DEMO_RECIPE = _Recipe(
     losses=DEMO,
-    steps=600,
+    steps=500,
     crop=(128, 192),
     scale=(0.6, 1.1),
     optimizer="adamw",

@@ -20,6 +20,7 @@ from .._torch import BATCH_NORM, INSTANCE_NORM
 from ..functional import PredictiveStatistics, predictive_statistics
 from .accumulator import PredictiveAccumulator
 from .folding import SamplesPerPass, by_folds, fold, unfold
+from .masks import check_mask_bits, quick_masks
 from .models import changed, check_initialized, forward, pick_logits, unwrap, without_ddp
 from .sharing import Prefix, RecordedForward
 
@@ -141,11 +142,12 @@ _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 @contextmanager
 def _sampling(
-    model: nn.Module, batch_norm: BatchNormMode, stochastic_depth: bool
+    model: nn.Module, batch_norm: BatchNormMode, stochastic_depth: bool, mask_bits: int | None
 ) -> Iterator[None]:
     lock = _locks.setdefault(unwrap(model), RLock())
     dropout = mc_dropout(model, stochastic_depth=stochastic_depth)
-    with lock, dropout, changed(_normalization_changes(model, batch_norm)):
+    normalization = changed(_normalization_changes(model, batch_norm))
+    with lock, dropout, normalization, quick_masks(model, mask_bits):
         yield
 
 
@@ -173,6 +175,7 @@ def sample_logits(
     *,
     batch_norm: BatchNormMode = "batch",
     stochastic_depth: bool = False,
+    mask_bits: int | None = None,
     output: Callable[[Any], Tensor] | None = None,
 ) -> Generator[Tensor, None, None]:
     """Logits of stochastic forward passes, one at a time and without gradients.
@@ -197,6 +200,11 @@ def sample_logits(
             normalisation that tracks running statistics follows; SyncBatchNorm with ``"batch"``
             synchronises, so all ranks must draw as many samples.
         stochastic_depth: as for :func:`mc_dropout`.
+        mask_bits: how many random bits an ``nn.Dropout`` on a CPU draws for each value, 16 or 8.
+            torch draws them one by one, for which a sample waits; so few are drawn several at a
+            time. p is rounded to a multiple of ``2**-mask_bits``, by which the values that are
+            kept are scaled. None: torch's own numbers, as everywhere else: on other devices, of
+            compiled models, of other layers.
         output: picks the logits from what the model returns. By default that is a tensor, or a
             mapping with ``"out"`` (torchvision) or ``"logits"`` (transformers).
 
@@ -205,7 +213,7 @@ def sample_logits(
 
     Raises:
         ValueError: at once, if the model has no dropout or has uninitialised lazy parameters, or
-            `num_samples` or `batch_norm` is out of range.
+            `num_samples`, `batch_norm` or `mask_bits` is out of range.
         TypeError: if no logits are found in what the model returns.
 
     Example:
@@ -213,10 +221,11 @@ def sample_logits(
         ...     accumulator.update(logits)
     """
     model, num_samples = check_sampling(model, num_samples, batch_norm, stochastic_depth)
+    check_mask_bits(mask_bits)
     pick = pick_logits if output is None else output
 
     def draw() -> Tensor:
-        with _sampling(model, batch_norm, stochastic_depth):
+        with _sampling(model, batch_norm, stochastic_depth, mask_bits):
             return forward(model, input, pick)
 
     return (draw() for _ in range(num_samples))
@@ -232,6 +241,7 @@ def sample_statistics(
     interpolate: Interpolated = "logits",
     batch_norm: BatchNormMode = "batch",
     stochastic_depth: bool = False,
+    mask_bits: int | None = None,
     return_mean: bool = False,
     output: Callable[[Any], Tensor] | None = None,
     share: bool | None = None,
@@ -255,7 +265,7 @@ def sample_statistics(
     is not seen), or draws from Python's or NumPy's global generators before torch's.
 
     Args:
-        model, input, num_samples, batch_norm, stochastic_depth, output: as for
+        model, input, num_samples, batch_norm, stochastic_depth, mask_bits, output: as for
             :func:`sample_logits`.
         size, align_corners: what each sample's logits are interpolated to, such as
             ``labels.shape[1:]``, and how; as for :meth:`PredictiveAccumulator.update`. Samples that
@@ -290,6 +300,7 @@ def sample_statistics(
         >>> loss = criterion(model(images), labels, statistics)
     """
     model, num_samples = check_sampling(model, num_samples, batch_norm, stochastic_depth)
+    check_mask_bits(mask_bits)
     maps_size, maps_aligned = None, align_corners
     if check_interpolate(interpolate) == "maps" and size is not None:
         maps_size, size, align_corners = size, None, False
@@ -316,7 +327,8 @@ def sample_statistics(
         folded = fold(input, in_pass)
         accumulator = PredictiveAccumulator()
         kept: list[Tensor] = []
-        with _sampling(model, batch_norm, stochastic_depth), prefix.installed():
+        sampling = _sampling(model, batch_norm, stochastic_depth, mask_bits)
+        with sampling, prefix.installed():
             for i in range(passes):
                 logits = prefix.run(lambda: forward(model, folded, pick))
                 if share and prefix.reason is not None:

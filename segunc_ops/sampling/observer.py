@@ -19,6 +19,7 @@ from .dropout import (
     check_sampling,
     sample_statistics,
 )
+from .masks import check_mask_bits
 from .models import in_sample
 from .sharing import RecordedForward, record_forward
 
@@ -74,7 +75,7 @@ class Observer(Hooked):
         criterion: a loss with ``observe``:
             :class:`~segunc_ops.losses.UncertaintyAwareCrossEntropyLoss` or
             :class:`~segunc_ops.losses.InstanceUncertaintyCrossEntropyLoss`.
-        num_samples, interpolate, batch_norm, stochastic_depth, output: as for
+        num_samples, interpolate, batch_norm, stochastic_depth, mask_bits, output: as for
             :func:`sample_statistics`.
         size: what the samples' logits are interpolated to, which is the target's size.
             ``"input"``: the spatial size of the model's first tensor with any; None: their own; or
@@ -109,6 +110,7 @@ class Observer(Hooked):
         interpolate: Interpolated = "logits",
         batch_norm: BatchNormMode = "batch",
         stochastic_depth: bool = False,
+        mask_bits: int | None = None,
         output: Callable[[Any], Tensor] | None = None,
         inputs: Inputs | None = None,
         share_forward: bool = False,
@@ -130,6 +132,7 @@ class Observer(Hooked):
             "interpolate": check_interpolate(interpolate),
             "batch_norm": batch_norm,
             "stochastic_depth": stochastic_depth,
+            "mask_bits": check_mask_bits(mask_bits),
             "output": output,
             "align_corners": getattr(criterion, "align_corners", False),
         }
