@@ -25,6 +25,12 @@ $(VENV)/.tools: constraints.txt pyproject.toml
 	$(PIP) install --quiet --no-compile -c constraints.txt torch setuptools cmake ninja pybind11
 	touch $@
 
+# What trains; the demo needs no more.
+$(VENV)/.experiments: $(VENV)/.tools
+	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-compile --no-build-isolation -c constraints.txt \
+		-e ".[experiments]"
+	touch $@
+
 $(VENV)/.installed: $(VENV)/.tools
 	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-compile --no-build-isolation -c constraints.txt \
 		-e ".[experiments,lint,machine-code,test]"
@@ -37,7 +43,7 @@ build: $(VENV)/.tools # the native libraries, in place; only what changed is com
 
 setup: build $(VENV)/.installed ## virtual environment, pinned requirements, native build
 
-demo: setup ## train on generated street scenes by eight losses; tables and pictures in runs/demo
+demo: build $(VENV)/.experiments ## train on generated street scenes by eight losses; tables and pictures in runs/demo
 	$(RUN) segunc demo
 
 NATIVE_TESTS = segunc_host_plain

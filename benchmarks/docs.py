@@ -292,7 +292,7 @@ def _training_steps(folder: Path) -> list[tuple[str, str]]:
                 for row in steps
             ]
         columns = ("network, images", "loss", "step", "in the first one's", "peak memory")
-        title = f"{environment['device']}, {environment['threads']} threads, {environment['peers']}"
+        title = f"{environment['device']}, {environment['peers']}"
         tables.append((title, _table(columns, lines, texts=2)))
     return tables
 

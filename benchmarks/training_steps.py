@@ -132,10 +132,9 @@ NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
 }
 _SEGFORMER, _DEEPLAB = NETWORKS
 CASES = (
-    Case(_SEGFORMER, (2, 150, 512, 512), (CE, OWN, WITHOUT)),
+    Case(_SEGFORMER, (2, 150, 512, 512), (CE, OWN, WITHOUT, FORWARD, MAPS)),
     Case(_SEGFORMER, (2, 19, 512, 512), (CE, NAIVE, SHARED, FORWARD, BITS)),
     Case(_DEEPLAB, (2, 19, 256, 256), (CE, NAIVE, SHARED, FORWARD, BITS)),
-    Case(_SEGFORMER, (2, 150, 512, 512), (CE, FORWARD, MAPS)),
 )
 
 

@@ -17,8 +17,6 @@ from ._dtypes import LOGITS_DTYPES, TARGET_DTYPES
 
 AXES = {4: "H, W", 5: "D, H, W"}
 """What the spatial axes of logits are called that can be interpolated, by their number of axes."""
-INTEGERS = (int, torch.SymInt)
-"""What is an integer already; a tuple, because a union would be made anew in each call."""
 # How many axes logits have that a mode interpolates.
 _UPSAMPLE_DIMS = {"bilinear": 4, "trilinear": 5}
 
@@ -30,12 +28,15 @@ def describe(value: object) -> str:
 
 def check_integer(name: str, value: object) -> int:
     """What stands for an integer, such as NumPy's."""
-    if isinstance(value, INTEGERS):
+    if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name}: expected an integer of 64 bits, got {number}")
+    return number
 
 
 def check_positive(name: str, value: object) -> int:
@@ -78,6 +79,12 @@ def check_bool(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a bool, got {describe(value)}")
 
 
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises unless it is one of some words."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
+
+
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
     """Raises unless a tensor lies with the input."""
     if tensor.device != device:
@@ -100,6 +107,15 @@ def check_tensor(name: str, value: object) -> None:
     """Raises unless it is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {describe(value)}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
+
+
+def check_floating(name: str, value: object) -> None:
+    """Raises unless it is a tensor of floats."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {describe(value)}")
+    check_tensor(name, value)
 
 
 def check_logits(name: str, logits: Tensor) -> None:
@@ -329,8 +345,7 @@ def _as_targets(name: str, fitting: Tensor | None = None) -> str:
 
 def check_weight(input: Tensor, weight: Tensor, dtype: torch.dtype, name: str = "weight") -> Tensor:
     """Class weights ``(C,)`` as kernels read them: in the type that is computed in."""
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, got {describe(weight)}")
+    check_floating(name, weight)
     num_classes = input.shape[1] if input.dim() > 1 else input.shape[0]
     if weight.shape != (num_classes,):
         raise ValueError(
@@ -348,10 +363,7 @@ def check_pixel_weight(
     target: Tensor, pixel_weight: Tensor, dtype: torch.dtype, shape_of: str = "the target's shape"
 ) -> Tensor:
     """Pixel weights as kernels read them: of the target's shape, in the type computed in."""
-    if not isinstance(pixel_weight, Tensor) or not pixel_weight.is_floating_point():
-        raise TypeError(
-            f"pixel_weight: expected a floating-point tensor, got {describe(pixel_weight)}"
-        )
+    check_floating("pixel_weight", pixel_weight)
     check_device("pixel_weight", pixel_weight, target.device)
     if pixel_weight.shape != target.shape:
         shape = pixel_weight.shape

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
-from ._checks import INTEGERS, check_bool, check_integer, check_share, check_upsample
+from ._checks import check_bool, check_choice, check_integer, check_share, check_upsample
 from ._types import REDUCTIONS, Reduction, Upsample
 
 _NUMBERS = (int, float)
@@ -61,10 +61,7 @@ def check_options(options: LossOptions) -> LossOptions:
     """
     check_interpolation(options.upsample, options.align_corners, options.overwrite_input)
     reduction, smoothing = options.reduction, options.label_smoothing
-    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")
+    check_choice("reduction", reduction, REDUCTIONS)
     if not (isinstance(smoothing, _NUMBERS) and 0.0 <= smoothing <= 1.0):
         options = options._replace(label_smoothing=check_share("label_smoothing", smoothing))
-    if isinstance(options.ignore_index, INTEGERS):
-        return options
     return options._replace(ignore_index=check_integer("ignore_index", options.ignore_index))

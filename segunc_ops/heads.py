@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._checks import check_number, check_positive
+from ._checks import check_choice, check_number, check_positive
 from ._dtypes import accumulate_dtype
 
 __all__ = ["Covariance", "GaussianHead", "GaussianLogits"]
@@ -107,10 +107,7 @@ class GaussianHead(nn.Module):
         super().__init__()
         self.in_channels = check_positive("in_channels", in_channels)
         self.num_classes = check_positive("num_classes", num_classes)
-        if covariance not in get_args(Covariance):
-            raise ValueError(
-                f"covariance: expected one of {get_args(Covariance)}, got {covariance!r}"
-            )
+        check_choice("covariance", covariance, get_args(Covariance))
         if covariance == "cholesky" and num_classes == 1:
             raise ValueError("covariance: expected 'diagonal' for one class, got 'cholesky'")
         self.covariance = covariance

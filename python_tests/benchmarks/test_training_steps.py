@@ -49,7 +49,7 @@ def test_losses_that_differ_are_an_error(monkeypatch):
 def test_the_page_has_a_table(tmp_path):
     row = {"case": "A", "median_ms": 100.0, "q1_ms": 1, "q3_ms": 2, "rounds": 3, "peak_bytes": 2e6}
     rows = [{**row, "loss": "CE"}, {**row, "loss": "U-CE", "median_ms": 150.0}]
-    environment = {"device": "A CPU", "threads": 2, "peers": "transformers 5"}
+    environment = {"device": "A CPU, 2 threads", "peers": "transformers 5"}
     content = {"environment": environment, "rows": rows}
     (tmp_path / f"a-cpu{training_steps.ENDING}").write_text(json.dumps(content))
     ((title, table),) = docs._training_steps(tmp_path)

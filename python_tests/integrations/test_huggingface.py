@@ -21,6 +21,8 @@ from segunc_ops import (
     PixelAdaptiveCrossEntropyLoss,
     UncertaintyAwareCrossEntropyLoss,
     insert_dropout,
+    record_forward,
+    sample_statistics,
 )
 from segunc_ops.metrics import MeanIoU, SegmentationMetrics
 
@@ -342,9 +344,9 @@ def test_observed_uncertainty_serves_the_next_call():
             model(**inputs)
 
 
-@pytest.mark.parametrize("share_forward", [False, True])
-def test_an_observer_samples_for_the_trainer(share_forward, tmp_path, monkeypatch):
-    """Of a network that has no dropout by itself; with one encoder a step where it is shared."""
+@pytest.fixture
+def encoded_segformer(monkeypatch):
+    """One that drops before its classifier alone, and whether its encoder's runs had gradients."""
     model = segformer()
     insert_dropout(model, 0.3, before=["decode_head.classifier"])
     encoded: list[bool] = []
@@ -356,6 +358,13 @@ def test_an_observer_samples_for_the_trainer(share_forward, tmp_path, monkeypatc
         return convolve(images)
 
     monkeypatch.setattr(first, "forward", counted)
+    return model, encoded
+
+
+@pytest.mark.parametrize("share_forward", [False, True])
+def test_an_observer_samples_for_the_trainer(share_forward, tmp_path, encoded_segformer):
+    """Of a network that has no dropout by itself; with one encoder a step where it is shared."""
+    model, encoded = encoded_segformer
     criterion = UncertaintyAwareCrossEntropyLoss(**OPTIONS)
     with Observer(model, criterion, 3, share_forward=share_forward) as observer:
         args = arguments(tmp_path, max_steps=2)
@@ -366,6 +375,65 @@ def test_an_observer_samples_for_the_trainer(share_forward, tmp_path, monkeypatc
     assert encoded.count(True) == 2
     # Of 6 samples; the model sets itself up in its very first pass, which is not shared.
     assert encoded.count(False) <= (1 if share_forward else 3)
+
+
+def test_samples_may_begin_in_the_steps_own_pass(tmp_path, encoded_segformer):
+    model, encoded = encoded_segformer
+    trainer = SegmentationTrainer(
+        model,
+        arguments(tmp_path, max_steps=3),
+        criterion=UncertaintyAwareCrossEntropyLoss(**OPTIONS),
+        num_samples=3,
+        mask_bits=16,
+        share_forward=True,
+        train_dataset=dataset(),
+    )
+    assert trainer.train().training_loss > 0
+    assert encoded.count(True) == 3
+    assert encoded.count(False) <= 1
+
+
+@pytest.mark.parametrize("mask_bits", [None, 16])
+def test_samples_of_a_shared_pass_are_those_of_the_functions(mask_bits):
+    model, inputs = segformer(dropout=0.3).train(), batch()
+    images, labels = inputs["pixel_values"], inputs["labels"]
+    model(images)  # sets itself up
+    criterion = UncertaintyAwareCrossEntropyLoss(**OPTIONS)
+    torch.manual_seed(1)
+    with record_forward(model) as forward:
+        logits = model(images).logits
+    statistics = sample_statistics(
+        model, images, 4, size=labels.shape[1:], share_forward=forward, mask_bits=mask_bits
+    )
+    expected = criterion(logits, labels, statistics)
+    with LossReplacement(model, criterion, num_samples=4, share_forward=True, mask_bits=mask_bits):
+        torch.manual_seed(1)
+        loss = model(**inputs).loss
+        loss.backward()
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+        assert model.eval()(**inputs).loss < loss  # plain cross-entropy, of which nothing is kept
+
+
+@pytest.mark.parametrize("name", ["SegFormer", "UPerNet"])
+def test_a_pass_that_fails_while_it_is_recorded_leaves_nothing_behind(name, monkeypatch):
+    model, inputs = MODELS[name]().train(), batch()
+    dropped = "decode_head.classifier"
+    insert_dropout(model, 0.5, before=[dropped])
+    criterion = UncertaintyAwareCrossEntropyLoss(**OPTIONS)
+    with LossReplacement(model, criterion, num_samples=2, share_forward=True):
+        model(**inputs).loss.backward()
+        with monkeypatch.context() as patch:
+            patch.setattr(model.decode_head, "forward", failing)
+            with pytest.raises(RuntimeError, match="no"):
+                model(**inputs)
+        for _ in range(2):
+            model(**inputs).loss.backward()
+    assert not model._forward_pre_hooks
+    assert model(**inputs).loss > 0
+
+
+def failing(*args, **kwargs):
+    raise RuntimeError("no")
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .._checks import check_number, check_tensor
+from .._checks import check_choice, check_number, check_tensor
 from .._options import LossOptions
 from .._types import Reduction, Upsample
 from .._variations import Adjustment, Distribution, Margins, Noise, Variation
@@ -42,8 +42,7 @@ def ldam_adjustment(
     """
     max_margin = check_number("max_margin", max_margin, at_least=0.0)
     scale = check_number("scale", scale, above=0.0)
-    if margin_on not in get_args(Margins):
-        raise ValueError(f"margin_on: expected one of {get_args(Margins)}, got {margin_on!r}")
+    check_choice("margin_on", margin_on, get_args(Margins))
     offset = -scale * margins(check_counts(counts), max_margin)
     return Adjustment(offset, scale, margin_on == "target")
 
@@ -59,10 +58,7 @@ def variation_adjustment(
         ValueError, TypeError: an argument is not what it has to be.
     """
     sigma = check_number("sigma", sigma, at_least=0.0)
-    if distribution not in get_args(Distribution):
-        raise ValueError(
-            f"distribution: expected one of {get_args(Distribution)}, got {distribution!r}"
-        )
+    check_choice("distribution", distribution, get_args(Distribution))
     scale = variation_scale(check_counts(counts))
     return Adjustment(scale, noise=Noise(distribution, sigma))
 

@@ -21,7 +21,10 @@ def check_counts(counts: Tensor | Sequence[float]) -> Tensor:
             GPU, or is traced, is not read.
     """
     try:
-        values = torch.as_tensor(counts, dtype=torch.float64).detach()
+        values = torch.as_tensor(counts)
+        if values.is_complex() or values.is_sparse:
+            raise TypeError
+        values = values.detach().to(torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"counts: expected a number for each class, got {describe(counts)}"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._checks import (
+    check_bool,
+    check_choice,
     check_class_scores,
     check_device,
+    check_floating,
     check_integer,
     check_logits,
     check_positive,
@@ -91,9 +94,14 @@ def empty_counts(
         "scores": (5,),
         "histogram": (2, UNCERTAINTY_BINS + 1),
     }
+    if not isinstance(tables, Iterable) or isinstance(tables, Tensor):
+        raise TypeError(f"tables: expected names, got {describe(tables)}")
     for name in tables:
-        if name not in shapes:
-            raise ValueError(f"tables: expected some of {tuple(shapes)}, got {name!r}")
+        check_choice("tables", name, tuple(shapes))
+    try:
+        device = torch.empty(0, device=device).device
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise type(error)(f"device: {error}") from error
     return SegmentationCounts(
         **{name: torch.zeros(shapes[name], dtype=torch.int64, device=device) for name in tables}
     )
@@ -149,7 +157,13 @@ def accumulate_counts(
             [0, C); no table has changed. On CUDA by the next call of any operation (see
             :func:`segunc_ops.check`), that pixel being in no count.
     """
+    if not isinstance(counts, SegmentationCounts):
+        raise TypeError(f"counts: expected SegmentationCounts, got {describe(counts)}")
     ignore_index = check_integer("ignore_index", ignore_index)
+    if num_classes is not None:
+        num_classes = check_positive("num_classes", num_classes)
+    check_bool("from_probabilities", from_probabilities)
+    check_bool("return_outcome", return_outcome)
     values: Tensor | None = None
     statistics: PredictiveStatistics | None = None
     sizes: tuple[int, ...] | None = None
@@ -360,10 +374,7 @@ def _check_counts(counts: SegmentationCounts, classes: int, device: torch.device
 def _check_uncertainty(
     uncertainty: Tensor, pixels: tuple[int, ...], device: torch.device
 ) -> Tensor:
-    if not isinstance(uncertainty, Tensor) or not uncertainty.is_floating_point():
-        raise TypeError(
-            f"uncertainty: expected a floating-point tensor, got {describe(uncertainty)}"
-        )
+    check_floating("uncertainty", uncertainty)
     if uncertainty.shape != pixels:
         raise ValueError(
             f"uncertainty: expected shape {tuple(pixels)}, got {tuple(uncertainty.shape)}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._checks import (
     check_bool,
+    check_choice,
     check_class_scores,
     check_device,
     check_logits,
@@ -163,8 +164,7 @@ def check_overlap(overlap: Overlap) -> Overlap:
         numbers[name] = value if fits else check_number(name, value, at_least=0.0)
     for name in ("batch", "include_background", "squared", "jaccard"):
         check_bool(name, getattr(overlap, name))
-    if overlap.absent not in get_args(Absent):
-        raise ValueError(f"absent: expected one of {get_args(Absent)}, got {overlap.absent!r}")
+    check_choice("absent", overlap.absent, get_args(Absent))
     offset = overlap.dice_offset
     if not (type(offset) is float and -_LARGEST <= offset <= _LARGEST):
         offset = check_number("dice_offset", offset)
@@ -352,10 +352,7 @@ def check_region_options(options: RegionOptions) -> RegionOptions:
     """
     check_bool("ignore_channel", options.ignore_channel)
     check_interpolation(options.upsample, options.align_corners, options.overwrite_input)
-    if options.reduction not in REGION_REDUCTIONS:
-        raise ValueError(
-            f"reduction: expected one of {REGION_REDUCTIONS}, got {options.reduction!r}"
-        )
+    check_choice("reduction", options.reduction, REGION_REDUCTIONS)
     return options
 
 

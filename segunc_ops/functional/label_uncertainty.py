@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .._checks import (
-    INTEGERS,
     check_bool,
+    check_choice,
     check_class_scores,
     check_device,
     check_image_flags,
@@ -162,11 +162,8 @@ def check_label_uncertainty(options: LabelUncertaintyOptions) -> LabelUncertaint
         raise ValueError("bootstrap_weight: expected it or uncertainty_weight above 0, got 0 and 0")
     check_bool("detach_weight", options.detach_weight)
     check_upsample(options.upsample, options.align_corners)
-    reduction = options.reduction
-    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")
-    if not isinstance(options.ignore_index, INTEGERS):
-        options = options._replace(ignore_index=check_integer("ignore_index", options.ignore_index))
+    check_choice("reduction", options.reduction, REDUCTIONS)
+    options = options._replace(ignore_index=check_integer("ignore_index", options.ignore_index))
     return options._replace(
         threshold=threshold,
         uncertainty_weight=uncertainty_weight,

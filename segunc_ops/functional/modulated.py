@@ -6,9 +6,9 @@ from typing import get_args
 
 from torch import Tensor
 
-from .._checks import check_bool, check_number
+from .._checks import check_bool, check_choice, check_number
 from .._options import LossOptions
-from .._types import Reduction, Upsample
+from .._types import REDUCTIONS, Reduction, Upsample
 from .._variations import Curve, Focal, PixelAdaptive, Variation
 from .cross_entropy import cross_entropy_with
 
@@ -37,8 +37,7 @@ def check_pixel_adaptive(
     """
     temperature = check_number("temperature", temperature, above=0.0)
     epsilon = check_number("epsilon", epsilon)
-    if curve not in get_args(Curve):
-        raise ValueError(f"curve: expected one of {get_args(Curve)}, got {curve!r}")
+    check_choice("curve", curve, get_args(Curve))
     if (1 + abs(epsilon)) / temperature > _LARGEST_EXPONENT:
         least = (1 + abs(epsilon)) / _LARGEST_EXPONENT
         raise ValueError(
@@ -52,6 +51,7 @@ def check_pixel_adaptive(
 
 def check_reduction(modulation: PixelAdaptive, reduction: str) -> None:
     """Raises unless the reduction has a meaning."""
+    check_choice("reduction", reduction, REDUCTIONS)
     if modulation.size_normalized and reduction == "mean_all":
         raise ValueError(
             "reduction: expected 'mean', which divides by the number of images, 'sum' or 'none' "

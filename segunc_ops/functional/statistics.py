@@ -104,6 +104,7 @@ def predictive_statistics(
         TypeError: types that do not fit.
     """
     each = _check_samples(samples)
+    check_bool("return_mean", return_mean)
     sizes = check_size("samples", each[0], size, align_corners)
     maps = implementation(each[0].device).predictive_statistics(
         each, size=sizes, align_corners=align_corners, return_mean=return_mean
@@ -183,6 +184,7 @@ def finalize_statistics(
         TypeError: types that do not fit.
     """
     count = check_positive("count", count)
+    check_bool("return_mean", return_mean)
     check_tensor("mean", mean)
     if mean.dim() < 2 or mean.shape[1] == 0:
         raise ValueError(f"mean: expected shape (N, C, *) with C > 0, got {tuple(mean.shape)}")

@@ -68,6 +68,8 @@ def as_targets(target: Tensor, *, squeeze: bool = True) -> Tensor:
 
 def _indices_of(target: Tensor) -> Tensor:
     """Of whole numbers of a float type."""
+    if target.device.type == "meta":
+        raise ValueError("target: expected class indices with values, got a meta tensor")
     if target.numel() == 0:
         return target.to(_NARROWEST_FIRST[0])
     fractional = target != target.trunc()  # NaN too

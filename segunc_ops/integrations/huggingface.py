@@ -11,7 +11,7 @@ Needs transformers, and accelerate for its trainer: ``pip install segunc_ops[tra
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,9 @@ from ..losses import (
 from ..losses._base import ClassWeightedLoss, UncertaintyWeightedLoss
 from ..sampling import BatchNormMode, sample_statistics
 from ..sampling.dropout import Interpolated, check_interpolate, check_sampling
+from ..sampling.masks import check_mask_bits
 from ..sampling.models import changed, unwrap
+from ..sampling.sharing import RecordedForward, StepRecorder
 
 try:
     from transformers import Trainer, UperNetForSemanticSegmentation
@@ -60,6 +62,7 @@ class _Call:
     """None in a pass that is a sample."""
     num_items: Tensor | int | None = None
     uncertainty: PredictiveStatistics | None = None
+    """None as long as the samples are to be drawn after the pass."""
     heads: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -149,9 +152,9 @@ class LossReplacement(Hooked):
       it returns low-resolution logits instead, else those of the images' size as ever;
     - auxiliary heads (UPerNet, BEiT, Data2Vec, DPT) have the same loss, weighted by the config;
     - the criterion follows the model: in training mode with it, and with gradients alone;
-    - U-CE and instance-wise uncertainty sample in training, before the pass, through the same
-      forward method, which runs under accelerate's autocast where there is one. In evaluation they
-      are plain cross-entropy.
+    - U-CE and instance-wise uncertainty sample in training, before the pass (with `share_forward`
+      after it), through the same forward method, which runs under accelerate's autocast where there
+      is one. In evaluation they are plain cross-entropy.
 
     Logits of half precision are taken as float32, at the low resolution.
 
@@ -171,7 +174,9 @@ class LossReplacement(Hooked):
         num_samples: how many samples U-CE and instance-wise uncertainty draw in each step by
             Monte-Carlo dropout. None: none, they are told by ``criterion.observe`` before each
             call.
-        interpolate, batch_norm: as for :func:`segunc_ops.sample_statistics`.
+        interpolate, batch_norm, mask_bits: as for :func:`segunc_ops.sample_statistics`.
+        share_forward: whether samples take what comes before the first dropout from the training
+            step's own pass, as for :class:`segunc_ops.Observer`.
         auxiliary_weight: of an auxiliary head's loss; None is the config's.
 
     Raises:
@@ -195,6 +200,8 @@ class LossReplacement(Hooked):
         num_samples: int | None = 10,
         interpolate: Interpolated = "logits",
         batch_norm: BatchNormMode = "batch",
+        mask_bits: int | None = None,
+        share_forward: bool = False,
         auxiliary_weight: float | None = None,
     ) -> None:
         model = unwrap(model)
@@ -218,14 +225,19 @@ class LossReplacement(Hooked):
             )
         self.criterion = criterion
         self._model = model
-        self._interpolate = check_interpolate(interpolate)
-        self._batch_norm = batch_norm
+        self._sampling: dict[str, Any] = {
+            "interpolate": check_interpolate(interpolate),
+            "batch_norm": batch_norm,
+            "mask_bits": check_mask_bits(mask_bits),
+        }
+        shares = share_forward and self._num_samples is not None
+        self._recorder = StepRecorder(model) if shares else None
         self._interpolates = isinstance(model, UperNetForSemanticSegmentation)
         self._is_sampling = False
         self._call: _Call | None = None
         self._handles = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after, with_kwargs=True),
+            model.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
         kept = ([_MAIN] if self._interpolates else []) + ([_AUXILIARY] if has_auxiliary else [])
         for name in kept:
@@ -254,12 +266,21 @@ class LossReplacement(Hooked):
             }
             trains = module.training and torch.is_grad_enabled()
             self.criterion.to(labels.device).train(trains)
-            uncertainty = self._sample(module, args, kwargs, labels) if trains else None
+            uncertainty = None
+            if trains and self._recorder is not None:
+                self._recorder.begin(args, kwargs)
+            elif trains:
+                uncertainty = self._sample(module, args, kwargs, labels)
             self._call = _Call(labels, given.get(_NUM_ITEMS), uncertainty)
         return args, _Inputs(kwargs, self._call, outer)
 
     def _sample(
-        self, module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], labels: Tensor
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        inputs: Mapping[str, Any],
+        labels: Tensor,
+        recorded: RecordedForward | None = None,
     ) -> PredictiveStatistics | None:
         if self._num_samples is None:
             return None
@@ -276,9 +297,9 @@ class LossReplacement(Hooked):
                 self._num_samples,
                 size=labels.shape[-2:],
                 align_corners=self.criterion.align_corners,
-                interpolate=self._interpolate,
-                batch_norm=self._batch_norm,
                 output=_logits,
+                share_forward=recorded,
+                **self._sampling,
             )
         finally:
             self._is_sampling = False
@@ -296,7 +317,9 @@ class LossReplacement(Hooked):
         if not isinstance(kwargs, _Inputs):  # another hook's own
             return None
         call, self._call = kwargs.call, kwargs.outer
-        if call is None:
+        if call is not None:
+            call = self._sampled_after(module, args, kwargs, call, output)
+        if call is None or output is None:  # of a pass that has failed
             return None
         logits = call.heads.get(_MAIN)
         if logits is None:
@@ -310,6 +333,18 @@ class LossReplacement(Hooked):
             auxiliary = self._loss(call.heads[_AUXILIARY], call.labels, call)
             loss = loss + self._auxiliary_weight * auxiliary
         return _with(output, loss=loss)
+
+    def _sampled_after(
+        self, module: nn.Module, args: Any, kwargs: _Inputs, call: _Call, output: Any
+    ) -> _Call:
+        """The call with its samples, which begin where the pass meets its first dropout."""
+        recorder = self._recorder
+        if recorder is None or call.labels is None or not recorder.is_recording:
+            return call
+        recorded = recorder.end(output)
+        if output is None:
+            return call
+        return replace(call, uncertainty=self._sample(module, args, kwargs, call.labels, recorded))
 
     def _loss(self, logits: Tensor, labels: Tensor, call: _Call) -> Tensor:
         if logits.dtype in (torch.bfloat16, torch.float16):
@@ -358,8 +393,8 @@ class SegmentationTrainer(Trainer):
 
     Args:
         model, args: as for ``Trainer``.
-        criterion, num_samples, interpolate, batch_norm, auxiliary_weight: as for
-            :class:`LossReplacement`, which is the trainer's `replacement`;
+        criterion, num_samples, interpolate, batch_norm, mask_bits, share_forward, auxiliary_weight:
+            as for :class:`LossReplacement`, which is the trainer's `replacement`;
             ``trainer.replacement.remove()`` gives the model its own loss back.
         **others: what ``Trainer`` takes, but for `compute_loss_func`.
 
@@ -383,6 +418,8 @@ class SegmentationTrainer(Trainer):
         num_samples: int | None = 10,
         interpolate: Interpolated = "logits",
         batch_norm: BatchNormMode = "batch",
+        mask_bits: int | None = None,
+        share_forward: bool = False,
         auxiliary_weight: float | None = None,
         **others: Any,
     ) -> None:
@@ -399,6 +436,8 @@ class SegmentationTrainer(Trainer):
             "num_samples": num_samples,
             "interpolate": interpolate,
             "batch_norm": batch_norm,
+            "mask_bits": mask_bits,
+            "share_forward": share_forward,
             "auxiliary_weight": auxiliary_weight,
         }
         if model is not None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_device, check_target, check_upsampled_input, pixel_shape
+from .._checks import check_choice, check_device, check_target, check_upsampled_input, pixel_shape
 from .._dtypes import accumulate_dtype
 from .._options import LossArguments, LossOptions, check_options
 from .._variations import PLAIN, Variation
@@ -146,8 +146,7 @@ class UncertaintyWeightedLoss(ClassWeightedLoss, Generic[Observation]):
 
     def __init__(self, weight: Tensor | None, missing: Missing, options: LossArguments) -> None:
         super().__init__(weight, options)
-        if missing not in get_args(Missing):
-            raise ValueError(f"missing: expected one of {get_args(Missing)}, got {missing!r}")
+        check_choice("missing", missing, get_args(Missing))
         self.missing = missing
         self._observed: Observation | None = None
 

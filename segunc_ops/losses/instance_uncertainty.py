@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from .._checks import check_tensor
+from .._checks import check_choice, check_tensor
 from .._dtypes import accumulate_dtype
 from ..functional import PredictiveStatistics, component_mean
 from ..sampling import PredictiveAccumulator
@@ -158,10 +158,7 @@ class InstanceUncertaintyCrossEntropyLoss(UncertaintyWeightedLoss[_Observed]):
     ) -> None:
         super().__init__(weight, missing, options)
         self.exponent = check_exponent("exponent", exponent)
-        if components not in get_args(Components):
-            raise ValueError(
-                f"components: expected one of {get_args(Components)}, got {components!r}"
-            )
+        check_choice("components", components, get_args(Components))
         if connectivity not in (None, 4, 8, 6, 26):
             raise ValueError(
                 f"connectivity: expected 4 or 8, for volumes 6 or 26, or None, got {connectivity!r}"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import check_logits, check_size
+from .._checks import check_choice, check_logits, check_size
 from .._dtypes import accumulate_dtype
 from .._torch import BATCH_NORM, INSTANCE_NORM
 from ..functional import PredictiveStatistics, predictive_statistics
@@ -158,10 +158,7 @@ def check_sampling(
     num_samples = operator.index(num_samples)
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-    if batch_norm not in get_args(BatchNormMode):
-        raise ValueError(
-            f"batch_norm: expected one of {get_args(BatchNormMode)}, got {batch_norm!r}"
-        )
+    check_choice("batch_norm", batch_norm, get_args(BatchNormMode))
     check_initialized("model", model)
     model = without_ddp(model)
     _dropout_changes(model, stochastic_depth)
@@ -360,10 +357,7 @@ def sample_statistics(
 
 def check_interpolate(interpolate: Interpolated) -> Interpolated:
     """What is interpolated, or an error."""
-    if interpolate not in get_args(Interpolated):
-        raise ValueError(
-            f"interpolate: expected one of {get_args(Interpolated)}, got {interpolate!r}"
-        )
+    check_choice("interpolate", interpolate, get_args(Interpolated))
     return interpolate
 
 

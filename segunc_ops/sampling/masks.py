@@ -49,8 +49,11 @@ def _drop(module: nn.Dropout, input: Tensor, *, bits: int) -> Tensor:
 @contextmanager
 def quick_masks(model: nn.Module, mask_bits: int | None) -> Iterator[None]:
     """Lets the model's ``nn.Dropout`` modules draw so many bits for each value, on a CPU."""
+    if mask_bits is None:
+        yield
+        return
     with ExitStack() as stack:
-        for module in model.modules() if mask_bits is not None else ():
+        for module in model.modules():
             if type(module) is nn.Dropout and "forward" not in vars(module):
                 replaced = ReplacedMethod(module, "forward", partial(_drop, bits=mask_bits))
                 stack.callback(replaced.remove)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -21,7 +20,7 @@ from .dropout import (
 )
 from .masks import check_mask_bits
 from .models import in_sample
-from .sharing import RecordedForward, record_forward
+from .sharing import RecordedForward, StepRecorder
 
 __all__ = ["Observer"]
 
@@ -137,9 +136,7 @@ class Observer(Hooked):
             "align_corners": getattr(criterion, "align_corners", False),
         }
         self._inputs = _without_labels if inputs is None else inputs
-        self._share_forward = share_forward
-        self._recording: ExitStack | None = None
-        self._recorded: RecordedForward | None = None
+        self._recorder = StepRecorder(self._model) if share_forward else None
         self.num_observed = 0
         """How many passes were sampled."""
         self._handles = [self._model.register_forward_pre_hook(self._before, with_kwargs=True)]
@@ -156,22 +153,18 @@ class Observer(Hooked):
             self._criterion.train(sampled)
         if not sampled:
             return
-        if not self._share_forward:
+        if self._recorder is None:
             self._sample(args, kwargs, None)
-            return
-        self._recording = ExitStack()
-        self._recorded = self._recording.enter_context(record_forward(module))
-        self._recorded.note_input(module, args, kwargs)
+        else:
+            self._recorder.begin(args, kwargs)
 
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        if in_sample() or self._recording is None:
+        if in_sample() or self._recorder is None or not self._recorder.is_recording:
             return
-        recording, recorded = self._recording, self._recorded
-        self._recording = self._recorded = None
-        recording.close()
-        if output is not None:  # else the pass has failed
+        recorded = self._recorder.end(output)
+        if output is not None:
             self._sample(args, kwargs, recorded)
 
     def _sample(
@@ -182,8 +175,6 @@ class Observer(Hooked):
         if size == "input":
             images = [x for x in flatten(input)[0] if isinstance(x, Tensor) and x.dim() > 2]
             size = images[0].shape[2:] if images else None
-        if recorded is not None and recorded.failure is not None and not self.num_observed:
-            recorded = None  # in its first pass a model may set itself up
         statistics = sample_statistics(
             self._model,
             input,

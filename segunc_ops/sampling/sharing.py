@@ -17,7 +17,7 @@ import random
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, wraps
 from typing import Any
 
@@ -685,3 +685,37 @@ def record_forward(model: nn.Module) -> Iterator[RecordedForward]:
     recorded = RecordedForward(without_ddp(model))
     with recorded._recording():
         yield recorded
+
+
+class StepRecorder:
+    """Records training steps' passes, each from a hook before it to one after it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._recording: tuple[ExitStack, RecordedForward] | None = None
+        self._is_first = True
+
+    @property
+    def is_recording(self) -> bool:
+        return self._recording is not None
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """In a forward pre-hook of the model, called with these arguments."""
+        stack = ExitStack()
+        recorded = stack.enter_context(record_forward(self._model))
+        recorded.note_input(self._model, args, kwargs)
+        self._recording = stack, recorded
+
+    def end(self, output: Any) -> RecordedForward | None:
+        """In a forward hook that is always called; None: samples have to be whole passes.
+
+        Without an output the pass has failed.
+        """
+        assert self._recording is not None
+        (stack, recorded), self._recording = self._recording, None
+        stack.close()
+        if output is None:
+            return None
+        is_first, self._is_first = self._is_first, False
+        # In its first pass a model may set itself up.
+        return None if is_first and recorded.failure is not None else recorded
