@@ -10,7 +10,7 @@ import torch
 from segunc_ops import functional
 from segunc_ops.functional import PredictiveStatistics, SegmentationCounts, empty_counts
 
-CALLS = 300
+CALLS = 10_000
 FUNCTIONS = [name for name in functional.__all__ if inspect.isfunction(getattr(functional, name))]
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INDICES = (torch.int64, torch.int32, torch.int16, torch.uint8)

@@ -43,7 +43,7 @@ ERRORS = {
     "table": (
         lambda: sf.empty_counts(2, tables=("median",)),
         ValueError,
-        "tables: expected some of .* got 'median'",
+        r"tables\[0\]: expected one of .* got 'median'",
     ),
     "input": (
         lambda: sf.accumulate_counts(_CONFUSION, _zeros().int(), _labels()),

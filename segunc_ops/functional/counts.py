@@ -96,8 +96,8 @@ def empty_counts(
     }
     if not isinstance(tables, Iterable) or isinstance(tables, Tensor):
         raise TypeError(f"tables: expected names, got {describe(tables)}")
-    for name in tables:
-        check_choice("tables", name, tuple(shapes))
+    for index, name in enumerate(tables):
+        check_choice(f"tables[{index}]", name, tuple(shapes))
     try:
         device = torch.empty(0, device=device).device
     except (TypeError, ValueError, RuntimeError) as error:
