@@ -73,6 +73,17 @@ def test_other_layers_and_probabilities_are_torchs():
     assert torch.equal(dropped(nn.Dropout(0.5).eval(), values, 16), values)
 
 
+def test_a_compiled_model_is_left_alone():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout(0.3))
+    compiled, images = torch.compile(model, backend="eager"), torch.randn(2, 3, 4, 4)
+    found = []
+    for bits in (None, 16, 8):
+        torch.manual_seed(1)
+        found.append(sample_statistics(compiled, images, 3, mask_bits=bits).std)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_samples_are_the_same_shared_and_whole(bits):
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._hooks import ReplacedMethod
+from .models import is_compiled
 
 __all__ = ["check_mask_bits", "quick_masks"]
 
@@ -49,7 +50,7 @@ def _drop(module: nn.Dropout, input: Tensor, *, bits: int) -> Tensor:
 @contextmanager
 def quick_masks(model: nn.Module, mask_bits: int | None) -> Iterator[None]:
     """Lets the model's ``nn.Dropout`` modules draw so many bits for each value, on a CPU."""
-    if mask_bits is None:
+    if mask_bits is None or is_compiled(model):  # another method would compile it anew
         yield
         return
     with ExitStack() as stack:

@@ -56,6 +56,14 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile has to do with any part of the model."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
+        for module in model.modules()
+    )
+
+
 def without_ddp(model: nn.Module) -> nn.Module:
     """The model without DistributedDataParallel, still compiled where it was below that.
 

@@ -36,7 +36,7 @@ from .._torch import (
     storage_id,
     unflatten,
 )
-from .models import without_ddp
+from .models import is_compiled, without_ddp
 
 __all__ = ["Prefix", "RecordedForward", "record_forward"]
 
@@ -451,12 +451,10 @@ def _obstacle(model: nn.Module) -> str | None:
         return "another TorchDispatchMode is active"
     if has_global_hooks():
         return "hooks of all modules are registered"
-    for module in model.modules():
-        compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if compiled or "_orig_mod" in module._modules:
-            return "it is compiled"
-        if isinstance(module, nn.DataParallel):
-            return "DataParallel copies its modules"
+    if is_compiled(model):
+        return "it is compiled"
+    if any(isinstance(module, nn.DataParallel) for module in model.modules()):
+        return "DataParallel copies its modules"
     tensors = (*model.parameters(), *model.buffers())
     if any(is_dispatching_subclass(tensor) for tensor in tensors):
         return "it has parameters of a subclass of Tensor"
