@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .losses import ExpectedCrossEntropyLoss
 from .losses._base import ClassWeightedLoss
 
-__all__ = ["SharedObservation", "check_criterion", "check_ignored", "check_interpolating"]
+__all__ = [
+    "SharedObservation",
+    "at_least_float",
+    "check_criterion",
+    "check_ignored",
+    "check_interpolating",
+]
+
+
+def at_least_float(logits: Tensor) -> Tensor:
+    """Half precision at the low resolution as float32, so that the loss is."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def check_criterion(criterion: object) -> None:

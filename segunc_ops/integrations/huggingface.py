@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._criteria import check_criterion
+from .._criteria import at_least_float, check_criterion
 from .._hooks import Hooked
 from ..functional import PredictiveStatistics
 from ..losses import (
@@ -347,8 +347,7 @@ class LossReplacement(Hooked):
         return replace(call, uncertainty=self._sample(module, args, kwargs, call.labels, recorded))
 
     def _loss(self, logits: Tensor, labels: Tensor, call: _Call) -> Tensor:
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
+        logits = at_least_float(logits)
         given = () if call.uncertainty is None else (call.uncertainty,)
         if call.num_items is None:
             loss: Tensor = self.criterion(logits, labels, *given)

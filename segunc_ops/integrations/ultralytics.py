@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_number
-from .._criteria import check_criterion, check_ignored, check_interpolating
+from .._criteria import at_least_float, check_criterion, check_ignored, check_interpolating
 from ..functional import PredictiveStatistics, as_targets
 from ..losses import CrossEntropyLoss, DiceCrossEntropyLoss
 from ..losses._base import ClassWeightedLoss, UncertaintyWeightedLoss
@@ -148,7 +148,7 @@ class _Criterion:
 
         def computed(loss: nn.Module, logits: Tensor, *others: Any) -> Tensor:
             # Without labelled pixels each is 0, as Ultralytics has it.
-            value: Tensor = loss(_at_least_float(logits), masks, *others)
+            value: Tensor = loss(at_least_float(logits), masks, *others)
             return torch.where(labelled, value, 0.0)
 
         main = computed(its.criterion, logits, *uncertainty)
@@ -186,8 +186,3 @@ class _Criterion:
                 self._model, images, its.num_samples, batch_norm=its.batch_norm, **options
             ),
         )
-
-
-def _at_least_float(logits: Tensor) -> Tensor:
-    """Half precision at the low resolution as float32, so that the loss is."""
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
