@@ -28,12 +28,19 @@ def describe(value: object) -> str:
 
 def check_integer(name: str, value: object) -> int:
     """What stands for an integer, such as NumPy's."""
-    if isinstance(value, torch.SymInt):
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # type: ignore[return-value]
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
+
+
+def check_int64(name: str, value: object) -> int:
+    """An integer that an operator takes."""
+    number = check_integer(name, value)
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{name}: expected an integer of 64 bits, got {number}")
     return number
@@ -44,6 +51,8 @@ def check_positive(name: str, value: object) -> int:
     number = check_integer(name, value)
     if number < 1:
         raise ValueError(f"{name}: expected at least 1, got {number}")
+    if isinstance(number, int):  # else it is traced, and not to be compared more than it has to be
+        check_int64(name, number)
     return number
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
-from ._checks import check_bool, check_choice, check_integer, check_share, check_upsample
+from ._checks import check_bool, check_choice, check_int64, check_share, check_upsample
 from ._types import REDUCTIONS, Reduction, Upsample
 
 _NUMBERS = (int, float)
@@ -64,4 +64,4 @@ def check_options(options: LossOptions) -> LossOptions:
     check_choice("reduction", reduction, REDUCTIONS)
     if not (isinstance(smoothing, _NUMBERS) and 0.0 <= smoothing <= 1.0):
         options = options._replace(label_smoothing=check_share("label_smoothing", smoothing))
-    return options._replace(ignore_index=check_integer("ignore_index", options.ignore_index))
+    return options._replace(ignore_index=check_int64("ignore_index", options.ignore_index))

@@ -14,7 +14,7 @@ from .._checks import (
     check_class_scores,
     check_device,
     check_floating,
-    check_integer,
+    check_int64,
     check_logits,
     check_positive,
     check_share,
@@ -159,7 +159,7 @@ def accumulate_counts(
     """
     if not isinstance(counts, SegmentationCounts):
         raise TypeError(f"counts: expected SegmentationCounts, got {describe(counts)}")
-    ignore_index = check_integer("ignore_index", ignore_index)
+    ignore_index = check_int64("ignore_index", ignore_index)
     if num_classes is not None:
         num_classes = check_positive("num_classes", num_classes)
     check_bool("from_probabilities", from_probabilities)
@@ -335,7 +335,7 @@ def class_sizes(target: Tensor, num_classes: int, *, ignore_index: int = -100) -
     if target.dim() < 1:
         raise ValueError("target: expected shape (N, *), got ()")
     num_classes = check_positive("num_classes", num_classes)
-    ignore_index = check_integer("ignore_index", ignore_index)
+    ignore_index = check_int64("ignore_index", ignore_index)
     sizes: Tensor = implementation(target.device).class_sizes(target, num_classes, ignore_index)
     return sizes
 

@@ -11,7 +11,7 @@ from .._checks import (
     check_class_scores,
     check_device,
     check_image_flags,
-    check_integer,
+    check_int64,
     check_logits,
     check_number,
     check_pixel_weight,
@@ -163,7 +163,7 @@ def check_label_uncertainty(options: LabelUncertaintyOptions) -> LabelUncertaint
     check_bool("detach_weight", options.detach_weight)
     check_upsample(options.upsample, options.align_corners)
     check_choice("reduction", options.reduction, REDUCTIONS)
-    options = options._replace(ignore_index=check_integer("ignore_index", options.ignore_index))
+    options = options._replace(ignore_index=check_int64("ignore_index", options.ignore_index))
     return options._replace(
         threshold=threshold,
         uncertainty_weight=uncertainty_weight,
@@ -302,7 +302,7 @@ def bootstrap_targets(
     _check_like_mean("variance", mean, variance)
     check_target(mean, target)
     threshold = check_number("threshold", threshold, at_least=0.0)
-    ignore_index = check_integer("ignore_index", ignore_index)
+    ignore_index = check_int64("ignore_index", ignore_index)
     if mean.shape[1] - 1 > torch.iinfo(target.dtype).max:
         raise ValueError(
             f"target: expected a type that holds {mean.shape[1]} classes, got {target.dtype}"

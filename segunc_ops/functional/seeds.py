@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_device, check_integer
+from .._checks import check_device, check_int64
 
 
 def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
@@ -24,4 +24,4 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
             )
         check_device("seed", seed, device)
         return seed
-    return torch.tensor(check_integer("seed", seed), dtype=torch.int64, device=device)
+    return torch.tensor(check_int64("seed", seed), dtype=torch.int64, device=device)
