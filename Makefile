@@ -33,7 +33,12 @@ $(VENV)/.experiments: $(VENV)/.tools
 
 $(VENV)/.installed: $(VENV)/.tools
 	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-compile --no-build-isolation -c constraints.txt \
-		-e ".[experiments,lint,machine-code,test]"
+		-e ".[experiments,machine-code,test]"
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.installed
+	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-compile --no-build-isolation -c constraints.txt \
+		-e ".[lint]"
 	touch $@
 
 # What is only for this machine has code for its own instruction set alone.
@@ -95,14 +100,14 @@ docs: $(VENV)/.docs build ## the documentation, as web pages in build/docs; a wa
 	$(RUN) python -m sphinx --builder html --doctree-dir build/doctrees --quiet \
 		--fail-on-warning --keep-going --nitpicky docs build/docs
 
-lint: $(VENV)/.installed ## ruff, mypy, clang-format, import-linter
+lint: $(VENV)/.lint ## ruff, mypy, clang-format, import-linter
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) clang-format --dry-run --Werror $(CXX_FILES)
 	$(RUN) lint-imports
 
-format: $(VENV)/.installed ## let ruff and clang-format rewrite the files
+format: $(VENV)/.lint ## let ruff and clang-format rewrite the files
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 	$(RUN) clang-format -i $(CXX_FILES)

@@ -144,7 +144,13 @@ def test_torch_func():
         torch.func.grad(lambda x, u: torch.func.grad(loss)(x, u).sum())(x, u)
 
 
-@pytest.mark.parametrize("options", [{}, {"absent": "skip", "include_background": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"absent": "skip", "include_background": False}, marks=pytest.mark.thorough),
+    ],
+)
 def test_compile_traces_one_graph(options):
     for dtype, wants_u in ((torch.float32, False), (torch.bfloat16, True), (torch.float16, True)):
         torch.compiler.reset()

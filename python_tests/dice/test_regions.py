@@ -393,7 +393,14 @@ def test_subclasses():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"absent": "skip", "reduction": "mean_pixels", "ignore_channel": True}]
+    "options",
+    [
+        {},
+        pytest.param(
+            {"absent": "skip", "reduction": "mean_pixels", "ignore_channel": True},
+            marks=pytest.mark.thorough,
+        ),
+    ],
 )
 def test_compile_traces_one_graph(options):
     def loss_of(x: Tensor, target: Tensor, u: Tensor) -> Tensor:

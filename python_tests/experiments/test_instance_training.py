@@ -258,6 +258,7 @@ def refuse_on_ranks(rank: int, size: int, folder: Path) -> list[str]:
     return told
 
 
+@pytest.mark.thorough
 def test_losses_of_one_network_are_refused_on_two_ranks(tmp_path):
     """Each rank would count classes, train the same network and write the same files."""
     for told in run_ranks(refuse_on_ranks, 2, tmp_path):

@@ -502,6 +502,7 @@ def test_scenes_are_for_networks_of_the_demo(checkpoints, capsys):
 # The demo
 
 
+@pytest.mark.thorough
 def test_demo_measures_a_cascade_of_a_network_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "_DEMO_SIZE", (48, 72))
     monkeypatch.setattr(cli, "_DEMO_VAL_SCENES", 3)

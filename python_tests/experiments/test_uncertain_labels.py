@@ -405,6 +405,7 @@ def test_command_names_a_wrong_argument(root, capsys, options, message):
     assert not (root / "runs" / "wrong").exists()
 
 
+@pytest.mark.thorough
 def test_demo_has_boxes_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "_DEMO_SIZE", SIZE)
     monkeypatch.setattr(cli, "_DEMO_VAL_SCENES", 4)
