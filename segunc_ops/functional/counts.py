@@ -364,11 +364,13 @@ def _check_counts(counts: SegmentationCounts, classes: int, device: torch.device
     for name, table in counts._asdict().items():
         if table is None:
             continue
-        check_tensor(name, table)
+        check_tensor(f"counts.{name}", table)
         shape = torch.Size(wanted[name]) if name in wanted else table.shape
         if name == "calibration" and (table.dim() != 2 or table.shape[1] != 3 or len(table) < 2):
-            raise ValueError(f"calibration: expected shape (B + 1, 3), got {tuple(table.shape)}")
-        check_state(device, torch.int64, **{name: (table, shape)})
+            raise ValueError(
+                f"counts.calibration: expected shape (B + 1, 3), got {tuple(table.shape)}"
+            )
+        check_state(device, torch.int64, **{f"counts.{name}": (table, shape)})
 
 
 def _check_uncertainty(
