@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
+# Extras; the native library is built apart.
+INSTALL = SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 HEADERS = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torch/include
 
@@ -27,18 +29,15 @@ $(VENV)/.tools: constraints.txt pyproject.toml
 
 # What trains; the demo needs no more.
 $(VENV)/.experiments: $(VENV)/.tools
-	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-compile --no-build-isolation -c constraints.txt \
-		-e ".[experiments]"
+	$(INSTALL) --no-compile -e ".[experiments]"
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.tools
-	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-compile --no-build-isolation -c constraints.txt \
-		-e ".[experiments,machine-code,test]"
+	$(INSTALL) --no-compile -e ".[experiments,machine-code,test]"
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.installed
-	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-compile --no-build-isolation -c constraints.txt \
-		-e ".[lint]"
+	$(INSTALL) --no-compile -e ".[lint]"
 	touch $@
 
 # What is only for this machine has code for its own instruction set alone.
@@ -70,7 +69,7 @@ test-thorough: setup native-tests ## what takes longer: the race and sanitizer b
 	$(PYTEST) -m thorough
 
 $(VENV)/.trainers: $(VENV)/.installed
-	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt -e ".[trainers]"
+	$(INSTALL) -e ".[trainers]"
 	touch $@
 
 test-trainers: $(VENV)/.trainers setup ## the adapters, each in its own trainer; downloads the trainers
@@ -78,7 +77,7 @@ test-trainers: $(VENV)/.trainers setup ## the adapters, each in its own trainer;
 		python_tests/test_documentation.py python_tests/test_examples.py
 
 $(VENV)/.bench: $(VENV)/.installed
-	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt -e ".[bench]"
+	$(INSTALL) -e ".[bench]"
 	touch $@
 
 bench: $(VENV)/.bench setup ## time the kernels against their peers; tables and plots, docs/benchmarks.md
@@ -93,7 +92,7 @@ cuda: $(VENV)/.installed ## compile the CUDA library for every target; what its 
 	$(RUN) sh cmake/cuda.sh "$(HEADERS)"
 
 $(VENV)/.docs: $(VENV)/.installed
-	SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt -e ".[docs]"
+	$(INSTALL) -e ".[docs]"
 	touch $@
 
 docs: $(VENV)/.docs build ## the documentation, as web pages in build/docs; a warning is an error

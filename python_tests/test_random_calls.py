@@ -2,17 +2,29 @@
 
 import inspect
 import re
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from segunc_ops import functional
-from segunc_ops.functional import PredictiveStatistics, SegmentationCounts, empty_counts
+from segunc_ops._overlap import Absent
+from segunc_ops._types import Reduction, Upsample
+from segunc_ops._variations import Curve, Distribution, Margins
+from segunc_ops.functional import empty_counts
 
 CALLS = 10_000
 FUNCTIONS = [name for name in functional.__all__ if inspect.isfunction(getattr(functional, name))]
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+WORDS = {
+    "absent": Absent,
+    "curve": Curve,
+    "distribution": Distribution,
+    "margin_on": Margins,
+    "reduction": Reduction,
+    "upsample": Upsample,
+}
 INDICES = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
@@ -25,7 +37,6 @@ class Situation:
         self.classes = self.pick([1, 2, 2, 3, 5, 19])
         self.spatial = [self.pick([0, 1, 2, 3, 4, 7]) for _ in range(self.pick([0, 1, 2, 2, 2, 3]))]
         self.dtype = self.pick(FLOATS)
-        self.device = "cpu"
 
     def pick(self, values):
         return values[self.random.integers(len(values))]
@@ -106,18 +117,12 @@ class Situation:
             return self.pick([-100, 255, 0, 1])
         if name == "seed":
             return self.pick([0, 2**40])
-        words = {
-            "reduction": ["none", "sum", "mean", "mean_all"],
-            "upsample": ["bilinear", "trilinear"],
-            "margin_on": ["target", "others"],
-            "distribution": ["normal", "uniform"],
-            "curve": ["equation", "code"],
-            "absent": ["count", "skip", "one"],
-            "tables": [("confusion",), ("scores", "histogram")],
-            "device": ["cpu"],
-        }
-        if name in words:
-            return self.pick(words[name])
+        if name in WORDS:
+            return self.pick(get_args(WORDS[name]))
+        if name == "tables":
+            return self.pick([("confusion",), ("scores", "histogram")])
+        if name == "device":
+            return "cpu"
         if name == "group":
             return None
         raise AssertionError(f"{function} has an argument {name!r} that these calls do not know")
@@ -164,7 +169,7 @@ class Situation:
 def tensors_of(result):
     if isinstance(result, torch.Tensor):
         return [result]
-    if isinstance(result, (tuple, PredictiveStatistics, SegmentationCounts)):
+    if isinstance(result, tuple):
         return [each for each in result if isinstance(each, torch.Tensor)]
     return []
 

@@ -28,11 +28,11 @@ def describe(value: object) -> str:
 
 def check_integer(name: str, value: object) -> int:
     """What stands for an integer, such as NumPy's."""
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, got bool")
+    if isinstance(value, (int, torch.SymInt)):
         return value  # type: ignore[return-value]
     try:
-        if isinstance(value, bool):
-            raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None

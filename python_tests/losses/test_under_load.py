@@ -42,10 +42,10 @@ CALLS, STEPS = 2, 2000
 class Network(nn.Module):
     """Logits at half the resolution, with dropout before the last layer."""
 
-    def __init__(self, channels: int = CLASSES) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Dropout(0.3))
-        self.head = nn.Conv2d(8, channels, 1)
+        self.head = nn.Conv2d(8, CLASSES, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.layers(images))
