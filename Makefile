@@ -119,10 +119,10 @@ $(VENV)/.release: $(VENV)/.installed
 
 release: $(VENV)/.release wheel ## sdist and wheel as they are published, in dist/release: checked, tried in empty environments
 	$(RUN) python -m tools.release $(if $(shell command -v nvcc),,--without-cuda)
-	$(RUN) python -m tools.compatibility --wheel dist/release/*.whl
+	$(RUN) python -m tools.compatibility --trainers --wheel dist/release/*.whl
 
-compatibility: wheel ## tests of the wheel beside torch 2.10, 2.11, 2.13 and the newest; downloads 8 GB
-	$(RUN) python -m tools.compatibility
+compatibility: wheel ## the wheel's tests beside torch 2.10, 2.11, 2.13 and the newest, and in the trainers; downloads 8 GB
+	$(RUN) python -m tools.compatibility --trainers
 
 rehearse: wheel ## gpu-check without a GPU, with the GPU machine's packages alone; downloads 3 GB
 	$(RUN) python -m tools.rehearsal

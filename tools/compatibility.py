@@ -5,6 +5,9 @@ from PyPI (its CUDA build), the wheel and what its tests need; then the tests, f
 without the package, so that they import the installed wheel. One row of
 docs/compatibility.json comes of it, which python_tests/support.py prints into docs/support.md.
 
+`--trainers` runs the adapters' tests and the examples so, each in its own trainer, beside the torch
+that constraints.txt pins.
+
 It goes on where it was stopped: an environment that is complete is used again, and a version beside
 which this wheel has passed these tests is not tried again. `make clean` removes everything.
 
@@ -38,7 +41,6 @@ _RESULTS = _REPOSITORY / "docs" / "compatibility.json"
 _PAGE = _REPOSITORY / "docs" / "support.md"
 # Not copied: the package itself, and the tests of the kernels' host run, which build their own.
 _NOT_STAGED = ("segunc_ops/", "python_tests/native/")
-_EXTRAS = "experiments,test"
 _MARKS = "not cuda and not thorough"
 
 _DESCRIBE = """
@@ -50,6 +52,35 @@ print(json.dumps({
 }))
 """
 _REQUIRED = "import importlib.metadata as m; print('\\n'.join(m.requires('torch')))"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the wheel is installed beside, and which of its tests run there."""
+
+    name: str
+    torch: str
+    """What pip is asked for."""
+    is_pinned: bool = False
+    """To the versions of constraints.txt, torch and what it requires included."""
+    extras: str = "experiments,test"
+    tests: tuple[str, ...] = ()
+    """Files and folders; none: all."""
+
+
+def beside(version: str) -> Environment:
+    """The environment of a version of torch."""
+    torch = "torch" if version == NEWEST else f"torch=={version}.*"
+    return Environment(f"torch-{version}", torch)
+
+
+TRAINERS = Environment(
+    name="trainers",
+    torch="torch",
+    is_pinned=True,
+    extras="experiments,test,trainers",
+    tests=("python_tests/integrations", "python_tests/test_examples.py"),
+)
 
 
 @dataclass
@@ -131,10 +162,11 @@ def stage(folder: Path) -> None:
             shutil.copy(source, folder / name)
 
 
-def install(version: str, wheel: Path, python: str) -> Path:
-    """The interpreter of an environment with that torch, the wheel and what its tests need."""
-    folder = _FOLDER / f"torch-{version}"
+def install(environment: Environment, wheel: Path, python: str) -> Path:
+    """The interpreter of an environment with its torch, the wheel and what its tests need."""
+    folder = _FOLDER / environment.name
     interpreter, complete = folder / "bin" / "python", folder / ".has-torch"
+    pinned = (_REPOSITORY / "constraints.txt").read_text()
     pip: list[str | Path] = [
         interpreter,
         "-m",
@@ -143,23 +175,25 @@ def install(version: str, wheel: Path, python: str) -> Path:
         "--quiet",
         "--disable-pip-version-check",
     ]
+    limits: list[str | Path] = ["-c", folder / "constraints.txt"]
     if not complete.exists():
-        print(f"compatibility: torch {version}: installing, {COST} ...", flush=True)
+        print(f"compatibility: {environment.name}: installing, {COST} ...", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         _output([python, "-m", "venv", folder], _FOLDER)
-        _output([*pip, "torch" if version == NEWEST else f"torch=={version}.*"], _FOLDER)
+        (folder / "constraints.txt").write_text(pinned if environment.is_pinned else "")
+        _output([*pip, *limits, environment.torch], _FOLDER)
         complete.touch()
-    pinned = (_REPOSITORY / "constraints.txt").read_text()
-    required = _output([interpreter, "-c", _REQUIRED], _FOLDER).splitlines()
-    (folder / "constraints.txt").write_text(constraints(pinned, required))
-    _output([*pip, "-c", folder / "constraints.txt", f"{wheel}[{_EXTRAS}]"], _FOLDER)
+    if not environment.is_pinned:
+        required = _output([interpreter, "-c", _REQUIRED], _FOLDER).splitlines()
+        (folder / "constraints.txt").write_text(constraints(pinned, required))
+    _output([*pip, *limits, f"{wheel}[{environment.extras}]"], _FOLDER)
     # Of the same version, but perhaps built since.
     _output([*pip, "--no-deps", "--force-reinstall", wheel], _FOLDER)
     return interpreter
 
 
-def check(interpreter: Path, tests: Path) -> Row:
-    """Runs the tests there and says what came of them.
+def check(interpreter: Path, tests: Path, chosen: Sequence[str] = ()) -> Row:
+    """Runs the tests there, or those chosen, and says what came of them.
 
     Raises:
         RuntimeError: the tests would not test the installed wheel, or they did not run.
@@ -177,7 +211,7 @@ def check(interpreter: Path, tests: Path) -> Row:
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     # pip's scripts, such as `segunc`, are found as in an activated environment.
     environment["PATH"] = os.pathsep.join((str(interpreter.parent), os.environ.get("PATH", "")))
-    command += ["-p", "no:cacheprovider", f"--junitxml={report}"]
+    command += ["-p", "no:cacheprovider", f"--junitxml={report}", *chosen]
     subprocess.run([str(part) for part in command], cwd=tests, env=environment)
     if not report.exists():
         raise RuntimeError("the tests did not run")
@@ -196,7 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tests against the wheel beside several versions of torch."""
     parser = argparse.ArgumentParser(prog="python -m tools.compatibility", description=main.__doc__)
     parser.add_argument("--wheel", type=Path, help="default: the one in dist/")
-    parser.add_argument("--torch", nargs="+", default=VERSIONS, help="default: %(default)s")
+    parser.add_argument("--torch", nargs="*", default=VERSIONS, help="default: %(default)s")
+    parser.add_argument(
+        "--trainers", action="store_true", help="also the adapters' tests, in their trainers"
+    )
     parser.add_argument("--python", default=sys.executable, help="default: this one")
     parser.add_argument(
         "--remove", action="store_true", help="delete each environment after its tests"
@@ -208,31 +245,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results.mkdir(parents=True, exist_ok=True)
     stage(tests)
     contents = fingerprint(wheel, tests)
+    environments = [beside(version) for version in options.torch]
+    if options.trainers:
+        environments.append(TRAINERS)
     rows = []
-    for version in options.torch:
-        kept = results / f"{version}.json"
+    for environment in environments:
+        kept = results / f"{environment.name}.json"
         known = json.loads(kept.read_text()) if kept.exists() else {}
         if known.get("fingerprint") == contents and not known["row"]["failed"]:
             row = Row(**known["row"])
         else:
-            interpreter = install(version, wheel, options.python)
+            interpreter = install(environment, wheel, options.python)
             begin = time.monotonic()
-            row = check(interpreter, tests)
+            row = check(interpreter, tests, environment.tests)
             seconds = time.monotonic() - begin
-            print(f"compatibility: torch {version}: tested in {seconds:.0f} s", flush=True)
+            print(f"compatibility: {environment.name}: tested in {seconds:.0f} s", flush=True)
             kept.write_text(json.dumps({"fingerprint": contents, "row": asdict(row)}))
         if options.remove:
-            shutil.rmtree(_FOLDER / f"torch-{version}", ignore_errors=True)
+            shutil.rmtree(_FOLDER / environment.name, ignore_errors=True)
         rows.append(row)
 
-    _RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    page = [sys.executable, "-m", "python_tests.support"]
-    _PAGE.write_text(_output(page, _REPOSITORY))
-    for row in rows:
+    if versions := rows[: len(options.torch)]:
+        _RESULTS.write_text(json.dumps([asdict(row) for row in versions], indent=1) + "\n")
+        page = [sys.executable, "-m", "python_tests.support"]
+        _PAGE.write_text(_output(page, _REPOSITORY))
+    for environment, row in zip(environments, rows, strict=True):
         print(
-            f"torch {row.torch}, Python {row.python}, CPU library {row.cpu_library}, CUDA library "
-            f"{row.cuda_library}: {row.passed} passed, {row.skipped} skipped, "
-            f"{len(row.failed)} failed"
+            f"{environment.name}: torch {row.torch}, Python {row.python}, CPU library "
+            f"{row.cpu_library}, CUDA library {row.cuda_library}: {row.passed} passed, "
+            f"{row.skipped} skipped, {len(row.failed)} failed"
         )
         for name in row.failed:
             print(f"  {name}")

@@ -45,6 +45,18 @@ def test_fingerprints_tell_contents_and_not_times(tmp_path):
     assert len({first, of("c", "b", 2026), of("a", "c", 2026)}) == 3
 
 
+def test_an_environment_has_the_torch_of_its_version():
+    assert compatibility.beside("2.10").torch == "torch==2.10.*"
+    assert compatibility.beside(compatibility.NEWEST).torch == "torch"
+    names = [compatibility.beside(version).name for version in compatibility.VERSIONS]
+    assert len({*names, compatibility.TRAINERS.name}) == len(compatibility.VERSIONS) + 1
+
+
+@pytest.mark.parametrize("path", compatibility.TRAINERS.tests)
+def test_what_runs_in_the_trainers_is_there(path):
+    assert (Path(compatibility.__file__).parents[1] / path).exists()
+
+
 def test_a_package_from_elsewhere_is_refused(monkeypatch, tmp_path):
     found = {"package": str(tmp_path / "checkout" / "segunc_ops" / "__init__.py")}
     monkeypatch.setattr(compatibility, "_output", lambda command, cwd: json.dumps(found))
