@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from segunc_ops import (
     CrossEntropyLoss,
     UncertaintyAwareCrossEntropyLoss,
+    insert_dropout,
     record_forward,
     sample_statistics,
 )
@@ -113,6 +114,15 @@ def _segformer(classes: int) -> nn.Module:
     return SegformerForSemanticSegmentation(config)
 
 
+def _dropping_segformer(classes: int) -> nn.Module:
+    """The same, dropping what the next stage and the head get of each of its four stages."""
+    model = _segformer(classes)
+    stages = [f"segformer.stages.{number}" for number in (1, 2, 3)]
+    projections = [f"decode_head.linear_projections.{number}" for number in range(4)]
+    insert_dropout(model, 0.1, before=stages + projections)
+    return model
+
+
 class Case(NamedTuple):
     """A network, its images ``(N, C, H, W)`` with C classes, and the losses compared."""
 
@@ -129,12 +139,14 @@ class Case(NamedTuple):
 NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
     "SegFormer-b0": _segformer,
     "DeepLabV3 on eight residual blocks": _deeplab,
+    "SegFormer-b0, dropout after every stage": _dropping_segformer,
 }
-_SEGFORMER, _DEEPLAB = NETWORKS
+_SEGFORMER, _DEEPLAB, _DROPPING = NETWORKS
 CASES = (
     Case(_SEGFORMER, (2, 150, 512, 512), (CE, OWN, WITHOUT, FORWARD, MAPS)),
     Case(_SEGFORMER, (2, 19, 512, 512), (CE, NAIVE, SHARED, FORWARD, BITS)),
     Case(_DEEPLAB, (2, 19, 256, 256), (CE, NAIVE, SHARED, FORWARD, BITS)),
+    Case(_DROPPING, (2, 19, 512, 512), (CE, NAIVE, SHARED, FORWARD, BITS)),
 )
 
 

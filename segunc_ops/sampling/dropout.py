@@ -322,11 +322,10 @@ def sample_statistics(
             if share is False or (share is None and passes == 1):
                 prefix.reason = "it is not asked for"
         folded = fold(input, in_pass)
-        accumulator = PredictiveAccumulator()
-        kept: list[Tensor] = []
+        collected = _Samples(num_samples, size, align_corners)
         sampling = _sampling(model, batch_norm, stochastic_depth, mask_bits)
         with sampling, prefix.installed():
-            for i in range(passes):
+            for _ in range(passes):
                 logits = prefix.run(lambda: forward(model, folded, pick))
                 if share and prefix.reason is not None:
                     raise ValueError(
@@ -334,25 +333,48 @@ def sample_statistics(
                         f"which nothing can be shared: {prefix.reason}"
                     )
                 samples = unfold(logits, in_pass)
-                del logits  # else it would live on through the next forward pass
                 if maps_size is not None:
                     check_size("logits", samples[0], maps_size, maps_aligned)
-                small = i == 0 and _are_small(samples[0], num_samples, size, align_corners)
-                if kept or small:
-                    # A compiled model may write the next over them.
-                    kept += [sample.clone() for sample in samples]
-                else:
-                    for k in range(in_pass):
-                        accumulator.update(samples[k], size, align_corners)
-                del samples
-        if kept:
-            return predictive_statistics(
-                kept, size=size, align_corners=align_corners, return_mean=return_mean
-            )
-        return accumulator.compute(return_mean)
+                collected.add(samples)
+                del logits, samples  # else they would live on through the next forward pass
+        return collected.compute(return_mean)
 
     statistics = by_folds(draw, samples_per_pass, num_samples, model, input)
     return statistics if maps_size is None else _enlarged(statistics, maps_size, maps_aligned)
+
+
+class _Samples:
+    """Logits of samples: kept until the last where that takes less memory than a running state."""
+
+    def __init__(self, num_samples: int, size: Sequence[int] | None, align_corners: bool) -> None:
+        self._num_samples, self._size, self._align_corners = num_samples, size, align_corners
+        self._state = PredictiveAccumulator()
+        self._kept: list[Tensor] | None = None
+        self._is_empty = True
+
+    def add(self, samples: Sequence[Tensor]) -> None:
+        """Adds the samples of a pass."""
+        if self._is_empty:
+            self._is_empty = False
+            if _are_small(samples[0], self._num_samples, self._size, self._align_corners):
+                self._kept = []
+        if self._kept is None:
+            for sample in samples:
+                self._state.update(sample, self._size, self._align_corners)
+        else:
+            # A compiled model may write the next over them.
+            self._kept += [sample.clone() for sample in samples]
+
+    def compute(self, return_mean: bool) -> PredictiveStatistics:
+        """The statistics of all samples."""
+        if self._kept is None:
+            return self._state.compute(return_mean)
+        return predictive_statistics(
+            self._kept,
+            size=self._size,
+            align_corners=self._align_corners,
+            return_mean=return_mean,
+        )
 
 
 def check_interpolate(interpolate: Interpolated) -> Interpolated:
