@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._criteria import at_least_float, check_criterion
+from .._adapters import at_least_float, check_criterion
 from .._hooks import Hooked
 from ..functional import PredictiveStatistics
 from ..losses import (
@@ -27,9 +27,10 @@ from ..losses import (
 )
 from ..losses._base import ClassWeightedLoss, UncertaintyWeightedLoss
 from ..sampling import BatchNormMode, sample_statistics
-from ..sampling.dropout import Interpolated, check_interpolate, check_sampling
+from ..sampling.dropout import check_sampling
 from ..sampling.masks import check_mask_bits
 from ..sampling.models import changed, unwrap
+from ..sampling.samples import Interpolated, check_interpolate
 from ..sampling.sharing import RecordedForward, StepRecorder
 
 try:

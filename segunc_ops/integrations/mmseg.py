@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
+from .._adapters import check_criterion
 from .._checks import check_number
-from .._criteria import check_criterion
 from .._hooks import Hooked, ReplacedMethod
 from ..functional import accumulate_counts, empty_counts
 from ..losses._base import ClassWeightedLoss, UncertaintyWeightedLoss

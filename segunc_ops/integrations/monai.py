@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from .._criteria import SharedObservation
+from .._adapters import SharedObservation
 from .._hooks import Hooked
 from ..functional import as_targets
 from ..losses import DeepSupervision
 from ..losses._base import ClassWeightedLoss
 from ..sampling import Observer
-from ..sampling.dropout import BatchNormMode, Interpolated
+from ..sampling.dropout import BatchNormMode
 from ..sampling.models import pick_logits, unwrap
+from ..sampling.samples import Interpolated
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._criteria import check_interpolating
+from .._adapters import check_interpolating
 from .._hooks import Hooked, ReplacedMethod
 from ..sampling.models import unwrap
 

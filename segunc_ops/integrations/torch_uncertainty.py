@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .._criteria import check_criterion, check_ignored
+from .._adapters import check_criterion, check_ignored
 from ..functional import PredictiveStatistics, as_targets
 from ..losses._base import ClassWeightedLoss, UncertaintyWeightedLoss
 from ..metrics import SegmentationMetrics

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._adapters import SharedObservation, check_interpolating
 from .._checks import check_number
-from .._criteria import SharedObservation, check_interpolating
 from .._hooks import Hooked, ReplacedMethod
 from ..losses._base import ClassWeightedLoss
 from ..sampling.models import unwrap

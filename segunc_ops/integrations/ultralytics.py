@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._adapters import at_least_float, check_criterion, check_ignored, check_interpolating
 from .._checks import check_number
-from .._criteria import at_least_float, check_criterion, check_ignored, check_interpolating
 from ..functional import PredictiveStatistics, as_targets
 from ..losses import CrossEntropyLoss, DiceCrossEntropyLoss
 from ..losses._base import ClassWeightedLoss, UncertaintyWeightedLoss

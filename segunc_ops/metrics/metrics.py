@@ -1,6 +1,7 @@
 """The metrics themselves: which tables each counts, and what it makes of them.
 
-Those that an evaluation reports are listed in ``experiments/evaluation.py`` and ``report.py``.
+Those that an evaluation reports are listed in ``experiments/evaluation.py`` and ``report.py``, and
+those of TorchUncertainty in ``integrations/torch_uncertainty.py``.
 """
 
 from __future__ import annotations

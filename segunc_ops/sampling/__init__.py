@@ -5,10 +5,11 @@ on their number.
 """
 
 from .accumulator import PredictiveAccumulator
-from .dropout import BatchNormMode, mc_dropout, sample_logits, sample_statistics
+from .dropout import BatchNormMode, mc_dropout
 from .ensembles import ensemble_statistics
 from .insertion import insert_dropout
 from .observer import Observer
+from .samples import sample_logits, sample_statistics
 from .sharing import RecordedForward, record_forward
 
 __all__ = [

@@ -11,15 +11,10 @@ from torch import Tensor, nn
 from .._hooks import Hooked
 from .._torch import flatten, in_backward
 from ..functional import PredictiveStatistics
-from .dropout import (
-    BatchNormMode,
-    Interpolated,
-    check_interpolate,
-    check_sampling,
-    sample_statistics,
-)
+from .dropout import BatchNormMode, check_sampling
 from .masks import check_mask_bits
 from .models import in_sample
+from .samples import Interpolated, check_interpolate, sample_statistics
 from .sharing import RecordedForward, StepRecorder
 
 __all__ = ["Observer"]

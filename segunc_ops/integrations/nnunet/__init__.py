@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..._adapters import check_criterion
 from ..._checks import check_number
-from ..._criteria import check_criterion
 from ...functional import as_targets
 from ...losses import (
     DeepSupervision,

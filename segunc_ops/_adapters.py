@@ -1,4 +1,4 @@
-"""What integrations ask of a loss."""
+"""What the adapters of trainers share: what they ask of a loss, and how they call it."""
 
 from __future__ import annotations
 
