@@ -155,6 +155,7 @@ NEEDED = {
     "docs/data.md": ("PIL", "numpy"),
     "docs/long_tails.md": ("PIL", "numpy"),
     "docs/methods.md": ("torchmetrics",),
+    "docs/monai.md": ("monai",),
     "docs/transformers.md": ("transformers", "accelerate"),
 }
 

@@ -269,7 +269,7 @@ def test_command_names_missing_extras(capsys, monkeypatch):
     assert cli.main(["demo"]) == 1
     message = capsys.readouterr().err
     assert "matplotlib" in message
-    assert "pip install segunc_ops[experiments]" in message
+    assert "pip install 'segunc_ops[experiments]'" in message
 
 
 def test_command_ends_quietly_at_ctrl_c(capsys, monkeypatch):

@@ -17,7 +17,6 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from segunc_ops import (
     CrossEntropyLoss,
-    InstanceUncertaintyCrossEntropyLoss,
     PixelAdaptiveCrossEntropyLoss,
     UncertaintyAwareCrossEntropyLoss,
 )
@@ -213,15 +212,26 @@ def test_a_compiled_network_is_sampled(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("criterion", "error", "message"),
+    ("base", "criterion", "error", "message"),
     [
-        (torch.nn.CrossEntropyLoss(), TypeError, "a loss of segunc_ops"),
-        (CrossEntropyLoss(ignore_index=255), ValueError, "expected ignore_index=4"),
-        (InstanceUncertaintyCrossEntropyLoss(ignore_index=4), ValueError, "missing='plain'"),
+        (nnUNetTrainerFused, torch.nn.CrossEntropyLoss(), TypeError, "a loss of segunc_ops"),
+        (nnUNetTrainerFused, CrossEntropyLoss(ignore_index=255), ValueError, "ignore_index=4"),
+        (
+            nnUNetTrainerFused,
+            UncertaintyAwareCrossEntropyLoss(ignore_index=4, missing="plain"),
+            ValueError,
+            "expected a subclass of nnUNetTrainerUCE or nnUNetTrainerIU",
+        ),
+        (
+            nnUNetTrainerUCE,
+            UncertaintyAwareCrossEntropyLoss(ignore_index=4),
+            ValueError,
+            "missing='plain'",
+        ),
     ],
 )
-def test_a_criterion_that_does_not_fit(criterion, error, message):
-    class Trainer(nnUNetTrainerFused):
+def test_a_criterion_that_does_not_fit(base, criterion, error, message):
+    class Trainer(base):
         def build_criterion(self, ignore_index):
             return criterion
 

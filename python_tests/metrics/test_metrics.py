@@ -240,5 +240,5 @@ def test_the_package_does_not_need_torchmetrics():
         check=True,
     )
     assert result.stdout.strip() == (
-        "segunc_ops.metrics needs torchmetrics; install it with `pip install segunc_ops[metrics]`"
+        "segunc_ops.metrics needs torchmetrics; install it with `pip install 'segunc_ops[metrics]'`"
     )

@@ -1,6 +1,6 @@
 """Reproductions on generated and real street scenes; the library itself never imports this package.
 
-Needs the extras ``pip install segunc_ops[experiments]`` (NumPy, Pillow, Matplotlib, torchmetrics,
+Needs the extras ``pip install 'segunc_ops[experiments]'`` (NumPy, Pillow, Matplotlib, torchmetrics,
 tqdm).
 """
 
@@ -31,5 +31,6 @@ def require_extras() -> None:
     missing = [package for module, package in _EXTRAS.items() if find_spec(module) is None]
     if missing:
         raise MissingExtrasError(
-            f"the experiments need {', '.join(missing)}: run `pip install segunc_ops[experiments]`"
+            f"the experiments need {', '.join(missing)}: run "
+            "`pip install 'segunc_ops[experiments]'`"
         )

@@ -5,7 +5,7 @@ from logits of the resolution that its heads have. :class:`SegmentationTrainer` 
 must know: how many pixels the batches of a step count together. :class:`BatchMetrics` evaluates
 without keeping the logits.
 
-Needs transformers, and accelerate for its trainer: ``pip install segunc_ops[transformers]``.
+Needs transformers, and accelerate for its trainer: ``pip install 'segunc_ops[transformers]'``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "segunc_ops.integrations.huggingface needs transformers; install it with "
-        "`pip install segunc_ops[transformers]`"
+        "`pip install 'segunc_ops[transformers]'`"
     ) from error
 
 __all__ = ["BatchMetrics", "LossReplacement", "SegmentationTrainer"]

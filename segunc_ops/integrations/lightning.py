@@ -4,7 +4,7 @@
 :class:`MetricsCallback` counts validation and test batches in constant memory and logs the scalars.
 Losses without samples need neither: a ``LightningModule`` holds them as any other module.
 
-Needs Lightning: ``pip install segunc_ops[lightning]``.
+Needs Lightning: ``pip install 'segunc_ops[lightning]'``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "segunc_ops.integrations.lightning needs Lightning; install it with "
-        "`pip install segunc_ops[lightning]`"
+        "`pip install 'segunc_ops[lightning]'`"
     ) from error
 
 __all__ = ["MetricsCallback", "SamplingCallback"]

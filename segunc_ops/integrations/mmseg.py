@@ -5,7 +5,7 @@
 of U-CE and instance-wise uncertainty. A config names both after
 ``custom_imports = dict(imports=["segunc_ops.integrations.mmseg"])``.
 
-Needs mmsegmentation, by its maintained fork: ``pip install segunc_ops[mmseg]``.
+Needs mmsegmentation, by its maintained fork: ``pip install 'segunc_ops[mmseg]'``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "segunc_ops.integrations.mmseg needs mmsegmentation; install it with "
-        "`pip install segunc_ops[mmseg]`"
+        "`pip install 'segunc_ops[mmseg]'`"
     ) from error
 
 __all__ = ["LowResolutionLoss", "SegmentorObserver", "SeguncHook", "SeguncLoss"]

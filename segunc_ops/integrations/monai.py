@@ -4,7 +4,7 @@
 supervision; :class:`ObserverHandler` draws the samples that U-CE and IU need; and
 :class:`MetricHandler` is a metric of a SupervisedEvaluator.
 
-Needs MONAI, and its engines need pytorch-ignite: ``pip install segunc_ops[monai]``.
+Needs MONAI, and its engines need pytorch-ignite: ``pip install 'segunc_ops[monai]'``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ try:
     from monai.utils.enums import CommonKeys
 except ImportError as error:
     raise ImportError(
-        "segunc_ops.integrations.monai needs MONAI; install it with `pip install segunc_ops[monai]`"
+        "segunc_ops.integrations.monai needs MONAI; install it with "
+        "`pip install 'segunc_ops[monai]'`"
     ) from error
 
 __all__ = ["MetricHandler", "ObserverHandler", "SegmentationCriterion"]

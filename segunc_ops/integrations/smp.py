@@ -3,7 +3,7 @@
 Most of its networks end in a layer that enlarges their logits four or eight times. With
 :class:`LowResolutionLogits` that happens within the loss in training, and as ever in evaluation.
 
-Needs segmentation_models_pytorch: ``pip install segunc_ops[smp]``.
+Needs segmentation_models_pytorch: ``pip install 'segunc_ops[smp]'``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "segunc_ops.integrations.smp needs segmentation_models_pytorch; install it with "
-        "`pip install segunc_ops[smp]`"
+        "`pip install 'segunc_ops[smp]'`"
     ) from error
 
 __all__ = ["LowResolutionLogits"]

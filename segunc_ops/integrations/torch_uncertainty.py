@@ -1,6 +1,6 @@
 """The losses and metrics in TorchUncertainty's routine for segmentation.
 
-Needs torch_uncertainty: ``pip install segunc_ops[torch-uncertainty]``.
+Needs torch_uncertainty: ``pip install 'segunc_ops[torch-uncertainty]'``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "segunc_ops.integrations.torch_uncertainty needs torch_uncertainty; install it with "
-        "`pip install segunc_ops[torch-uncertainty]`"
+        "`pip install 'segunc_ops[torch-uncertainty]'`"
     ) from error
 
 __all__ = ["SegmentationMapRoutine"]

@@ -4,7 +4,7 @@ Its networks enlarge their logits eight or sixteen times in their forward pass. 
 :class:`LowResolutionLogits` that happens within the loss in training, and as ever in evaluation.
 :class:`SegmentationCriterion` is the script's criterion for what they return.
 
-Needs torchvision: ``pip install segunc_ops[torchvision]``.
+Needs torchvision: ``pip install 'segunc_ops[torchvision]'``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "segunc_ops.integrations.torchvision needs torchvision; install it with "
-        "`pip install segunc_ops[torchvision]`"
+        "`pip install 'segunc_ops[torchvision]'`"
     ) from error
 
 __all__ = ["LowResolutionLogits", "SegmentationCriterion"]

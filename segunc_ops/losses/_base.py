@@ -160,7 +160,9 @@ class UncertaintyWeightedLoss(ClassWeightedLoss, Generic[Observation]):
         if given is None and self.missing == "error":
             raise ValueError(
                 "uncertainty: expected one in training mode, got none; pass it, call "
-                "observe(uncertainty) before, or construct the loss with missing='plain'"
+                "observe(uncertainty) before, or let segunc_ops.Observer or what is made for your "
+                "trainer in segunc_ops.integrations draw it in every step (missing='plain' would "
+                "train plain cross-entropy)"
             )
         return given
 

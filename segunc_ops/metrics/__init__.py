@@ -6,7 +6,7 @@ are synchronised across ranks equal those of one process exactly. Pixels of `ign
 metric. Where a valid pixel's logits, probabilities or uncertainty are NaN, a metric that needs them
 is NaN; the prediction there is the largest of the other logits.
 
-Needs torchmetrics, and matplotlib for ``plot()``: ``pip install segunc_ops[metrics]``.
+Needs torchmetrics, and matplotlib for ``plot()``: ``pip install 'segunc_ops[metrics]'``.
 """
 
 from .metrics import (

@@ -50,7 +50,7 @@ try:
     from torchmetrics import Metric
 except ImportError as error:
     raise ImportError(
-        "segunc_ops.metrics needs torchmetrics; install it with `pip install segunc_ops[metrics]`"
+        "segunc_ops.metrics needs torchmetrics; install it with `pip install 'segunc_ops[metrics]'`"
     ) from error
 
 Measure = Literal["std", "entropy", "expected_entropy", "mutual_information"]

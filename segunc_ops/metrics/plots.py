@@ -13,7 +13,7 @@ def new_axes(ax: Any, count: int = 1) -> tuple[Any, Any]:
         from matplotlib import pyplot
     except ImportError as error:
         raise ModuleNotFoundError(
-            "plot: needs matplotlib; install it with `pip install segunc_ops[metrics]`"
+            "plot: needs matplotlib; install it with `pip install 'segunc_ops[metrics]'`"
         ) from error
     if ax is None:
         size = None if count == 1 else (4.8 * count, 4.2)

@@ -59,8 +59,9 @@ def _dropout_changes(
         raise ValueError(
             f"model: expected at least one dropout layer of torch.nn with p > 0, got none in "
             f"{type(unwrap(model)).__name__}; torch.nn.functional.dropout cannot be switched from "
-            "outside, use a torch.nn.Dropout module instead: insert_dropout(model, p) adds one "
-            "before the last layer; an ensemble (ensemble_statistics) needs none"
+            "outside, use a torch.nn.Dropout module instead: by an argument of the network, or "
+            "by insert_dropout(model, p), whose before= names the layers if the last one is not "
+            "meant; an ensemble (ensemble_statistics) needs none"
         )
     # In eval mode this layer's fast path skips the dropout modules below it; nothing else there
     # depends on its mode.

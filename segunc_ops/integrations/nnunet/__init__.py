@@ -6,7 +6,7 @@ training and for inference::
     export nnUNet_extTrainer=$(python -m segunc_ops.integrations.nnunet)
     nnUNetv2_train 1 2d 0 -tr nnUNetTrainerUCE
 
-Needs nnunetv2: ``pip install segunc_ops[nnunet]``.
+Needs nnunetv2: ``pip install 'segunc_ops[nnunet]'``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "segunc_ops.integrations.nnunet needs nnunetv2; install it with "
-        "`pip install segunc_ops[nnunet]`"
+        "`pip install 'segunc_ops[nnunet]'`"
     ) from error
 
 __all__ = ["nnUNetTrainerFused", "nnUNetTrainerIU", "nnUNetTrainerUCE"]
@@ -88,8 +88,10 @@ class nnUNetTrainerFused(nnUNetTrainer):  # noqa: N801 # as nnU-Net's own are na
     def build_criterion(self, ignore_index: int) -> ClassWeightedLoss | None:
         """What takes the place of cross-entropy beside nnU-Net's Dice; None is cross-entropy.
 
-        A loss that takes observed uncertainty has ``missing="plain"``: it serves the head of full
-        resolution, and the others have plain cross-entropy.
+        A loss that takes observed uncertainty is for subclasses of :class:`nnUNetTrainerUCE` and
+        :class:`nnUNetTrainerIU`, or of those that observe it themselves from `initialize` on. It
+        has ``missing="plain"``: it serves the head of full resolution, and the others have plain
+        cross-entropy.
         """
         return None
 
@@ -113,12 +115,32 @@ class nnUNetTrainerFused(nnUNetTrainer):  # noqa: N801 # as nnU-Net's own are na
             if self.criterion is None:
                 loss = _Head(ignored, DiceCrossEntropyLoss.nnunet(**options))
             else:
-                _check_criterion(self.criterion, ignore_index)
+                self._check_criterion(ignore_index)
                 dice = DiceCrossEntropyLoss.nnunet(ce_weight=0.0, **options)
                 loss = _Head(ignored, self.criterion, dice)
         if self.enable_deep_supervision:
             loss = self._supervise(loss)
         return loss.to(self.device)
+
+    def _check_criterion(self, ignore_index: int) -> None:
+        check_criterion(self.criterion)
+        if isinstance(self.criterion, UncertaintyWeightedLoss):
+            if type(self).initialize is nnUNetTrainerFused.initialize:
+                raise ValueError(
+                    f"{type(self).__name__}: expected a subclass of nnUNetTrainerUCE or "
+                    f"nnUNetTrainerIU, whose steps observe the uncertainty that "
+                    f"{type(self.criterion).__name__} weighs pixels by"
+                )
+            if self.criterion.missing != "plain":
+                raise ValueError(
+                    "build_criterion: expected missing='plain', as one observation serves the head "
+                    f"of full resolution alone, got {self.criterion.missing!r}"
+                )
+        if self.criterion.ignore_index != ignore_index:
+            raise ValueError(
+                f"build_criterion: expected ignore_index={ignore_index}, got "
+                f"{self.criterion.ignore_index}"
+            )
 
     def _supervise(self, loss: nn.Module) -> nn.Module:
         supervised = DeepSupervision.nnunet(loss, len(self._get_deep_supervision_scales()))
@@ -135,19 +157,6 @@ class nnUNetTrainerFused(nnUNetTrainer):  # noqa: N801 # as nnU-Net's own are na
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
         self.loss.eval()
-
-
-def _check_criterion(criterion: ClassWeightedLoss, ignore_index: int) -> None:
-    check_criterion(criterion)
-    if isinstance(criterion, UncertaintyWeightedLoss) and criterion.missing != "plain":
-        raise ValueError(
-            "build_criterion: expected missing='plain', as one observation serves the head of full "
-            f"resolution alone, got {criterion.missing!r}"
-        )
-    if criterion.ignore_index != ignore_index:
-        raise ValueError(
-            f"build_criterion: expected ignore_index={ignore_index}, got {criterion.ignore_index}"
-        )
 
 
 class nnUNetTrainerUCE(nnUNetTrainerFused):  # noqa: N801
