@@ -247,7 +247,7 @@ def strings(source: str) -> Iterator[str]:
 
 
 def test_messages_of_troubleshooting_are_those_of_the_library():
-    paths = sorted((ROOT / "segunc_ops").glob("**/*.py"))
+    paths = sorted(Path(segunc_ops.__file__).parent.glob("**/*.py"))
     known = "\n".join(text for path in paths for text in strings(path.read_text()))
     page = PAGES["docs/troubleshooting.md"].read_text()
     messages = re.findall(r"^\*\*`(.*)`\*\*$", page, re.MULTILINE)

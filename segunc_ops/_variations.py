@@ -62,10 +62,12 @@ class Variation(NamedTuple):
     modulation: Focal | PixelAdaptive | None = None
     adjustment: Adjustment | None = None
 
-    @property
-    def size_normalized(self) -> bool:
-        """Whether what each image adds is divided by its own sizes."""
-        return isinstance(self.modulation, PixelAdaptive) and self.modulation.size_normalized
+
+def is_size_normalized(variation: Variation) -> bool:
+    """Whether what each image adds is divided by its own sizes."""
+    # No property: torch.compile of torch 2.10 does not follow those of a named tuple.
+    modulation = variation.modulation
+    return isinstance(modulation, PixelAdaptive) and modulation.size_normalized
 
 
 PLAIN = Variation()

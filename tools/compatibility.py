@@ -39,8 +39,9 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 _FOLDER = _REPOSITORY / "build" / "compatibility"
 _RESULTS = _REPOSITORY / "docs" / "compatibility.json"
 _PAGE = _REPOSITORY / "docs" / "support.md"
-# Not copied: the package itself, and the tests of the kernels' host run, which build their own.
-_NOT_STAGED = ("segunc_ops/", "python_tests/native/")
+# Not copied: the package itself, and the tests of the kernels' host run, which build their own, and
+# of what changes the sources.
+_NOT_STAGED = ("segunc_ops/", "python_tests/native/", "python_tests/tools/test_mutants.py")
 _MARKS = "not cuda and not thorough"
 
 _DESCRIBE = """

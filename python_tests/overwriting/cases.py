@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ CLASSES = 5
 COUNTS = torch.tensor([400.0, 30.0, 20.0, 5.0, 100.0])
 
 
-class Loss(NamedTuple):
+@dataclass(frozen=True)
+class Loss:
     """A function of logits and targets, with whatever else it takes."""
 
     function: Callable[..., Tensor]
@@ -29,12 +31,12 @@ class Loss(NamedTuple):
     def without_weights(self) -> Loss:
         """The same of any number of classes."""
         kept = {name: value for name, value in self.arguments.items() if name != "weight"}
-        return self._replace(arguments=kept)
+        return replace(self, arguments=kept)
 
     def on(self, device: str) -> Loss:
         """The same of logits on a device."""
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.arguments.items()}
-        return self._replace(arguments=moved)
+        return replace(self, arguments=moved)
 
     def targets(self, x: Tensor) -> Tensor:
         if self.of_regions:

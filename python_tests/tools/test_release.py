@@ -17,6 +17,10 @@ from tools.release import ReleaseError
 NAME = "segunc_ops-0.1.0-py3-none-manylinux_2_34_x86_64.whl"
 
 
+@pytest.mark.skipif(
+    not (Path(release.__file__).parents[1] / "segunc_ops").exists(),
+    reason="the tests run apart from the repository",
+)
 def test_the_repository_agrees_on_its_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+", release.version_of())
 

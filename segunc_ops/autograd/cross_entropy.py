@@ -12,7 +12,7 @@ from .._dtypes import accumulate_dtype
 from .._native.library import fake, ops, refuse_gradient
 from .._options import LossOptions
 from .._torch import call_below_autograd, eager_apply, is_eager, is_exporting, keeps_graph
-from .._variations import PLAIN, Focal, Variation
+from .._variations import PLAIN, Focal, Variation, is_size_normalized
 from .common import (
     REDUCTIONS,
     addressable,
@@ -264,10 +264,10 @@ def _varied(
     input: Tensor, target: Tensor, variation: Variation, ignore_index: int
 ) -> tuple[Any, ...]:
     """What a loss that is not plain adds to the operators' arguments."""
-    if variation is PLAIN:
+    modulation, adjustment = variation
+    if modulation is None and adjustment is None:
         return ()
     varied = _Varied(_image_factor(input, target, variation, ignore_index))
-    modulation, adjustment = variation
     if isinstance(modulation, Focal):
         varied = varied._replace(modulation=_FOCAL, modulation_rate=modulation.gamma)
     elif modulation is not None:
@@ -299,7 +299,7 @@ def _image_factor(
     input: Tensor, target: Tensor, variation: Variation, ignore_index: int
 ) -> Tensor | None:
     """1 by the pixels of each class and image, ``(N, C)``, if a loss has that factor."""
-    if not variation.size_normalized:
+    if not is_size_normalized(variation):
         return None
     sizes = class_sizes(target, input.shape[1], ignore_index)
     return sizes.clamp_(min=1).to(accumulate_dtype(input.dtype)).reciprocal_()
@@ -322,7 +322,7 @@ def cross_entropy(
     )
     target = target.contiguous()
     tensors = addressable(input), target, options.weight, pixel_weight
-    by_images = variation.size_normalized and options.reduction == "mean"
+    by_images = is_size_normalized(variation) and options.reduction == "mean"
     settings = _Settings(
         options.ignore_index,
         _MEAN_IMAGES if by_images else REDUCTIONS[options.reduction],

@@ -151,7 +151,9 @@ def _dice_of(sums: Tensor, overlap: Overlap) -> _DiceSums:
         by_total = 2 * by_total
         by_common = by_common - by_total
     loss, slopes = overlap.dice_offset - dice, torch.stack([by_total, by_common], 1)
-    number: Tensor | int = loss.shape[0] * (loss.shape[1] - (not overlap.include_background))
+    number: Tensor | int = loss.shape[0] * (
+        loss.shape[1] - (0 if overlap.include_background else 1)
+    )
     if overlap.absent != "count" or not overlap.include_background:
         counts = labelled > 0 if overlap.absent != "count" else torch.ones_like(labelled).bool()
         if not overlap.include_background:

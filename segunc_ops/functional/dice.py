@@ -359,7 +359,7 @@ def check_region_options(options: RegionOptions) -> RegionOptions:
 def _check_regions(input: Tensor, target: Tensor, ignore_channel: bool) -> None:
     """Raises unless the target has a number for each region and pixel."""
     check_tensor("target", target)
-    regions = input.shape[1] + ignore_channel
+    regions = input.shape[1] + (1 if ignore_channel else 0)
     shape = (input.shape[0], regions, *input.shape[2:])
     if target.shape != shape:
         advice = ""

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from .._dtypes import accumulate_dtype
 from .._options import LossOptions
-from .._variations import PLAIN, Adjustment, Focal, Noise, PixelAdaptive, Variation
+from .._variations import (
+    PLAIN,
+    Adjustment,
+    Focal,
+    Noise,
+    PixelAdaptive,
+    Variation,
+    is_size_normalized,
+)
 from .common import class_sizes, interpolate, reduce_loss, valid_labels
 from .philox import class_words, half_normals, uniform
 
@@ -110,7 +118,7 @@ def cross_entropy(
     if variation.modulation is not None:
         loss = loss * modulation_factor(variation.modulation, -target_surprise)
     reduction: str = options.reduction
-    if variation.size_normalized:
+    if is_size_normalized(variation):
         sizes = class_sizes(target, num_classes, options.ignore_index).clamp(min=1)
         loss = loss / sizes.gather(1, labels.unsqueeze(-1).flatten(1)).view_as(labels)
         reduction = "mean_images" if reduction == "mean" else reduction
