@@ -1,4 +1,4 @@
-"""Makes what is published, and tries it: `make release`, after `make wheel`.
+"""Makes what is published, and tries it: `make release`, which builds the wheel first.
 
 In dist/release: a source distribution, and the wheel under the platform tag that its libraries
 allow, which auditwheel finds. Checked are the versions, the tag, the size, that the libraries need
@@ -178,16 +178,12 @@ def try_in_empty_environment(archive: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Builds and tries what is published."""
     parser = argparse.ArgumentParser(prog="python -m tools.release", description=main.__doc__)
-    parser.add_argument(
-        "--without-cuda", action="store_true", help="the wheel may lack the CUDA library"
-    )
-    options = parser.parse_args(arguments)
-    libraries = _LIBRARIES[:1] if options.without_cuda else _LIBRARIES
+    parser.parse_args(arguments)
     try:
         version = version_of()
         source, wheel = build()
         steps: dict[str, Callable[[], None]] = {
-            "the wheel's name, size and symbols": lambda: check_wheel(wheel, version, libraries),
+            "the wheel's name, size and symbols": lambda: check_wheel(wheel, version, _LIBRARIES),
             "the source distribution's files": lambda: check_source(source, _tracked()),
             "the wheel in an empty environment": lambda: try_in_empty_environment(wheel),
             "the source in an empty environment": lambda: try_in_empty_environment(source),
