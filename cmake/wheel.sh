@@ -8,7 +8,7 @@ else
     "CUDA toolkit (13.0 or later) on PATH, or let \`make toolkit\` install PyPI's" >&2
   export SEGUNC_OPS_CUDA=0
 fi
-rm -rf dist build/wheel-venv build/lib build/bdist.*
+rm -rf dist build/wheel-venv build/lib* build/bdist.*
 python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 ls -l dist/*.whl
 python -m venv build/wheel-venv
