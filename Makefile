@@ -17,10 +17,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-thorough test-trainers native-tests bench wheel toolkit cuda docs \
-	lint format compatibility release rehearse gpu-check mutants clean
+	lint format compatibility release wheel-aarch64 rehearse gpu-check mutants clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 # What the compilers need. Modules are byte-compiled when they are first imported, a small part of all.
 $(VENV)/.tools: constraints.txt pyproject.toml
@@ -136,6 +136,10 @@ release: $(VENV)/.release ## sdist and wheel as they are published, in dist/rele
 	$(RUN) sh cmake/wheel.sh
 	$(RUN) python -m tools.release
 	$(RUN) python -m tools.compatibility --wheel dist/release/*.whl
+	$(RUN) python -m tools.aarch64 --if-possible
+
+wheel-aarch64: $(VENV)/.release ## the wheel for 64-bit Arm, cross-compiled without CUDA, tried under emulation
+	$(RUN) python -m tools.aarch64
 
 compatibility: wheel ## tests of the wheel beside torch 2.10, 2.11, 2.13 and the newest; downloads 8 GB
 	$(RUN) python -m tools.compatibility
