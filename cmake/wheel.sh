@@ -4,11 +4,11 @@ set -eu
 if command -v nvcc >/dev/null; then
   export SEGUNC_OPS_CUDA=1
 else
-  echo "make wheel: nvcc not found, so this wheel has CPU code alone; for CUDA code install the" \
-    "CUDA toolkit (13.0 or later) and put nvcc on PATH" >&2
+  echo "make wheel: nvcc not found, so this wheel has CPU code alone; for CUDA code put nvcc of the" \
+    "CUDA toolkit (13.0 or later) on PATH, or let \`make toolkit\` install PyPI's" >&2
   export SEGUNC_OPS_CUDA=0
 fi
-rm -rf dist build/wheel-venv build/lib build/bdist.*
+rm -rf dist build/wheel-venv build/lib* build/bdist.*
 python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 ls -l dist/*.whl
 python -m venv build/wheel-venv

@@ -1,4 +1,4 @@
-"""Makes what is published, and tries it: `make release`, after `make wheel`.
+"""Makes what is published, and tries it: `make release`, which builds the wheel first.
 
 In dist/release: a source distribution, and the wheel under the platform tag that its libraries
 allow, which auditwheel finds. Checked are the versions, the tag, the size, that the libraries need
@@ -30,7 +30,8 @@ _DIST = REPOSITORY / "dist"
 RELEASE = _DIST / "release"
 _ENVIRONMENTS = REPOSITORY / "build" / "release"
 _MAX_BYTES = 25_000_000
-_LIBRARIES = ("segunc_ops_cpu.so", "segunc_ops_cuda.so")
+CPU_LIBRARY = "segunc_ops_cpu.so"
+_LIBRARIES = (CPU_LIBRARY, "segunc_ops_cuda.so")
 # Torch's own libraries are beside the wheel, not in it.
 _EXCLUDED = ("libtorch*.so", "libc10*.so")
 # Of torch: its stable C interface, which every version from 2.10 on exports.
@@ -136,28 +137,36 @@ def _tracked() -> list[str]:
     return [name for name in listed.stdout.split("\0") if name]
 
 
-def _only(folder: Path, pattern: str) -> Path:
+def only(folder: Path, pattern: str) -> Path:
+    """The file of this pattern.
+
+    Raises:
+        ReleaseError: there are several, or none.
+    """
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
         raise ReleaseError(f"{folder.name}: expected one {pattern}, got {len(found)}")
     return found[0]
 
 
+def tag_wheel(built: Path) -> None:
+    """Writes a wheel into dist/release, under the platform tag that its libraries allow."""
+    exclude = [part for name in _EXCLUDED for part in ("--exclude", name)]
+    _run(
+        *(sys.executable, "-m", "auditwheel", "repair", "--plat", "auto", *exclude),
+        *("--wheel-dir", RELEASE, built),
+    )
+
+
 def build() -> tuple[Path, Path]:
     """The source distribution and the tagged wheel, made anew in dist/release."""
     shutil.rmtree(RELEASE, ignore_errors=True)
-    python = sys.executable
     _run(
-        *(python, "-m", "build", "--sdist", "--no-isolation", "--outdir", RELEASE, "."),
+        *(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", RELEASE, "."),
         environment={"SEGUNC_OPS_CPU": "0"},
     )
-    exclude = [part for name in _EXCLUDED for part in ("--exclude", name)]
-    built = _only(_DIST, "*.whl")
-    _run(
-        *(python, "-m", "auditwheel", "repair", "--plat", "auto", *exclude),
-        *("--wheel-dir", RELEASE, built),
-    )
-    return _only(RELEASE, "*.tar.gz"), _only(RELEASE, "*.whl")
+    tag_wheel(only(_DIST, "*.whl"))
+    return only(RELEASE, "*.tar.gz"), only(RELEASE, "*.whl")
 
 
 def try_in_empty_environment(archive: Path) -> None:
@@ -178,16 +187,12 @@ def try_in_empty_environment(archive: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Builds and tries what is published."""
     parser = argparse.ArgumentParser(prog="python -m tools.release", description=main.__doc__)
-    parser.add_argument(
-        "--without-cuda", action="store_true", help="the wheel may lack the CUDA library"
-    )
-    options = parser.parse_args(arguments)
-    libraries = _LIBRARIES[:1] if options.without_cuda else _LIBRARIES
+    parser.parse_args(arguments)
     try:
         version = version_of()
         source, wheel = build()
         steps: dict[str, Callable[[], None]] = {
-            "the wheel's name, size and symbols": lambda: check_wheel(wheel, version, libraries),
+            "the wheel's name, size and symbols": lambda: check_wheel(wheel, version, _LIBRARIES),
             "the source distribution's files": lambda: check_source(source, _tracked()),
             "the wheel in an empty environment": lambda: try_in_empty_environment(wheel),
             "the source in an empty environment": lambda: try_in_empty_environment(source),
