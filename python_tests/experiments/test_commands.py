@@ -276,12 +276,12 @@ def test_command_ends_quietly_at_ctrl_c(capsys, monkeypatch):
     def interrupt(arguments: object) -> int:
         raise KeyboardInterrupt
 
-    for work, command, advice in (
-        ("_run", ["demo"], "the same command with --resume continues"),
-        ("_stats", ["stats", "data"], "the same command starts again"),
-        ("_masks", MASKS, "the same command continues"),
+    for room, work, command, advice in (
+        (cli.demo, "_demo", ["demo"], "the same command with --resume continues"),
+        (cli.stats, "_stats", ["stats", "data"], "the same command starts again"),
+        (cli.masks, "_masks", MASKS, "the same command continues"),
     ):
-        monkeypatch.setattr(cli, work, interrupt)
+        monkeypatch.setattr(room, work, interrupt)
         assert cli.main(command) == 130
         assert f"interrupted; {advice}" in capsys.readouterr().err
 
@@ -298,7 +298,7 @@ def test_command_tells_what_ended_it(capsys, monkeypatch, signum, status):
             closed.append(True)
         return 0
 
-    monkeypatch.setattr(cli, "_run", end)
+    monkeypatch.setattr(cli.demo, "_demo", end)
     before = signal.getsignal(signum)
     assert cli.main(["demo"]) == status
     assert closed

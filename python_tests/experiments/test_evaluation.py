@@ -278,9 +278,9 @@ def test_command_without_training_images_has_no_pavpu(root, checkpoints, tmp_pat
 
 
 def test_command_evaluates_on_generated_scenes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_DEMO_TRAIN_SCENES", 4)
-    monkeypatch.setattr(cli, "_DEMO_VAL_SCENES", 4)
-    monkeypatch.setattr(cli, "_DEMO_SIZE", SIZE)
+    monkeypatch.setattr(cli.scenes, "TRAINING_SCENES", 4)
+    monkeypatch.setattr(cli.scenes, "VALIDATION_SCENES", 4)
+    monkeypatch.setattr(cli.scenes, "SIZE", SIZE)
     path = tmp_path / "checkpoint.pt"
     dataset = SceneDataset(4, seed=0, size=SIZE)
     settings = TrainingConfig(loss="ce", steps=1, batch_size=2, crop=(32, 32), validate_every=1)

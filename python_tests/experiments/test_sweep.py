@@ -504,10 +504,10 @@ def test_scenes_are_for_networks_of_the_demo(checkpoints, capsys):
 
 @pytest.mark.thorough
 def test_demo_measures_a_cascade_of_a_network_of_its_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_DEMO_SIZE", (48, 72))
-    monkeypatch.setattr(cli, "_DEMO_VAL_SCENES", 3)
-    monkeypatch.setattr(cli, "_DEMO_REFERENCE_SCENES", 2)
-    monkeypatch.setattr(cli, "_DEMO_CASCADE_SHARES", (0.2,))
+    monkeypatch.setattr(cli.scenes, "SIZE", (48, 72))
+    monkeypatch.setattr(cli.scenes, "VALIDATION_SCENES", 3)
+    monkeypatch.setattr(cli.scenes, "REFERENCE_SCENES", 2)
+    monkeypatch.setattr(cli.demo, "_CASCADE_SHARES", (0.2,))
     demo = ["demo", "--scenes", "4", "--loss", "ce", "--samples", "2", "--batch-size", "2"]
     demo += ["--crop", "32", "32", "--steps", "1", "--output", str(tmp_path)]
     assert exit_code(demo) == 0
@@ -519,7 +519,7 @@ def test_demo_measures_a_cascade_of_a_network_of_its_own(tmp_path, monkeypatch, 
     assert [*found.sweeps] == [Blocks((16, 24), (16, 24), 4)]
     checkpoint = tmp_path / "demo" / "checkpoint-ce.pt"
     quarter, whole = (each.network for each in cascade_networks([checkpoint] * 2, (), (0.25, 1)))
-    _, validation = cli._demo_scenes(0, 2)
+    validation = cli.scenes.validation_scenes(0)
     own = [deterministic_miou(network, validation, device=CPU) for network in (quarter, whole)]
     assert [point.mean_iou for point in found.alone] == pytest.approx(own, abs=1e-12)
     # An extended run has other networks.
@@ -529,6 +529,6 @@ def test_demo_measures_a_cascade_of_a_network_of_its_own(tmp_path, monkeypatch, 
 
 def test_demo_of_members_alone_has_no_cascade():
     arguments = cli.build_parser().parse_args(["demo", "--loss", "iu", "label-uncertainty"])
-    assert cli._demo_cascade_loss(arguments) is None
+    assert cli.demo._cascade_loss(arguments) is None
     arguments.loss = ["iu", "dice", "ce"]
-    assert cli._demo_cascade_loss(arguments) == "dice"
+    assert cli.demo._cascade_loss(arguments) == "dice"

@@ -407,9 +407,9 @@ def test_command_names_a_wrong_argument(root, capsys, options, message):
 
 @pytest.mark.thorough
 def test_demo_has_boxes_of_its_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_DEMO_SIZE", SIZE)
-    monkeypatch.setattr(cli, "_DEMO_VAL_SCENES", 4)
-    monkeypatch.setattr(cli, "_DEMO_REFERENCE_SCENES", 2)
+    monkeypatch.setattr(cli.scenes, "SIZE", SIZE)
+    monkeypatch.setattr(cli.scenes, "VALIDATION_SCENES", 4)
+    monkeypatch.setattr(cli.scenes, "REFERENCE_SCENES", 2)
     demo = ["demo", "--scenes", "10", "--loss", LOSS, "--samples", "2", "--batch-size", "2"]
     demo += ["--crop", "32", "32", "--output", str(tmp_path)]
     assert exit_code([*demo, "--steps", "4"]) == 0
