@@ -39,6 +39,7 @@ def test_failures_are_no_missing_machine(monkeypatch, capsys):
 
     monkeypatch.setattr(aarch64.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(aarch64, "missing_packages", list)
+    monkeypatch.setattr(aarch64, "version_of", lambda: "1.2.3")
     monkeypatch.setattr(aarch64, "build", fail)
     assert aarch64.main(["--if-possible"]) == 1
     assert "cmake" in capsys.readouterr().err
