@@ -30,7 +30,7 @@ PAGES = {
 }
 # Libraries and commands that no test can run, by what names them, and why.
 NOT_RUN = {
-    "segunc_ops.integrations.nnunet": "nnU-Net reads its folders when it is imported; its own tests run it",
+    "segunc_ops.integrations.nnunet": "nnU-Net reads folders when imported; its own tests run it",
 }
 INTEGRATIONS = "segunc_ops.integrations"
 PUBLIC = ("segunc_ops", *(f"segunc_ops.{name}" for name in ("functional", "losses", "sampling")))
