@@ -24,7 +24,7 @@ from pathlib import Path
 
 from . import compatibility
 from .release import CPU_LIBRARY, RELEASE, ReleaseError, check_wheel, only, tag_wheel, version_of
-from .steps import REPOSITORY
+from .steps import REPOSITORY, run
 
 PACKAGES = {
     "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
@@ -77,12 +77,6 @@ def emulator(folder: Path, interpreter: Path) -> str:
     return f'#!/bin/sh\nexec qemu-aarch64 -L "{folder}" "{interpreter}" "$@"\n'
 
 
-def _run(command: Sequence[str | Path], cwd: Path = REPOSITORY, **environment: str) -> None:
-    subprocess.run(
-        [str(part) for part in command], cwd=cwd, check=True, env={**os.environ, **environment}
-    )
-
-
 def build() -> Path:
     """The tagged wheel, made anew in dist/release.
 
@@ -93,7 +87,7 @@ def build() -> Path:
     # setuptools would also pack what it has left there from sources that are no more.
     for stale in (folder, *(REPOSITORY / "build").glob("lib.linux-aarch64-*")):
         shutil.rmtree(stale, ignore_errors=True)
-    _run(
+    run(
         [
             *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
             *("--no-build-isolation", "--wheel-dir", folder, "."),
@@ -119,15 +113,15 @@ def install_python() -> Path:
     for folder in (archives / "partial", apt / "state" / "lists" / "partial", root):
         folder.mkdir(parents=True, exist_ok=True)
     (apt / "status").touch()
-    _run([*apt_get(apt), "update"])
+    run([*apt_get(apt), "update"])
     install = ("install", "--yes", "--download-only", "--no-install-recommends")
-    _run([*apt_get(apt), *install, *_DEBIAN_PACKAGES])
+    run([*apt_get(apt), *install, *_DEBIAN_PACKAGES])
     for package in sorted(archives.glob("*.deb")):
-        _run(["dpkg", "--extract", package, root])
+        run(["dpkg", "--extract", package, root])
     if not (root / "lib").exists():  # of Debian 13 and later, which makes it when it is installed
         (root / "lib").symlink_to("usr/lib")
     system = root / "usr" / "bin" / "python3"
-    _run(["qemu-aarch64", "-L", root, system, "-m", "venv", "--without-pip", venv])
+    run(["qemu-aarch64", "-L", root, system, "-m", "venv", "--without-pip", venv])
     python.write_text(emulator(root, venv / "bin" / "python"))
     python.chmod(0o755)
     return python
@@ -139,7 +133,7 @@ def _pip(python: Path, *arguments: str | Path) -> None:
     every = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
     pinned.write_text(compatibility.constraints(every, []), encoding="utf-8")
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "-c", pinned)
-    _run([*pip, *arguments])
+    run([*pip, *arguments])
 
 
 def try_wheel(wheel: Path) -> None:
@@ -148,12 +142,12 @@ def try_wheel(wheel: Path) -> None:
     _pip(python, _TORCH, *_REQUIREMENTS)
     _pip(python, "--no-deps", "--force-reinstall", wheel)
     compatibility.stage(tests)
-    _run([python, REPOSITORY / "cmake" / "smoke_test.py"], tests)
+    run([python, REPOSITORY / "cmake" / "smoke_test.py"], tests)
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     selected = ("-m", _MARKS, "-k", _SELECTED)
     # Workers are emulated, too: sys.executable would not run here by itself.
     workers = ("--dist=loadfile", f"--tx={os.cpu_count()}*popen//python={python}")
-    _run([*pytest, *selected, *workers, *_TESTS], tests, OMP_NUM_THREADS="1")
+    run([*pytest, *selected, *workers, *_TESTS], tests, OMP_NUM_THREADS="1")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,6 @@ Exit status: 0 everything may be published, 1 something may not.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -24,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .steps import REPOSITORY
+from .steps import REPOSITORY, run
 
 _DIST = REPOSITORY / "dist"
 RELEASE = _DIST / "release"
@@ -122,15 +121,6 @@ def check_source(archive: Path, tracked: Iterable[str]) -> None:
         )
 
 
-def _run(*command: str | Path, environment: dict[str, str] | None = None) -> None:
-    subprocess.run(
-        [str(part) for part in command],
-        cwd=REPOSITORY,
-        check=True,
-        env={**os.environ, **(environment or {})},
-    )
-
-
 def _tracked() -> list[str]:
     command = ["git", "ls-files", "-z"]
     listed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
@@ -152,19 +142,15 @@ def only(folder: Path, pattern: str) -> Path:
 def tag_wheel(built: Path) -> None:
     """Writes a wheel into dist/release, under the platform tag that its libraries allow."""
     exclude = [part for name in _EXCLUDED for part in ("--exclude", name)]
-    _run(
-        *(sys.executable, "-m", "auditwheel", "repair", "--plat", "auto", *exclude),
-        *("--wheel-dir", RELEASE, built),
-    )
+    repair = (sys.executable, "-m", "auditwheel", "repair", "--plat", "auto", *exclude)
+    run([*repair, "--wheel-dir", RELEASE, built])
 
 
 def build() -> tuple[Path, Path]:
     """The source distribution and the tagged wheel, made anew in dist/release."""
     shutil.rmtree(RELEASE, ignore_errors=True)
-    _run(
-        *(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", RELEASE, "."),
-        environment={"SEGUNC_OPS_CPU": "0"},
-    )
+    sdist = (sys.executable, "-m", "build", "--sdist", "--no-isolation")
+    run([*sdist, "--outdir", RELEASE, "."], SEGUNC_OPS_CPU="0")
     tag_wheel(only(_DIST, "*.whl"))
     return only(RELEASE, "*.tar.gz"), only(RELEASE, "*.whl")
 
@@ -173,15 +159,15 @@ def try_in_empty_environment(archive: Path) -> None:
     """Installs what is published beside torch and nothing else, and runs it."""
     folder = _ENVIRONMENTS / ("wheel" if archive.suffix == ".whl" else "source")
     shutil.rmtree(folder, ignore_errors=True)
-    _run(sys.executable, "-m", "venv", folder)
+    run([sys.executable, "-m", "venv", folder])
     python = folder / "bin" / "python"
     constraints = REPOSITORY / "constraints.txt"
-    _run(python, "-m", "pip", "install", "--quiet", "-c", constraints, "torch", "numpy")
+    pip = (python, "-m", "pip", "install", "--quiet")
+    run([*pip, "-c", constraints, "torch", "numpy"])
     native = {} if archive.suffix == ".whl" else {"SEGUNC_OPS_CPU_ISAS": "native"}
-    _run(python, "-m", "pip", "install", "--quiet", archive, environment=native)
-    smoke_test = REPOSITORY / "cmake" / "smoke_test.py"
+    run([*pip, archive], REPOSITORY, **native)
     # Away from the sources, so that what is installed is imported.
-    subprocess.run([python, smoke_test], cwd=folder, check=True)
+    run([python, REPOSITORY / "cmake" / "smoke_test.py"], folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

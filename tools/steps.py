@@ -1,4 +1,4 @@
-"""What the check on a GPU and its rehearsal share: steps with a time limit, what they run on."""
+"""What tools share: commands, steps with a time limit, what the check on a GPU runs on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 _STAGED = ("benchmarks", "tools", "python_tests", "csrc", "cmake", "examples", "CMakeLists.txt")
 _TAIL_CHARACTERS = 6000
+
+
+def run(command: Sequence[str | Path], cwd: Path = REPOSITORY, **environment: str) -> None:
+    """Runs a command with these variables beside the process's own.
+
+    Raises:
+        subprocess.CalledProcessError: it fails.
+    """
+    subprocess.run(
+        [str(part) for part in command], cwd=cwd, check=True, env={**os.environ, **environment}
+    )
 
 
 @dataclass

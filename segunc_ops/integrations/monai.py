@@ -20,8 +20,7 @@ from .._hooks import Hooked
 from ..functional import as_targets
 from ..losses import DeepSupervision
 from ..losses._base import ClassWeightedLoss
-from ..sampling import Observer
-from ..sampling.dropout import BatchNormMode
+from ..sampling import BatchNormMode, Observer
 from ..sampling.models import pick_logits, unwrap
 from ..sampling.samples import Interpolated
 
